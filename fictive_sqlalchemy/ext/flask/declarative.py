@@ -1,0 +1,74 @@
+"""``db.Model`` from a base class that SQLAlchemy has already made a dataclass."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.orm import MappedAsDataclass
+
+if TYPE_CHECKING:
+    from flask_sqlalchemy import SQLAlchemy as _Extension
+else:
+    # A mixin: the extension class comes behind it in the bases of the class that uses it.
+    _Extension = object
+
+# Reentrant, because a class hook of the user's may make another extension meanwhile.
+_undecorating = threading.RLock()
+
+
+class DeclarativeBaseMixin(_Extension):
+    """Lets ``model_class`` be a ``MappedAsDataclass`` base on every SQLAlchemy 2.
+
+    Flask-SQLAlchemy makes ``db.Model`` by copying the attributes of ``model_class`` into a new
+    class with the same bases. SQLAlchemy makes the new class a dataclass again, and refuses when
+    what it made the first time came along in the copy: since 2.1 always, on 2.0 when the base
+    asks for ``order`` or ``unsafe_hash``.
+    """
+
+    def _make_declarative_base(  # private: only here is it known which class is copied
+        self, model_class: Any, disable_autonaming: bool = False
+    ) -> Any:
+        """Make ``db.Model`` as Flask-SQLAlchemy does. Sends nothing to the database.
+
+        :param model_class: The class passed to the extension.
+        :param disable_autonaming: Leave ``__tablename__`` to the models.
+        :returns: The base class of the models.
+        """
+        with _undecorated(model_class):
+            return super()._make_declarative_base(  # private: as above
+                model_class, disable_autonaming=disable_autonaming
+            )
+
+
+@contextmanager
+def _undecorated(model_class: type[Any]) -> Iterator[None]:
+    """Take what the dataclass decorator would refuse to make twice off the class for a while."""
+    with _undecorating:
+        made = _made_by_dataclass(model_class)
+        for name in made:
+            delattr(model_class, name)
+        try:
+            yield
+        finally:
+            # Models may also be made from the class itself, which needs it whole.
+            for name, value in made.items():
+                setattr(model_class, name, value)
+
+
+def _made_by_dataclass(model_class: type[Any]) -> dict[str, Any]:
+    own = vars(model_class)
+    if not issubclass(model_class, MappedAsDataclass) or "__dataclass_fields__" not in own:
+        # Not a dataclass, or the user's own decoration, which nothing will repeat.
+        return {}
+    names = ["__dataclass_fields__"]
+    parameters = own["__dataclass_params__"]
+    # These can't be the user's: the decorator refuses a class that defines one of them. The
+    # other methods it leaves as it finds them.
+    if parameters.order:
+        names += ["__lt__", "__le__", "__gt__", "__ge__"]
+    if parameters.unsafe_hash:
+        names += ["__hash__"]
+    return {name: own[name] for name in names}
