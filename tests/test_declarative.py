@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import types
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from threading import Barrier
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from flask import Flask
-from flask.globals import app_ctx
 from flask_sqlalchemy import SQLAlchemy
 from flask_sqlalchemy.model import DefaultMeta, Model
 from sqlalchemy.exc import InvalidRequestError
@@ -119,20 +120,23 @@ DATACLASSES = [
 ]
 
 
-def make(model_class: Any, **options: Any) -> Any:
-    app = Flask(__name__)
-    app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
-    app.config["SQLALCHEMY_BINDS"] = {"other": "sqlite://"}
-    db = Database(app, model_class=model_class, **options)
-    app.app_context().push()
-    return db
+@pytest.fixture
+def make() -> Iterator[Callable[..., Any]]:
+    """Makes extensions on databases in memory, each with its app's context entered."""
+    with ExitStack() as stack:
 
+        def make(model_class: Any, **options: Any) -> Any:
+            app = Flask(__name__)
+            app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
+            app.config["SQLALCHEMY_BINDS"] = {"other": "sqlite://"}
+            db = Database(app, model_class=model_class, **options)
+            stack.enter_context(app.app_context())
+            for engine in db.engines.values():
+                stack.callback(engine.dispose)
+            stack.callback(db.session.remove)
+            return db
 
-@pytest.fixture(autouse=True)
-def _leave_app_contexts() -> Any:
-    yield
-    while app_ctx:
-        app_ctx.pop()
+        yield make
 
 
 def saved(db: Any, *objects: Any) -> list[Any]:
@@ -146,7 +150,7 @@ def saved(db: Any, *objects: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("form", PLAIN)
-def test_a_base_that_is_no_dataclass_is_made_as_by_flask_sqlalchemy(form: Any) -> None:
+def test_a_base_that_is_no_dataclass_is_made_as_by_flask_sqlalchemy(make: Any, form: Any) -> None:
     db = make(form())
 
     class BookShelf(db.Model):
@@ -161,7 +165,7 @@ def test_a_base_that_is_no_dataclass_is_made_as_by_flask_sqlalchemy(form: Any) -
 
 
 @pytest.mark.parametrize("form", DATACLASSES)
-def test_a_model_of_a_dataclass_base_is_a_dataclass_and_a_table(form: Any) -> None:
+def test_a_model_of_a_dataclass_base_is_a_dataclass_and_a_table(make: Any, form: Any) -> None:
     db = make(form())
 
     class BookShelf(db.Model):
@@ -182,7 +186,7 @@ def test_a_model_of_a_dataclass_base_is_a_dataclass_and_a_table(form: Any) -> No
 
 
 @pytest.mark.parametrize("form", DATACLASSES)
-def test_a_dataclass_model_goes_to_its_bind(form: Any) -> None:
+def test_a_dataclass_model_goes_to_its_bind(make: Any, form: Any) -> None:
     db = make(form())
 
     class Book(db.Model):
@@ -196,7 +200,7 @@ def test_a_dataclass_model_goes_to_its_bind(form: Any) -> None:
 
 
 @pytest.mark.parametrize("form", [declarative, *DATACLASSES])
-def test_without_autonaming_the_model_names_its_table(form: Any) -> None:
+def test_without_autonaming_the_model_names_its_table(make: Any, form: Any) -> None:
     db = make(form(), disable_autonaming=True)
 
     class Book(db.Model):
@@ -215,7 +219,9 @@ def test_without_autonaming_the_model_names_its_table(form: Any) -> None:
 
 @pytest.mark.parametrize("root", [DeclarativeBase, DeclarativeBaseNoMeta])
 @pytest.mark.parametrize("before", [True, False])
-def test_dataclass_arguments_of_the_base_hold_for_its_models(root: Any, before: bool) -> None:
+def test_dataclass_arguments_of_the_base_hold_for_its_models(
+    make: Any, root: Any, before: bool
+) -> None:
     bases = (MappedAsDataclass, root) if before else (root, MappedAsDataclass)
     arguments = {"kw_only": True, "order": True, "unsafe_hash": True, "repr": False}
     db = make(types.new_class("Base", bases, arguments))
@@ -234,7 +240,7 @@ def test_dataclass_arguments_of_the_base_hold_for_its_models(root: Any, before: 
     assert repr(found) == "<Book 1>"  # Flask-SQLAlchemy's, as the dataclass makes none
 
 
-def test_arguments_of_a_model_go_before_those_of_its_base() -> None:
+def test_arguments_of_a_model_go_before_those_of_its_base(make: Any) -> None:
     class Base(MappedAsDataclass, DeclarativeBase, kw_only=True, eq=False):
         pass
 
@@ -250,7 +256,7 @@ def test_arguments_of_a_model_go_before_those_of_its_base() -> None:
     assert Book(1) != Book(1)
 
 
-def test_methods_that_the_base_defines_are_kept() -> None:
+def test_methods_that_the_base_defines_are_kept(make: Any) -> None:
     class Base(MappedAsDataclass, DeclarativeBase, repr=False, eq=False):
         def __repr__(self) -> str:
             return f"a {type(self).__name__}"
@@ -285,7 +291,7 @@ def with_fields() -> type[Any]:
     return Base
 
 
-def test_fields_of_the_base_are_fields_of_each_model() -> None:
+def test_fields_of_the_base_are_fields_of_each_model(make: Any) -> None:
     db = make(with_fields())
 
     class Book(db.Model):
@@ -300,7 +306,7 @@ def test_fields_of_the_base_are_fields_of_each_model() -> None:
     assert (paper.id, paper.pages, paper.note) == (1, 2, "none")
 
 
-def test_the_class_passed_in_stays_a_dataclass_that_can_have_models_itself() -> None:
+def test_the_class_passed_in_stays_a_dataclass_that_can_have_models_itself(make: Any) -> None:
     base = with_fields()
     before = dict(vars(base))
     db = make(base)
@@ -348,7 +354,7 @@ def test_a_base_that_flask_sqlalchemy_refuses_is_left_whole() -> None:
     assert dict(vars(Both)) == before
 
 
-def test_a_base_decorated_by_the_user_is_passed_on_as_it_is() -> None:
+def test_a_base_decorated_by_the_user_is_passed_on_as_it_is(make: Any) -> None:
     @dataclasses.dataclass(order=True)
     class Base(DeclarativeBase):
         pass
