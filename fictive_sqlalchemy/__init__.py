@@ -1,0 +1,21 @@
+"""PostgreSQL transactions that you opt in to, for SQLAlchemy and Flask-SQLAlchemy.
+
+Reads run untransacted; ``with session.begin():`` is a transaction.
+"""
+
+from .connection import OptInConnection
+from .engine import OptInEngine, create_engine, engine_from_config
+from .session import OptInScopedSession, OptInSession
+from .transactions import TRANSACTION_CONNECTIONS
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "TRANSACTION_CONNECTIONS",
+    "OptInConnection",
+    "OptInEngine",
+    "OptInScopedSession",
+    "OptInSession",
+    "create_engine",
+    "engine_from_config",
+]

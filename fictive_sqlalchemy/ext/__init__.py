@@ -1,0 +1,1 @@
+"""One package or module per outside library; none is imported unless you import it."""

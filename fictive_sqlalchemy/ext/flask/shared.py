@@ -1,0 +1,23 @@
+"""The ready-made resources that most code imports, for any number of apps::
+
+    from fictive_sqlalchemy.ext.flask.shared import Model, db, session
+
+    db.init_app(app)
+
+An app that wants models or a session of its own makes them from :mod:`fictive_sqlalchemy.ext.flask.builtins`.
+"""
+
+from typing import Any
+
+from .builtins import SQLAlchemy
+
+__all__ = ["Model", "db", "session"]
+
+db = SQLAlchemy()
+"""The extension. Call ``db.init_app(app)`` for each app."""
+
+session = db.session
+"""``db.session``: scoped to the application context."""
+
+Model: Any = db.Model
+"""``db.Model``: the base class of the models."""
