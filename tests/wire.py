@@ -8,9 +8,9 @@
         assert recording.verbs == ["SELECT"]
         assert recording.round_trips == 1
 
-It speaks the PostgreSQL protocol, version 3, over plain TCP: it declines encryption. A frontend
-message is recorded before it is forwarded and a backend message takes effect before it is forwarded,
-so whatever a client has an answer to is in the recording, and the state that the answer left is seen.
+It speaks the PostgreSQL protocol, version 3, over plain TCP: it declines encryption. A message of
+either side is recorded before it is forwarded, so whatever a client has an answer to is in the
+recording, and so is the state that the answer left.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class Message:
     name: str
     """The protocol's name of the message: ``"Query"``, ``"Bind"``, ``"ReadyForQuery"``…"""
     text: str
-    """The SQL (Query, Parse, Bind, Execute), the command tag (CommandComplete), the
-    transaction status ``I``, ``T`` or ``E`` (ReadyForQuery), or the SQLSTATE and text (ErrorResponse)."""
+    """The SQL (Query, Parse, Bind, Execute), the command tag (CommandComplete), the transaction
+    status ``I``, ``T`` or ``E`` (ReadyForQuery), or the SQLSTATE and text (ErrorResponse)."""
     waits: bool
     """Whether the client waits for an answer before it can go on: one round trip."""
 
@@ -125,9 +125,10 @@ class Recording:
     def round_trips(self) -> int:
         """How many frontend messages waited for an answer.
 
-        Counted: each Query, Sync, Flush (psycopg 3 sends it in pipeline mode only) and FunctionCall,
-        and the CopyDone or CopyFail that ends a COPY which a Query began. So psycopg 3 pays two for
-        the execution in which it prepares a statement: Parse and Sync, then Bind, Execute and Sync.
+        Counted: each Query, Sync, Flush (psycopg 3 sends it in pipeline mode only) and
+        FunctionCall, and the CopyDone or CopyFail that ends a COPY which a Query began. So psycopg
+        3 pays two for the execution in which it prepares a statement: Parse and Sync, then Bind,
+        Execute and Sync.
         Not counted: the start of a connection (up to its first ReadyForQuery) and Terminate.
         """
         return sum(message.waits for message in self.messages)
@@ -154,8 +155,8 @@ class WireProxy:
         self.delay: float = 0.0
         """Seconds to add to each round trip, each way."""
         self.before_forward: Callable[[Message], object] | None = None
-        """Called with each frontend message after it is recorded and before the server gets it, in the
-        thread of its connection: the place to kill a backend or to :meth:`cut_all` at an exact point."""
+        """Called with each frontend message after it is recorded and before the server gets it, in
+        the thread of its connection: to kill a backend or to :meth:`cut_all` at an exact point."""
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.host: str = "127.0.0.1"
         self.port: int = self._listener.getsockname()[1]
@@ -176,8 +177,10 @@ class WireProxy:
     def record(self) -> Iterator[Recording]:
         """Record all messages of all connections, those that are open already included.
 
-        Recordings may overlap. What a client sent before the block is not in it, what it sent in the
-        block is, also where it did not wait for an answer.
+        Recordings may overlap. What a client sent before the block is not in it; what it sent in
+        the block is, also where it did not wait for an answer.
+
+        :returns: A context manager that gives the recording.
         """
         self._settle()
         recording = Recording()
@@ -201,12 +204,12 @@ class WireProxy:
 
     @property
     def transactions_open(self) -> int:
-        """How many proxied connections are in a transaction: their last ReadyForQuery said T or E."""
+        """How many proxied connections are in a transaction: the server's last word was T or E."""
         with self._lock:
             return sum(connection.status in "TE" for connection in self._connections.values())
 
     def quiesce(self, timeout: float = 10.0) -> None:
-        """Wait until all that was sent is forwarded and answered and each closed connection is gone.
+        """Wait until all that was sent is answered and each connection that was closed is gone.
 
         :param timeout: How many seconds to wait.
         :raises TimeoutError: If a connection is still waiting for an answer by then.
@@ -253,10 +256,11 @@ class WireProxy:
 
     def _serve(self, client: socket.socket) -> None:
         """One client, from its first byte to its last."""
-        connection: _Connection | None = None
         with client, suppress(OSError, EOFError):
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            client.settimeout(60.0)  # What connects and says nothing must not hold a thread.
             packet = _startup_packet(client)
+            client.settimeout(None)
             with socket.create_connection(self._upstream) as server:
                 server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if struct.unpack_from("!I", packet, 4)[0] == _CANCEL:
@@ -267,10 +271,13 @@ class WireProxy:
                     self._count += 1
                     connection = _Connection(self, self._count, client, server)
                     self._connections[connection.number] = connection
-                connection.run(packet)
+                try:
+                    connection.run(packet)
+                finally:
+                    self._remove(connection)
 
     def _settle(self) -> None:
-        """Wait until all that clients have sent so far is recorded; answers may still be on their way.
+        """Wait until all that clients have sent so far is recorded; answers may be on their way.
 
         Not for ever: a ``before_forward`` that waits for the caller must not make it wait in turn.
         """
@@ -304,7 +311,7 @@ class WireProxy:
 
 
 class _Connection:
-    """One client's connection: two threads that copy, one each way, and what they learn on the way."""
+    """One client's connection: two threads that copy, one each way, and what they learn from it."""
 
     def __init__(
         self, proxy: WireProxy, number: int, client: socket.socket, server: socket.socket
@@ -370,11 +377,11 @@ class _Connection:
             if message.text in "TE" and not self._unanswered:
                 self._idle_since = message.time
         elif message.name == "CopyInResponse" and not self._simple:
-            # The Sync that follows the Execute of a COPY is never answered: only the one at its end is.
+            # The Sync that follows the Execute of a COPY is never answered, the one at its end is.
             self._unanswered -= 1
 
     def add_idle(self, recording: Recording, now: float) -> None:
-        """Add the time since the connection fell idle in a transaction, if it is, to a recording."""
+        """Add the time for which the connection has been idle in a transaction to a recording."""
         if self._idle_since is not None:
             recording.idle_in_transaction += max(
                 now - max(self._idle_since, recording.started), 0.0
@@ -385,7 +392,7 @@ class _Connection:
     ) -> None:
         poll = select.poll()
         poll.register(source, select.POLLIN)
-        with suppress(OSError):
+        try:
             while True:
                 self._busy[source] = False
                 poll.poll()
@@ -394,9 +401,12 @@ class _Connection:
                 if not data:
                     break
                 target.sendall(read(data))
-        self._proxy._remove(self)
-        self.cut()
-        self._busy[source] = False
+        except OSError:
+            pass  # One side is gone; so is the connection.
+        finally:
+            self._proxy._remove(self)
+            self.cut()
+            self._busy[source] = False
 
     def _from_client(self, data: bytes) -> bytes:
         """Record the messages that are complete with this data; they are what is forwarded."""
@@ -485,7 +495,7 @@ class _Connection:
 
 
 def _startup_packet(client: socket.socket) -> bytes:
-    """The client's StartupMessage or CancelRequest; a request for encryption before it is declined."""
+    """The client's StartupMessage or CancelRequest; requests for encryption are declined."""
     while True:
         header = _read(client, 8)
         length, code = struct.unpack("!II", header)
