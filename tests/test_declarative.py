@@ -1,4 +1,4 @@
-"""``model_class`` in every form that Flask-SQLAlchemy accepts, dataclasses on SQLAlchemy 2.1 too."""
+"""``model_class`` in every form that Flask-SQLAlchemy accepts, on each line of SQLAlchemy."""
 
 # The base classes are made at run time, so no type checker can know them.
 # mypy: disable-error-code="name-defined,misc,valid-type"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ class DeclarativeBaseMixin(_Extension):
 
 
 @contextmanager
-def _undecorated(model_class: type[Any]) -> Iterator[None]:
+def _undecorated(model_class: type[Any]) -> Generator[None, None, None]:
     """Take what the dataclass decorator would refuse to make twice off the class for a while."""
     with _undecorating:
         made = _made_by_dataclass(model_class)
