@@ -130,7 +130,7 @@ def _swap(run: str, made: list[bool]) -> None:
 
     class SQLAlchemy(OptInTransactionMixin, FilterByOrCreateMixin, flask_sqlalchemy.SQLAlchemy):
         if run == "opted in":
-            AUTOCOMMIT_DRIVERS = ["sqlite"]  # noqa: RUF012
+            AUTOCOMMIT_DRIVERS = ["sqlite"]
 
         def create_engine(self, sa_url: str | URL, engine_opts: Mapping[str, Any]) -> Engine:
             engine = super().create_engine(sa_url, engine_opts)
