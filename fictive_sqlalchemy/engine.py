@@ -11,15 +11,25 @@ from sqlalchemy.engine import URL, Engine
 from sqlalchemy.engine.base import OptionEngine
 from sqlalchemy.pool import PoolProxiedConnection, PoolResetState, StaticPool
 
-from .autocommit import DEFAULT, HELD_CURSORS, STARTED_WITH, TAKEN_BY, Switch, TransactionOptions, split_options, switch_for
+from .autocommit import (
+    DEFAULT,
+    HELD_CURSORS,
+    STARTED_WITH,
+    TAKEN_BY,
+    Switch,
+    TransactionOptions,
+    split_options,
+    switch_for,
+    without_autocommit,
+)
 from .connection import OptInConnection
 
 
 class OptInEngine(Engine):
-    """An engine whose connections rest in autocommit, made by :func:`create_engine`.
+    """An engine whose connections rest in autocommit. Make it with :func:`create_engine`.
 
-    ``connect()`` gives a connection on which each statement stands alone; ``begin()``, here or on the connection, is
-    a real transaction.
+    ``connect()`` gives a connection on which each statement stands alone. ``begin()``, here or
+    on the connection, is a real transaction.
     """
 
     switch: Switch
@@ -29,42 +39,42 @@ class OptInEngine(Engine):
     """What its transactions begin with unless they ask for something else."""
 
     def connect(self) -> OptInConnection:
-        """Return a connection that rests in autocommit. Sends nothing once the pool has connections."""
+        """Return a connection, which rests in autocommit. Sends nothing."""
         return OptInConnection(self)
 
     def raw_connection(self) -> PoolProxiedConnection:
-        """Return a DBAPI connection from the pool, in autocommit. Sends nothing once the pool has connections."""
+        """Return a DBAPI connection from the pool, in autocommit. Sends nothing."""
         connection = super().raw_connection()
         if STARTED_WITH not in connection.info:
-            connection.info[STARTED_WITH] = self.switch.started_with(connection.dbapi_connection)
+            started_with = self.switch.started_with(connection.dbapi_connection)
+            connection.info[STARTED_WITH] = started_with
         return connection
 
-    def execution_options(self, **opt: Any) -> OptInOptionEngine:  # type: ignore[override]
-        """Return a copy of this engine with other execution options and the same pool.
+    def execution_options(self, **opt: Any) -> OptInOptionEngine:
+        """Return a copy of this engine with the same pool and other execution options.
 
-        ``isolation_level``, ``postgresql_readonly`` and ``postgresql_deferrable`` are those of its transactions.
+        :param opt: As SQLAlchemy takes them, but ``isolation_level``, ``postgresql_readonly``
+            and ``postgresql_deferrable`` are those of the copy's transactions.
+        :raises sqlalchemy.exc.ArgumentError: if the database does not know a value.
+        """
+        copy: Engine = super().execution_options()
+        copy.__class__ = OptInOptionEngine  # as in _opt_in()
+        assert isinstance(copy, OptInOptionEngine)
+        copy.switch = self.switch
+        copy.transaction_options = self.transaction_options
+        copy.update_execution_options(**opt)
+        return copy
 
+    def update_execution_options(self, **opt: Any) -> None:
+        """Change the execution options of this engine.
+
+        :param opt: As :meth:`execution_options` takes them.
         :raises sqlalchemy.exc.ArgumentError: if the database does not know a value.
         """
         options, rest = split_options(opt)
-        if options.isolation_level == "AUTOCOMMIT":  # which is what its connections rest in
-            options = TransactionOptions(None, options.read_only, options.deferrable)
-        options = options.over(self.transaction_options)
+        options = without_autocommit(options).over(self.transaction_options)
         options.check(self.dialect)
-        engine: Engine = super().execution_options(**rest)
-        engine.__class__ = OptInOptionEngine  # as in _opt_in()
-        assert isinstance(engine, OptInOptionEngine)
-        engine.switch = self.switch
-        engine.transaction_options = options
-        return engine
-
-    def update_execution_options(self, **opt: Any) -> None:
-        """Change the execution options of this engine, see :meth:`execution_options`."""
-        options, rest = split_options(opt)
-        if rest != opt:
-            options = options.over(self.transaction_options)
-            options.check(self.dialect)
-            self.transaction_options = options
+        self.transaction_options = options
         super().update_execution_options(**rest)
 
 
@@ -76,64 +86,74 @@ def create_engine(url: str | URL, **kwargs: Any) -> OptInEngine:
     """Create an engine whose connections rest in autocommit. Sends nothing.
 
     :param url: The database, as ``sqlalchemy.create_engine()`` takes it.
-    :param kwargs: As ``sqlalchemy.create_engine()`` takes them, but ``isolation_level`` is the level of the
-        transactions: outside of them a statement has the level the server gives it.
-    :raises sqlalchemy.exc.ArgumentError: if the database does not know the isolation level, if its dialect does not
-        offer AUTOCOMMIT, or if an option contradicts it.
+    :param kwargs: As ``sqlalchemy.create_engine()`` takes them, but ``isolation_level`` is that
+        of the transactions. Outside of them a statement has the server's default.
+    :raises sqlalchemy.exc.ArgumentError: if the database does not know the isolation level, if
+        an option contradicts autocommit, or if the dialect does not offer AUTOCOMMIT.
     """
     return _opt_in(sqlalchemy.create_engine, url, kwargs)
 
 
-def engine_from_config(configuration: Mapping[str, Any], prefix: str = "sqlalchemy.", **kwargs: Any) -> OptInEngine:
-    """Create an engine as :func:`create_engine` does, from a mapping of options that may be strings.
+def engine_from_config(
+    configuration: Mapping[str, Any], prefix: str = "sqlalchemy.", **kwargs: Any
+) -> OptInEngine:
+    """Create an engine as :func:`create_engine` does, from options that may be strings.
 
-    :param configuration: The options and the ``url``, as ``sqlalchemy.engine_from_config()`` takes them.
+    :param configuration: The options and the ``url``, as ``sqlalchemy.engine_from_config()``
+        takes them.
     :param prefix: What their names begin with.
     :param kwargs: More options, without the prefix.
     """
-    options = {name[len(prefix) :]: value for name, value in configuration.items() if name.startswith(prefix)}
+    options = {
+        name[len(prefix) :]: value
+        for name, value in configuration.items()
+        if name.startswith(prefix)
+    }
     options.update(kwargs)
-    return _opt_in(_from_config, options.pop("url"), options)
+    return _opt_in(_create_from_config, options.pop("url"), options)
 
 
-def _from_config(url: str | URL, **options: Any) -> Engine:
-    return sqlalchemy.engine_from_config({"url": url, **options}, prefix="")
+def _create_from_config(url: str | URL, **options: Any) -> Engine:
+    return sqlalchemy.engine_from_config({**options, "url": url}, prefix="")
 
 
 def _opt_in(create: Callable[..., Engine], url: str | URL, kwargs: dict[str, Any]) -> OptInEngine:
     if kwargs.pop("server_side_cursors", False):
         raise exc.ArgumentError(
-            "server_side_cursors=True makes every read a cursor that needs a transaction. Leave it out, and stream "
-            "the statements that need it: execution_options(stream_results=True)."
+            "server_side_cursors=True would make every read a cursor on the server. Leave it "
+            "out, and stream the reads that need it: execution_options(stream_results=True)."
         )
-    options, execution_options = split_options(kwargs.pop("execution_options", None) or {})
-    level, _ = split_options({"isolation_level": kwargs.pop("isolation_level", None)})
-    options = level.over(options)
-    kwargs.setdefault("pool_reset_on_return", None)  # _reset() does it, and knows when there is nothing to do
+    by_option, execution_options = split_options(kwargs.pop("execution_options", None) or {})
+    by_keyword, _ = split_options({"isolation_level": kwargs.pop("isolation_level", None)})
+    options = by_keyword.over(by_option)
+    # Our own reset() knows when there is nothing to do.
+    kwargs.setdefault("pool_reset_on_return", None)
     engine = create(url, execution_options=execution_options, **kwargs)
     switch = switch_for(engine.dialect)
     options.check(engine.dialect)
 
-    @event.listens_for(engine, "connect", insert=True)  # before SQLAlchemy's own, which read from the database
-    def _rest(connection: Any, record: Any) -> None:
+    # First of all listeners: SQLAlchemy's own read from the database.
+    @event.listens_for(engine, "connect", insert=True)
+    def rest(connection: Any, record: Any) -> None:
         switch.rest(connection)
 
     @event.listens_for(engine, "reset")
-    def _reset(connection: Any, record: Any, state: PoolResetState) -> None:
+    def reset(connection: Any, record: Any, state: PoolResetState) -> None:
         if state.terminate_only:
             return
         if isinstance(engine.pool, StaticPool):
-            # The one connection of all: it may come back from one while another is in a transaction on it.
+            # All share the one connection: it may come back from one while another is in a
+            # transaction on it.
             taken_by = record.info.get(TAKEN_BY)
-            other = taken_by and taken_by()
-            if other is not None and other.in_transaction():
+            owner = taken_by and taken_by()
+            if owner is not None and owner.in_transaction():
                 return
         if record.info.pop(HELD_CURSORS, False):
             connection.cursor().execute("CLOSE ALL")  # of a stream that nobody closed
-        switch.reset(connection, record.info)
+        switch.reset(connection, record.info.get(STARTED_WITH))
 
-    # create_engine() has no parameter for the class, and what it has wired up (the dialect's first connect, plugins,
-    # the events above) belongs to this very object.
+    # create_engine() has no parameter for the class, and what it and its plugins have wired up
+    # belongs to this very object.
     engine.__class__ = OptInEngine
     assert isinstance(engine, OptInEngine)
     engine.switch = switch

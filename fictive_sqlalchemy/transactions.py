@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import ItemsView, Iterator, Mapping, ValuesView
-from typing import TYPE_CHECKING, TypeAlias, Union
+from typing import TypeAlias
 from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy.engine import Connection, Transaction
 from sqlalchemy.orm import SessionTransaction
 
-if TYPE_CHECKING:
-    OpenTransaction: TypeAlias = Union[SessionTransaction, Transaction]
+OpenTransaction: TypeAlias = SessionTransaction | Transaction
 
 
 class OpenTransactions:
-    """The book that sessions and connections write in as transactions begin and end. Thread-safe; all weak."""
+    """Where sessions and connections note their transactions. Thread-safe, and all weak."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._connections: WeakKeyDictionary[OpenTransaction, WeakSet[Connection]] = WeakKeyDictionary()
+        self._connections: WeakKeyDictionary[OpenTransaction, WeakSet[Connection]]
+        self._connections = WeakKeyDictionary()
 
     def add(self, transaction: OpenTransaction, connection: Connection) -> None:
         """Note that a transaction took a connection out of autocommit."""
@@ -27,7 +27,7 @@ class OpenTransactions:
             self._connections.setdefault(transaction, WeakSet()).add(connection)
 
     def discard(self, transaction: OpenTransaction | None) -> None:
-        """Note that a transaction has ended. Harmless if it was never noted."""
+        """Note that a transaction has ended; harmless if it was never noted."""
         if transaction is not None:
             with self._lock:
                 self._connections.pop(transaction, None)
@@ -35,15 +35,20 @@ class OpenTransactions:
     def snapshot(self) -> dict[OpenTransaction, frozenset[Connection]]:
         """Return what is open now."""
         with self._lock:
-            return {transaction: frozenset(found) for transaction, found in self._connections.items()}
+            return {
+                transaction: frozenset(connections)
+                for transaction, connections in self._connections.items()
+            }
 
 
-class TransactionConnections(Mapping["OpenTransaction", frozenset[Connection]]):
-    """A live, read-only view of the open transactions and the connections each took out of autocommit.
+class TransactionConnections(Mapping[OpenTransaction, frozenset[Connection]]):
+    """A live, read-only view: each open transaction and the connections it took out of autocommit.
 
-    The keys are ``SessionTransaction`` objects, and ``Transaction`` objects for those begun on an engine or a
-    connection. It is empty when nothing is open, may be read from any thread, sends nothing, and keeps neither a
-    session nor a connection alive.
+    The keys are ``SessionTransaction`` objects, and ``Transaction`` objects for what was begun on
+    an engine or a connection. It is empty when nothing is open, may be read from any thread, sends
+    nothing, and keeps neither a session nor a connection alive.
+
+    :param transactions: Where the transactions are noted.
     """
 
     def __init__(self, transactions: OpenTransactions) -> None:
@@ -58,9 +63,9 @@ class TransactionConnections(Mapping["OpenTransaction", frozenset[Connection]]):
     def __len__(self) -> int:
         return len(self._transactions.snapshot())
 
-    # Mapping would look each key up again, and a transaction may have ended since.
+    # Mapping's own would look each key up again, and a transaction may have ended since.
     def items(self) -> ItemsView[OpenTransaction, frozenset[Connection]]:
-        """Return the transactions open now with their connections."""
+        """Return the transactions open now, with their connections."""
         return self._transactions.snapshot().items()
 
     def values(self) -> ValuesView[frozenset[Connection]]:

@@ -4,7 +4,7 @@
 
     db.init_app(app)
 
-An app that wants models or a session of its own makes them from :mod:`fictive_sqlalchemy.ext.flask.builtins`.
+For an extension of your own see :mod:`fictive_sqlalchemy.ext.flask.builtins`.
 """
 
 from typing import Any
