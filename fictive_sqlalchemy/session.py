@@ -59,6 +59,9 @@ class OptInSessionTransaction(SessionTransaction):
     options: TransactionOptions = DEFAULT
     """What it begins with on each bind."""
 
+    taken: tuple[OptInConnection, ...] = ()
+    """The connections it took out of autocommit."""
+
     # private: flush() and execute() both come here for a connection, and no event comes before
     def _connection_for_bind(self, bind: Any, execution_options: Any) -> Connection:
         if isinstance(bind, OptInEngine):
@@ -66,6 +69,7 @@ class OptInSessionTransaction(SessionTransaction):
             connection = self.session.borrow(bind)
             if connection.get_transaction() is None:
                 connection.transaction_options = self.options.over(bind.transaction_options)
+                self.taken += (connection,)
             bind = connection
         elif self.options != DEFAULT:
             execution_options = join_options(self.options) | dict(execution_options or {})
@@ -104,7 +108,7 @@ class OptInSession(Session):
             return
         if self._state is State.OUTSIDE:
             self._state = State.STOCK
-        if connection in self._loans.values():
+        if isinstance(transaction, OptInSessionTransaction) and connection in transaction.taken:
             open_transactions.discard(connection.get_transaction())  # the session's stands for it
             open_transactions.add(transaction, connection)
 
@@ -202,7 +206,7 @@ class OptInSession(Session):
             binds = self._changed_binds()
             if self._state is State.OUTSIDE and all(map(_is_ours, binds)):
                 if binds:
-                    with self._one_call(flushes=True):
+                    with self._stored_flush():
                         flush(*arguments)
                 return
             if any(map(_is_ours, binds)):
@@ -392,28 +396,34 @@ class OptInSession(Session):
             noted.close()
 
     @contextmanager
-    def _one_call(self, *, flushes: bool = False) -> Generator[None]:
-        """One transaction around one writing call. It stores what the call writes, no more."""
+    def _stored_flush(self) -> Generator[None]:
+        """One transaction around one flush, committed with it."""
         expire_on_commit = self.expire_on_commit
         self.expire_on_commit = False  # nobody asked for a commit, and the objects are in use
-        transaction = self.begin()
         try:
-            if flushes:
-                with transaction:  # an error undoes what the flush did to the objects
-                    yield
-                    self._flushing = True  # private: commit() flushes, unless a flush is going on
-            else:
-                try:
-                    with self.no_autoflush:
-                        yield
-                    self._flushing = True  # private: as above
-                    transaction.commit()
-                except BaseException:
-                    transaction.close()  # no rollback(): the call has not touched the objects
-                    raise
+            with self.begin():  # an error undoes what the flush did to the objects
+                yield
+                self._flushing = True  # private: commit() would flush again, what was left out too
         finally:
             self._flushing = False  # private: as above
             self.expire_on_commit = expire_on_commit
+
+    @contextmanager
+    def _one_call(self) -> Generator[None]:
+        """One transaction around one call that writes past the objects, which are left alone.
+
+        So it is not the session's commit(): that flushes, expires, and calls who listens to it.
+        """
+        transaction = self.begin()
+        assert isinstance(transaction, OptInSessionTransaction)
+        try:
+            with self.no_autoflush:
+                yield
+            for connection in transaction.taken:
+                if (begun := connection.get_transaction()) is not None:
+                    begun.commit()
+        finally:
+            transaction.close()  # and rolls back what is not committed
 
     def _write(
         self, call: Callable[..., Any], statement: Any, params: Any, kwargs: dict[str, Any]
