@@ -38,6 +38,16 @@ VERSION = "3.1.1"
 
 RUNS = ("stock", "ours", "opted in")
 
+WARNINGS = (
+    # What a Python or Flask newer than the suite deprecates in it says nothing about either class.
+    "ignore::DeprecationWarning",
+    "error::sqlalchemy.exc.SADeprecationWarning",
+    # In which test a database that nobody closed is collected is chance.
+    "ignore::ResourceWarning",
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+)
+"""What is different in every run from the suite's own configuration: each warning is an error."""
+
 REFUSED_BY_SQLALCHEMY = {
     f"tests/test_model_bind.py::test_explicit_table[{db}]": (
         "the model has a __table__ of its own, which SQLAlchemy allows no MappedAsDataclass"
@@ -148,12 +158,9 @@ def _run_here(run: str, suite: Path, report: Path) -> int:
         _swap(run, made)
     outcomes = Outcomes()
     os.chdir(suite)
-    # When a database that nobody closed is collected is chance, so it can't count; every other
-    # warning is an error, as in the suite's own configuration.
-    ignored = ["ResourceWarning", "pytest.PytestUnraisableExceptionWarning"]
     status = pytest.main(
         ["tests", "--rootdir=.", "--tb=short", "-p", "no:cacheprovider"]
-        + [argument for name in ignored for argument in ("-W", f"ignore::{name}")],
+        + [argument for warning in WARNINGS for argument in ("-W", warning)],
         plugins=[outcomes],
     )
     noted = {
