@@ -34,6 +34,13 @@ if TYPE_CHECKING:
     from .engine import OptInEngine
 
 
+NOTHING_STORED = (
+    "Nothing of this block was stored: a statement in it had failed, which aborted it, and the "
+    "error was caught inside. Let the error leave the block, or put what may fail into "
+    "`with session.begin_nested():`."
+)
+
+
 class _OutOfAutocommit(Transaction):
     """What our transactions add to SQLAlchemy's: out of autocommit at the begin, back at the end.
 
@@ -56,11 +63,7 @@ class _OutOfAutocommit(Transaction):
         if self.is_active and _ours(self).is_aborted():
             # PostgreSQL would answer COMMIT with ROLLBACK, and the drivers don't raise for it.
             self.rollback()
-            raise exc.PendingRollbackError(
-                "Nothing was stored: a statement of this transaction had failed, which aborted "
-                "the transaction, and its error was caught inside. Let the error leave the "
-                "block, or put what may fail into `with session.begin_nested():`."
-            )
+            raise exc.PendingRollbackError(NOTHING_STORED)
         try:
             super().commit()
         finally:

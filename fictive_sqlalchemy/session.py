@@ -22,7 +22,7 @@ from sqlalchemy.orm import (
 )
 
 from .autocommit import DEFAULT, TransactionOptions, join_options, split_options
-from .connection import OptInConnection
+from .connection import NOTHING_STORED, OptInConnection
 from .engine import OptInEngine
 from .transactions import open_transactions
 
@@ -53,7 +53,23 @@ class State(Enum):
     For our binds this is still outside."""
 
 
-class OptInSessionTransaction(SessionTransaction):
+class _Reporting(SessionTransaction):
+    """A block that does not end in silence when nothing of it was stored."""
+
+    def __exit__(self, type_: object, value: object, traceback: object) -> None:
+        session = self.session
+        innermost = session.get_nested_transaction() or session.get_transaction()
+        failed = type_ is None and innermost is self and not self.is_active
+        super().__exit__(type_, value, traceback)
+        if failed:
+            raise exc.PendingRollbackError(NOTHING_STORED)
+
+
+class OptInSavepoint(_Reporting):
+    """A savepoint of a session."""
+
+
+class OptInSessionTransaction(_Reporting):
     """A session's transaction, which goes on with the connections the session has on loan."""
 
     options: TransactionOptions = DEFAULT
@@ -93,6 +109,7 @@ class OptInSession(Session):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._state = State.OUTSIDE
         self._loans: dict[OptInEngine, OptInConnection] = {}
+        self._deleted_by_flush: list[object] | None = None
         super().__init__(*args, **kwargs)
 
     # The state, and the edges that SQLAlchemy's events drive (see the end of this module)
@@ -119,6 +136,13 @@ class OptInSession(Session):
             open_transactions.discard(transaction)
             for connection in self._loans.values():
                 connection.give_back_if_wanted()
+
+    def object_deleted(self, instance: object) -> None:
+        """Let go of an object whose row is gone for good: after the statement, or the flush."""
+        if self._state is State.OUTSIDE:
+            self.expunge(instance)
+        elif self._deleted_by_flush is not None:
+            self._deleted_by_flush.append(instance)
 
     def _join(self) -> None:
         self._state = State.INSIDE
@@ -158,7 +182,9 @@ class OptInSession(Session):
                     "them to the begin() of that."
                 )
             self._join()
-            return super().begin(nested=True)
+            savepoint = super().begin(nested=True)
+            savepoint.__class__ = OptInSavepoint  # SQLAlchemy has no parameter for the class
+            return savepoint
         if options != DEFAULT:
             self._check(options)
         self._forget_autobegin()
@@ -190,6 +216,9 @@ class OptInSession(Session):
         Pending objects go, and changed attributes are reloaded at their next use.
         """
         if self._state is State.OUTSIDE and super().get_transaction() is None:
+            # private: inside a block whose transaction has ended there is nothing left to do
+            if self._trans_context_manager is not None:
+                return
             super().begin()  # to roll back: SQLAlchemy notes the first of several changes only
         super().rollback()
 
@@ -400,12 +429,16 @@ class OptInSession(Session):
         """One transaction around one flush, committed with it."""
         expire_on_commit = self.expire_on_commit
         self.expire_on_commit = False  # nobody asked for a commit, and the objects are in use
+        deleted = self._deleted_by_flush = []
         try:
             with self.begin():  # an error undoes what the flush did to the objects
                 yield
                 self._flushing = True  # private: commit() would flush again, what was left out too
+            for instance in deleted:
+                self.expunge(instance)  # which commit() does only with expire_on_commit
         finally:
             self._flushing = False  # private: as above
+            self._deleted_by_flush = None
             self.expire_on_commit = expire_on_commit
 
     @contextmanager
@@ -503,6 +536,11 @@ def _(session: OptInSession, transaction: SessionTransaction, connection: Connec
 @event.listens_for(OptInSession, "after_transaction_end")
 def _(session: OptInSession, transaction: SessionTransaction) -> None:
     session.transaction_ended(transaction)
+
+
+@event.listens_for(OptInSession, "persistent_to_deleted")
+def _(session: OptInSession, instance: object) -> None:
+    session.object_deleted(instance)
 
 
 class OptInScopedSession(scoped_session[S]):
