@@ -1,0 +1,1 @@
+"""The Flask-SQLAlchemy extension, used as an application uses it."""
