@@ -41,6 +41,8 @@ class TransactionOptions:
 
         :param base: The options that stand behind these.
         """
+        if self is DEFAULT:
+            return base
         given = {name: value for name, value in vars(self).items() if value is not None}
         return replace(base, **given) if given else base
 
@@ -51,7 +53,7 @@ class TransactionOptions:
         :raises sqlalchemy.exc.ArgumentError: if a value is unknown, or makes no sense with the
             others.
         """
-        if self == DEFAULT:
+        if self is DEFAULT or self == DEFAULT:
             return
         if self.isolation_level is not None:
             levels = [level for level in isolation_levels(dialect) if level != "AUTOCOMMIT"]

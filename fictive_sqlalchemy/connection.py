@@ -19,7 +19,8 @@ from sqlalchemy.engine.cursor import (
     BufferedRowCursorFetchStrategy,
     FullyBufferedCursorFetchStrategy,
 )
-from sqlalchemy.pool import Pool, QueuePool
+from sqlalchemy.orm import SessionTransaction
+from sqlalchemy.pool import Pool, QueuePool, StaticPool
 
 from .autocommit import (
     HELD_CURSORS,
@@ -57,7 +58,7 @@ class _OutOfAutocommit(Transaction):
         except BaseException:
             connection.return_to_autocommit()
             raise
-        open_transactions.add(self, connection)
+        open_transactions.add(connection.begun_for or self, connection)
 
     def commit(self) -> None:
         if self.is_active and _ours(self).is_aborted():
@@ -122,6 +123,9 @@ class OptInConnection(Connection):
     on_loan: bool = False
     """Whether a session has it on loan, so that it goes back when the pool has no spare one."""
 
+    begun_for: SessionTransaction | None = None
+    """The session's transaction that it is in."""
+
     def __init__(self, engine: OptInEngine) -> None:
         self.transaction_options = engine.transaction_options
         self._left_with: TransactionOptions | None = None
@@ -181,13 +185,15 @@ class OptInConnection(Connection):
         """Take the driver out of autocommit, for the transaction that begins. Sends nothing."""
         self.transaction_options.check(self.dialect)
         connection = self.connection
-        connection.info[TAKEN_BY] = ref(self)
+        if isinstance(self.engine.pool, StaticPool):
+            connection.info[TAKEN_BY] = ref(self)
         self._left_with = self.transaction_options
         self.engine.switch.leave(connection.dbapi_connection, self.transaction_options)
 
     def return_to_autocommit(self) -> None:
         """Put the driver back, for the transaction that has ended. Sends nothing."""
         used, self._left_with = self._left_with, None
+        self.begun_for = None
         if used is None or self.invalidated or self.closed:
             return
         try:
@@ -258,7 +264,7 @@ class OptInConnection(Connection):
                 "be gone with the statement: put the read and what depends on it into "
                 "`with session.begin():`. Nothing was sent."
             )
-        if _has_many(parameters):
+        if parameters and _are_many(parameters):
             with self.begin():
                 return call(statement, parameters, execution_options=execution_options)
         if self._streams(statement, execution_options):
@@ -268,29 +274,23 @@ class OptInConnection(Connection):
                 result = call(statement, parameters, execution_options=execution_options)
         else:
             result = call(statement, parameters, execution_options=execution_options)
-        self._after(result)
-        return result
-
-    def _after(self, result: Any) -> None:
-        """Remember a result that is not read yet, and give the connection back if it is wanted."""
         if isinstance(result, CursorResult) and result.cursor is not None:
             if len(self._unread) > 8:
                 self._unread = list(filter(_is_unread, self._unread))
             self._unread.append(cast("CursorResult[Any]", result))
         if self.on_loan:
             self.give_back_if_wanted()
+        return cast(Any, result)
 
     def _streams(self, statement: Any, execution_options: Any) -> bool:
-        if not self.dialect.supports_server_side_cursors:
-            return False
-        for options in (
-            execution_options,
-            None if isinstance(statement, str) else statement.get_execution_options(),
-            self.get_execution_options(),
-        ):
-            if options and (options.get("stream_results") or options.get("yield_per")):
-                return True
-        return False
+        return self.dialect.supports_server_side_cursors and (
+            _asks_for_stream(execution_options)
+            or _asks_for_stream(self.get_execution_options())
+            or (
+                not isinstance(statement, str)
+                and _asks_for_stream(statement.get_execution_options())
+            )
+        )
 
     # The loan
 
@@ -332,18 +332,22 @@ class OptInConnection(Connection):
             super().close()
 
 
-def _has_many(parameters: Any) -> bool:
+def _are_many(parameters: Any) -> bool:
     if not isinstance(parameters, (list, tuple)):
         return False
     sets = cast("Sequence[Any]", parameters)
     return len(sets) > 1 and isinstance(sets[0], (dict, tuple, list))
 
 
+def _asks_for_stream(options: Any) -> bool:
+    return bool(options and (options.get("stream_results") or options.get("yield_per")))
+
+
 def _has_spare(pool: Pool) -> bool:
     if not isinstance(pool, QueuePool):
         return True  # no other pool makes anyone wait
     size = pool.size()
-    return size == 0 or pool.checkedout() < size  # of size 0 it has no limit
+    return pool.checkedout() < size or size == 0  # of size 0 it has no limit
 
 
 def _is_unread(result: CursorResult[Any]) -> bool:

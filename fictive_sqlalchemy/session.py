@@ -85,9 +85,10 @@ class OptInSessionTransaction(_Reporting):
             connection = self.session.borrow(bind)
             if connection.get_transaction() is None:
                 connection.transaction_options = self.options.over(bind.transaction_options)
+                connection.begun_for = self
                 self.taken += (connection,)
             bind = connection
-        elif self.options != DEFAULT:
+        elif self.options is not DEFAULT:
             execution_options = join_options(self.options) | dict(execution_options or {})
         return super()._connection_for_bind(bind, execution_options)  # private: as above
 
@@ -119,15 +120,10 @@ class OptInSession(Session):
         if transaction.origin is SessionTransactionOrigin.BEGIN:
             self._state = State.INSIDE
 
-    def transaction_begun(self, transaction: SessionTransaction, connection: Connection) -> None:
-        """Note the connection that has joined, and that a stock bind has begun by itself."""
-        if transaction.parent is not None:
-            return
-        if self._state is State.OUTSIDE:
+    def transaction_begun(self, transaction: SessionTransaction) -> None:
+        """Note that a stock bind has begun by itself."""
+        if self._state is State.OUTSIDE and transaction.parent is None:
             self._state = State.STOCK
-        if isinstance(transaction, OptInSessionTransaction) and connection in transaction.taken:
-            open_transactions.discard(connection.get_transaction())  # the session's stands for it
-            open_transactions.add(transaction, connection)
 
     def transaction_ended(self, transaction: SessionTransaction) -> None:
         """Go outside, if it is the outermost one."""
@@ -172,11 +168,13 @@ class OptInSession(Session):
             sent.
         :raises sqlalchemy.exc.InvalidRequestError: if a transaction is open already.
         """
-        options = TransactionOptions(isolation_level, read_only, deferrable)
+        options = DEFAULT
+        if isolation_level is not None or read_only is not None or deferrable is not None:
+            options = TransactionOptions(isolation_level, read_only, deferrable)
         if self._state is not State.OUTSIDE:
             if not nested:
                 raise exc.InvalidRequestError(self._already_begun())
-            if options != DEFAULT:
+            if options is not DEFAULT:
                 raise exc.InvalidRequestError(
                     "A savepoint has the isolation level and the flags of its transaction: give "
                     "them to the begin() of that."
@@ -185,7 +183,7 @@ class OptInSession(Session):
             savepoint = super().begin(nested=True)
             savepoint.__class__ = OptInSavepoint  # SQLAlchemy has no parameter for the class
             return savepoint
-        if options != DEFAULT:
+        if options is not DEFAULT:
             self._check(options)
         self._forget_autobegin()
         transaction = super().begin()
@@ -409,7 +407,8 @@ class OptInSession(Session):
     # private: reads never write, but on stock binds SQLAlchemy flushes before a read as ever
     def _autoflush(self) -> None:
         if self._state is not State.INSIDE:
-            if not self.autoflush:
+            # private: `new`, `dirty` and `deleted` tell the same and are copies; each read asks
+            if self._is_clean() or not self.autoflush:
                 return
             try:
                 binds = self._changed_binds()
@@ -530,7 +529,7 @@ def _(session: OptInSession, transaction: SessionTransaction) -> None:
 
 @event.listens_for(OptInSession, "after_begin")
 def _(session: OptInSession, transaction: SessionTransaction, connection: Connection) -> None:
-    session.transaction_begun(transaction, connection)
+    session.transaction_begun(transaction)
 
 
 @event.listens_for(OptInSession, "after_transaction_end")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import ItemsView, Iterator, Mapping, ValuesView
 from typing import TypeAlias
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, ref
 
 from sqlalchemy.engine import Connection, Transaction
 from sqlalchemy.orm import SessionTransaction
@@ -18,25 +18,24 @@ class OpenTransactions:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._connections: WeakKeyDictionary[OpenTransaction, WeakSet[Connection]]
+        self._connections: WeakKeyDictionary[OpenTransaction, list[ref[Connection]]]
         self._connections = WeakKeyDictionary()
 
     def add(self, transaction: OpenTransaction, connection: Connection) -> None:
         """Note that a transaction took a connection out of autocommit."""
         with self._lock:
-            self._connections.setdefault(transaction, WeakSet()).add(connection)
+            self._connections.setdefault(transaction, []).append(ref(connection))
 
-    def discard(self, transaction: OpenTransaction | None) -> None:
+    def discard(self, transaction: OpenTransaction) -> None:
         """Note that a transaction has ended; harmless if it was never noted."""
-        if transaction is not None:
-            with self._lock:
-                self._connections.pop(transaction, None)
+        with self._lock:
+            self._connections.pop(transaction, None)
 
     def snapshot(self) -> dict[OpenTransaction, frozenset[Connection]]:
         """Return what is open now."""
         with self._lock:
             return {
-                transaction: frozenset(connections)
+                transaction: frozenset(found for one in connections if (found := one()) is not None)
                 for transaction, connections in self._connections.items()
             }
 
