@@ -169,6 +169,13 @@ class Switch:
         if options.deferrable is not None:
             self.dialect.set_deferrable(connection, options.deferrable)
 
+    def has_begun(self, connection: Any) -> bool:
+        """Tell whether the driver has sent BEGIN, as far as it says. Sends nothing.
+
+        :param connection: The DBAPI connection.
+        """
+        return False
+
     def aborted(self, connection: Any) -> bool:
         """Tell whether COMMIT would roll back, because a statement failed. Sends nothing.
 
@@ -227,6 +234,9 @@ class PsycopgSwitch(Switch):
             self.dialect.set_readonly(connection, options.read_only)
         if options.deferrable is not None:
             self.dialect.set_deferrable(connection, options.deferrable)
+
+    def has_begun(self, connection: Any) -> bool:
+        return bool(connection.info.transaction_status != _IDLE)
 
     def aborted(self, connection: Any) -> bool:
         return bool(connection.info.transaction_status == _IN_ERROR)

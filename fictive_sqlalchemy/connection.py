@@ -19,7 +19,7 @@ from sqlalchemy.engine.cursor import (
     BufferedRowCursorFetchStrategy,
     FullyBufferedCursorFetchStrategy,
 )
-from sqlalchemy.orm import SessionTransaction
+from sqlalchemy.orm import FromStatement, SessionTransaction
 from sqlalchemy.pool import Pool, QueuePool, StaticPool
 
 from .autocommit import (
@@ -63,7 +63,6 @@ class _OutOfAutocommit(Transaction):
     def commit(self) -> None:
         if self.is_active and _ours(self).is_aborted():
             # PostgreSQL would answer COMMIT with ROLLBACK, and the drivers don't raise for it.
-            self.rollback()
             raise exc.PendingRollbackError(NOTHING_STORED)
         try:
             super().commit()
@@ -130,6 +129,7 @@ class OptInConnection(Connection):
         self.transaction_options = engine.transaction_options
         self._left_with: TransactionOptions | None = None
         self._unread: list[CursorResult[Any]] = []
+        self._begin_to_log: str | None = None
         super().__init__(engine)
 
     # Transactions
@@ -211,6 +211,21 @@ class OptInConnection(Connection):
     def _autobegin(self) -> None:  # private: the one place where a statement begins unasked
         pass
 
+    # private: SQLAlchemy logs BEGIN when it may be sent, and COMMIT where it may have been
+    def _log_info(self, message: str, *arg: Any, **kw: Any) -> None:
+        begin, self._begin_to_log = self._begin_to_log, None
+        if message == "BEGIN (implicit)":  # the driver sends it with the next statement, if any
+            self._begin_to_log = message
+            return
+        if begin is not None:
+            if message in ("COMMIT", "ROLLBACK") and not self._has_begun():
+                return
+            super()._log_info(begin)  # private: as above
+        super()._log_info(message, *arg, **kw)  # private: as above
+
+    def _has_begun(self) -> bool:
+        return self.engine.switch.has_begun(self.connection.dbapi_connection)
+
     def _rollback_impl(self) -> None:  # private: called, and logged, after an error outside too
         if self.get_transaction() is not None:
             super()._rollback_impl()  # private: as above
@@ -257,8 +272,9 @@ class OptInConnection(Connection):
                     "write. Nothing was sent."
                 )
             return call(statement, parameters, execution_options=execution_options)
+        read = statement.element if isinstance(statement, FromStatement) else statement
         # private: a Select has no public way to tell its FOR UPDATE
-        if getattr(statement, "_for_update_arg", None) is not None:
+        if getattr(read, "_for_update_arg", None) is not None:
             raise exc.InvalidRequestError(
                 "with_for_update() outside a transaction protects nothing, for the lock would "
                 "be gone with the statement: put the read and what depends on it into "

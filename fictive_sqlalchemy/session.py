@@ -78,6 +78,9 @@ class OptInSessionTransaction(_Reporting):
     taken: tuple[OptInConnection, ...] = ()
     """The connections it took out of autocommit."""
 
+    has_begun: bool = False
+    """Whether any bind has joined."""
+
     # private: flush() and execute() both come here for a connection, and no event comes before
     def _connection_for_bind(self, bind: Any, execution_options: Any) -> Connection:
         if isinstance(bind, OptInEngine):
@@ -121,9 +124,11 @@ class OptInSession(Session):
             self._state = State.INSIDE
 
     def transaction_begun(self, transaction: SessionTransaction) -> None:
-        """Note that a stock bind has begun by itself."""
-        if self._state is State.OUTSIDE and transaction.parent is None:
-            self._state = State.STOCK
+        """Note that a bind has joined: outside it is a stock one, on which SQLAlchemy began."""
+        if isinstance(transaction, OptInSessionTransaction):
+            transaction.has_begun = True
+            if self._state is State.OUTSIDE:
+                self._state = State.STOCK
 
     def transaction_ended(self, transaction: SessionTransaction) -> None:
         """Go outside, if it is the outermost one."""
@@ -140,8 +145,19 @@ class OptInSession(Session):
         elif self._deleted_by_flush is not None:
             self._deleted_by_flush.append(instance)
 
-    def _join(self) -> None:
+    @contextmanager
+    def _joining(self) -> Generator[None]:
+        """Let our binds join what SQLAlchemy has begun, or begins, by itself."""
         self._state = State.INSIDE
+        try:
+            yield
+        finally:
+            # They stay if they did join: a flush may find nothing to write.
+            transaction = super().get_transaction()
+            if transaction is None:
+                self._state = State.OUTSIDE
+            elif isinstance(transaction, OptInSessionTransaction) and not transaction.taken:
+                self._state = State.STOCK if transaction.has_begun else State.OUTSIDE
 
     # Transactions
 
@@ -179,7 +195,7 @@ class OptInSession(Session):
                     "A savepoint has the isolation level and the flags of its transaction: give "
                     "them to the begin() of that."
                 )
-            self._join()
+            self._state = State.INSIDE
             savepoint = super().begin(nested=True)
             savepoint.__class__ = OptInSavepoint  # SQLAlchemy has no parameter for the class
             return savepoint
@@ -205,7 +221,7 @@ class OptInSession(Session):
             with self.begin():
                 pass
         else:
-            self._join()
+            self._state = State.INSIDE
             super().commit()
 
     def rollback(self) -> None:
@@ -229,16 +245,15 @@ class OptInSession(Session):
         """
         flush: Any = super().flush
         arguments = () if objects is None else (objects,)
-        if self._state is not State.INSIDE:
-            binds = self._changed_binds()
-            if self._state is State.OUTSIDE and all(map(_is_ours, binds)):
-                if binds:
-                    with self._stored_flush():
-                        flush(*arguments)
-                return
-            if any(map(_is_ours, binds)):
-                self._join()
-        flush(*arguments)
+        binds = set[Any]() if self._state is State.INSIDE else self._changed_binds()
+        if not any(map(_is_ours, binds)):
+            flush(*arguments)
+        elif self._state is State.OUTSIDE and all(map(_is_ours, binds)):
+            with self._stored_flush():
+                flush(*arguments)
+        else:
+            with self._joining():
+                flush(*arguments)
 
     def in_transaction(self) -> bool:
         """Tell whether a transaction is open: not outside, whatever is pending."""
@@ -467,7 +482,7 @@ class OptInSession(Session):
         if not _is_ours(self.get_bind(**arguments)):
             return call(statement, params, **kwargs)
         if entity is not None and isinstance(params, (list, tuple)):  # SQLAlchemy's ORM bulk
-            with self._in_one_transaction():
+            with self._bulk([entity]):
                 return call(statement, params, **kwargs)
         result = call(statement, params, **kwargs)
         if self._state is State.OUTSIDE:
@@ -476,21 +491,16 @@ class OptInSession(Session):
 
     @contextmanager
     def _bulk(self, mappers: Iterable[Any]) -> Generator[None]:
-        if any(_is_ours(self.get_bind(mapper)) for mapper in set(mappers)):
-            with self._in_one_transaction():
-                yield
-        else:
+        """A transaction for a call that may send several statements, if none is open."""
+        binds = {self.get_bind(mapper) for mapper in set(mappers)}
+        if self._state is State.INSIDE or not any(map(_is_ours, binds)):
             yield
-
-    @contextmanager
-    def _in_one_transaction(self) -> Generator[None]:
-        """A transaction of its own for a call that may send several statements, if none is open."""
-        if self._state is State.OUTSIDE:
+        elif self._state is State.OUTSIDE and all(map(_is_ours, binds)):
             with self._one_call():
                 yield
         else:
-            self._join()
-            yield
+            with self._joining():
+                yield
 
     def _changed_binds(self) -> set[Any]:
         """Return the binds that a flush would write to."""
