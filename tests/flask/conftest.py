@@ -35,12 +35,18 @@ def make_app() -> Iterator[MakeApp]:
         yield make
 
 
-@pytest.fixture
-def other_database(server: PostgresServer) -> Iterator[str]:
-    """The name of a second empty database."""
+@pytest.fixture(scope="session")
+def _other_reused_database(server: PostgresServer) -> Iterator[str]:
     name = server.create_database()
     yield name
     server.drop_database(name)
+
+
+@pytest.fixture
+def other_database(server: PostgresServer, _other_reused_database: str) -> str:
+    """The name of a second empty database."""
+    server.reset_database(_other_reused_database)
+    return _other_reused_database
 
 
 def _dispose(app: Flask, db: SQLAlchemy) -> None:
