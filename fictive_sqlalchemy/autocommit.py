@@ -103,9 +103,9 @@ def split_options(options: Mapping[str, Any]) -> tuple[TransactionOptions, dict[
 
 
 def without_autocommit(options: TransactionOptions) -> TransactionOptions:
-    """Return options without the level AUTOCOMMIT, which connections rest in anyway.
+    """Return options without the level AUTOCOMMIT, with which there is no transaction.
 
-    :param options: The options, as somebody gave them to a connection.
+    :param options: The options of a connection or an engine.
     """
     if options.isolation_level == "AUTOCOMMIT":
         return replace(options, isolation_level=None)

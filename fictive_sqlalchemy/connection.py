@@ -141,6 +141,8 @@ class OptInConnection(Connection):
         """
         if self.get_transaction() is not None:
             return super().begin()  # which raises SQLAlchemy's own error
+        if self.transaction_options.isolation_level == "AUTOCOMMIT":
+            return super().begin()  # somebody asked for one that is none
         return OptInTransaction(self)
 
     def begin_nested(self) -> NestedTransaction:
@@ -164,6 +166,8 @@ class OptInConnection(Connection):
 
         :param opt: As SQLAlchemy takes them, but ``isolation_level``, ``postgresql_readonly``
             and ``postgresql_deferrable`` are those of the transactions that begin from now on.
+            With the level ``"AUTOCOMMIT"`` these are none, as with SQLAlchemy: for statements
+            that PostgreSQL refuses in a transaction, in code that calls ``begin()`` all the same.
         :raises sqlalchemy.exc.ArgumentError: if the database does not know a value.
         :raises sqlalchemy.exc.InvalidRequestError: if one of these is given in a transaction.
         """
@@ -174,8 +178,8 @@ class OptInConnection(Connection):
                     "The isolation level and the flags of a transaction that has begun can't "
                     "be changed: set them before begin()."
                 )
-            options = without_autocommit(options).over(self.transaction_options)
-            options.check(self.dialect)
+            options = options.over(self.transaction_options)
+            without_autocommit(options).check(self.dialect)
             self.transaction_options = options
         if rest:
             super().execution_options(**rest)
@@ -213,6 +217,8 @@ class OptInConnection(Connection):
 
     # private: SQLAlchemy logs BEGIN when it may be sent, and COMMIT where it may have been
     def _log_info(self, message: str, *arg: Any, **kw: Any) -> None:
+        if self._left_with is None and message in ("BEGIN (implicit)", "COMMIT", "ROLLBACK"):
+            return
         begin, self._begin_to_log = self._begin_to_log, None
         if message == "BEGIN (implicit)":  # the driver sends it with the next statement, if any
             self._begin_to_log = message

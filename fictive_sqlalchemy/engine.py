@@ -54,7 +54,8 @@ class OptInEngine(Engine):
         """Return a copy of this engine with the same pool and other execution options.
 
         :param opt: As SQLAlchemy takes them, but ``isolation_level``, ``postgresql_readonly``
-            and ``postgresql_deferrable`` are those of the copy's transactions.
+            and ``postgresql_deferrable`` are those of the copy's transactions, which are none
+            with the level ``"AUTOCOMMIT"``.
         :raises sqlalchemy.exc.ArgumentError: if the database does not know a value.
         """
         copy: Engine = super().execution_options()
@@ -72,8 +73,8 @@ class OptInEngine(Engine):
         :raises sqlalchemy.exc.ArgumentError: if the database does not know a value.
         """
         options, rest = split_options(opt)
-        options = without_autocommit(options).over(self.transaction_options)
-        options.check(self.dialect)
+        options = options.over(self.transaction_options)
+        without_autocommit(options).check(self.dialect)
         self.transaction_options = options
         super().update_execution_options(**rest)
 
