@@ -11,6 +11,10 @@
 It speaks the PostgreSQL protocol, version 3, over plain TCP: it declines encryption. A message of
 either side is recorded before it is forwarded, so whatever a client has an answer to is in the
 recording, and so is the state that the answer left.
+
+One call cannot go through a proxy of the same process: ``connection.cancel()`` of both drivers
+keeps the interpreter to itself while it waits for the answer, so the proxy cannot give it.
+psycopg 3's ``cancel_safe()`` does not.
 """
 
 from __future__ import annotations
@@ -125,10 +129,10 @@ class Recording:
     def round_trips(self) -> int:
         """How many frontend messages waited for an answer.
 
-        Counted: each Query, Sync, Flush (psycopg 3 sends it in pipeline mode only) and
-        FunctionCall, and the CopyDone or CopyFail that ends a COPY which a Query began. So psycopg
-        3 pays two for the execution in which it prepares a statement: Parse and Sync, then Bind,
-        Execute and Sync.
+        Counted: each Query, Sync and FunctionCall; a Flush that something unanswered stands before
+        (psycopg 3 sends it in pipeline mode only); and the CopyDone or CopyFail that ends a COPY
+        which a Query began. So psycopg 3 pays two for the execution in which it prepares a
+        statement: Parse and Sync, then Bind, Execute and Sync.
         Not counted: the start of a connection (up to its first ReadyForQuery) and Terminate.
         """
         return sum(message.waits for message in self.messages)
@@ -331,7 +335,8 @@ class _Connection:
         self._sent = bytearray()
         self._statements: dict[bytes, str] = {}
         self._portals: dict[bytes, str] = {}
-        self._simple = False
+        self._simple = False  # The last statement came as a Query.
+        self._asked = False  # Something was sent since the last message that waits.
         # The thread that reads the server has these to itself.
         self._received = b""
         self._skip = 0
@@ -450,6 +455,9 @@ class _Connection:
             text = self._portals.get(body.split(b"\0", 1)[0], "")
         elif kind in b"cf":
             waits = self._simple
+        elif kind == b"H":
+            waits = self._asked
+        self._asked = not waits
         return self._message("frontend", name, text, waits)
 
     def _from_server(self, data: bytes) -> bytes:
