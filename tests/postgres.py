@@ -192,16 +192,17 @@ class _EmbeddedServer(PostgresServer):
     def __init__(self, version: int) -> None:
         installation = _installation(version)
         # PostgreSQL refuses to run as root.
-        self._account = "nobody" if os.geteuid() == 0 else None
-        self._group = pwd.getpwnam(self._account).pw_gid if self._account else None
-        self._groups: list[int] | None = [] if self._account else None
+        account = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
+        self._user = account.pw_uid if account else None
+        self._group = account.pw_gid if account else None
+        self._groups: list[int] | None = [] if account else None
         self.directory = Path(tempfile.mkdtemp(prefix="fictive-postgres-"))
         self._keeper: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
         try:
-            if self._account:
-                shutil.chown(self.directory, self._account)
-                installation = self._reachable(installation)
+            if account:
+                os.chown(self.directory, account.pw_uid, account.pw_gid)
+                installation = self._reachable(installation, account)
             self._bin = installation / "bin"
             self._start_keeper()
             self._initdb()
@@ -244,7 +245,7 @@ class _EmbeddedServer(PostgresServer):
             stderr=subprocess.DEVNULL,
             start_new_session=True,
             cwd=self.directory,
-            user=self._account,
+            user=self._user,
             group=self._group,
             extra_groups=self._groups,
         )
@@ -290,7 +291,7 @@ class _EmbeddedServer(PostgresServer):
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 cwd=self.directory,
-                user=self._account,
+                user=self._user,
                 group=self._group,
                 extra_groups=self._groups,
             )
@@ -300,24 +301,28 @@ class _EmbeddedServer(PostgresServer):
                 log = self.log.read_text() if self.log.exists() else ""
                 raise RuntimeError(f"{program} failed with code {process.returncode}:\n{said}{log}")
 
-    def _reachable(self, installation: Path) -> Path:
+    def _reachable(self, installation: Path, account: pwd.struct_passwd) -> Path:
         """The installation, or a copy of it in our directory where the account cannot read it."""
         for path in self.directory.parents:
             if not path.stat().st_mode & stat.S_IXOTH:
                 raise RuntimeError(
-                    f"PostgreSQL refuses to run as root, and {self._account!r}, which it runs as"
+                    f"PostgreSQL refuses to run as root, and {account.pw_name!r}, which it runs as"
                     f" instead, may not enter {path}: set TMPDIR to a directory that everybody may"
                     " enter."
                 )
         if all(path.stat().st_mode & stat.S_IXOTH for path in installation.parents):
             return installation
-        package = self.directory / "binaries" / installation.parent.name
+        binaries = self.directory / "binaries"
+        package = binaries / installation.parent.name
         copy = package / installation.name
         shutil.copytree(installation, copy, symlinks=True, ignore=shutil.ignore_patterns("include"))
         # The wheel's shared libraries, which its programs find from their own place.
         libraries = installation.parent.with_name(f"{installation.parent.name}.libs")
         if libraries.exists():
             shutil.copytree(libraries, package.with_name(libraries.name))
+        for path in (binaries, *binaries.rglob("*")):
+            # So that the keeper, which runs as this account, can remove it.
+            os.lchown(path, account.pw_uid, account.pw_gid)
         return copy
 
 
