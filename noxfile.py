@@ -9,6 +9,7 @@ import nox
 
 nox.needs_version = ">=2024.4.15"
 nox.options.sessions = ["tests"]
+nox.options.default_venv_backend = "virtualenv"
 
 DRIVERS = ["psycopg2", "psycopg"]
 LINES = ["2.1", "2.0"]

@@ -1,1 +1,1 @@
-"""The tests, and the two tools they share with the examples: a PostgreSQL server and a wire proxy."""
+"""The tests, and the two tools that the examples share: a PostgreSQL server and a wire proxy."""
