@@ -1,0 +1,132 @@
+"""``Model.filter_by_or_create`` for the models of Flask-SQLAlchemy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar
+
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import MetaData, exc
+from sqlalchemy.orm import scoped_session
+
+from ...filter_by_or_create import filter_by_or_create
+from .declarative import DeclarativeBaseMixin
+
+T = TypeVar("T")
+
+
+class FilterByOrCreate(Generic[T]):
+    """What ``Model.filter_by_or_create`` is: it finds an object of the model or creates it.
+
+    :param model: The model.
+    """
+
+    def __init__(self, model: type[T]) -> None:
+        self.model = model
+
+    def __call__(self, /, *, defaults: Mapping[str, Any] | None = None, **filters: Any) -> T:
+        """Return the one object that ``filter_by(**filters)`` finds, or create it::
+
+            user = User.filter_by_or_create(email="ada@example.com", defaults={"name": "Ada"})
+
+        Outside a transaction a new object is stored when the call returns, and all that waits in
+        the session goes on waiting; inside, it is part of the transaction. See
+        :func:`fictive_sqlalchemy.filter_by_or_create.filter_by_or_create` for what is sent.
+
+        :param defaults: What a new object gets besides the filters.
+        :param filters: The values to search for, by the names of attributes; a new object gets
+            them, too.
+        :returns: The object, which belongs to the session.
+        :raises sqlalchemy.exc.ArgumentError: if there is nothing to search for, or a name is both
+            a filter and in ``defaults``. Nothing is sent.
+        :raises sqlalchemy.exc.InvalidRequestError: if the model has no attribute of that name, or a
+            related object can't be used here. Nothing is sent.
+        :raises sqlalchemy.exc.MultipleResultsFound: if there is more than one.
+        :raises sqlalchemy.exc.DBAPIError: if the database refuses the new row.
+        """
+        return self.with_created(defaults=defaults, **filters)[0]
+
+    def with_created(
+        self, /, *, defaults: Mapping[str, Any] | None = None, **filters: Any
+    ) -> tuple[T, bool]:
+        """Do the same, and tell whether this call has created the object::
+
+            user, created = User.filter_by_or_create.with_created(email="ada@example.com")
+
+        :param defaults: What a new object gets besides the filters.
+        :param filters: The values to search for.
+        :returns: The object, and ``True`` if it was created, ``False`` if it was found.
+        """
+        sessions: scoped_session[Any] = getattr(self.model, "__fsa__").session  # noqa: B009
+        return filter_by_or_create(
+            sessions(),
+            self.model,
+            filters,
+            {} if defaults is None else defaults,
+            sessions.session_factory,
+        )
+
+
+class FilterByOrCreateProperty:
+    """The descriptor that gives every model its own :class:`FilterByOrCreate`."""
+
+    def __get__(self, instance: object, owner: type[T]) -> FilterByOrCreate[T]:
+        return FilterByOrCreate(owner)
+
+
+class FilterByOrCreateMixin(DeclarativeBaseMixin):
+    """Gives the models of Flask-SQLAlchemy ``filter_by_or_create``. Stands before ``SQLAlchemy``::
+
+        class Database(FilterByOrCreateMixin, SQLAlchemy): ...
+
+    It needs no other mixin. Without :class:`.OptInTransactionMixin` the session begins a
+    transaction by itself as ever, and a new object is part of it until you commit.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Make the extension.
+
+        :raises TypeError: if the mixin stands behind ``SQLAlchemy`` in the bases of the class.
+        """
+        order = cls.__mro__
+        if SQLAlchemy in order and order.index(SQLAlchemy) < order.index(FilterByOrCreateMixin):
+            raise TypeError(
+                f"In the bases of {cls.__name__} FilterByOrCreateMixin comes after SQLAlchemy, "
+                "where it has no effect. Put it before: "
+                f"class {cls.__name__}(FilterByOrCreateMixin, SQLAlchemy)."
+            )
+        return super().__new__(cls)
+
+    def make_declarative_base(self, model: Any, metadata: MetaData | None = None) -> Any:
+        """Make a base class for models that has ``filter_by_or_create``. Sends nothing.
+
+        :param model: As Flask-SQLAlchemy's ``model_class``: a base class or mixin for the models. A
+            base class that this extension has made before is not made again.
+        :param metadata: The default metadata of this extension from now on.
+        :returns: The base class of the models.
+        :raises sqlalchemy.exc.InvalidRequestError: if the extension has tables in another default
+            metadata already.
+        """
+        if metadata is not None:
+            self._use_metadata(metadata)
+        if getattr(model, "__fsa__", None) is not self:
+            return self._make_declarative_base(model)
+        model.filter_by_or_create = FilterByOrCreateProperty()
+        return model
+
+    def _make_declarative_base(  # private: Flask-SQLAlchemy makes `Model` here
+        self, model_class: Any, disable_autonaming: bool = False
+    ) -> Any:
+        model = super()._make_declarative_base(model_class, disable_autonaming)
+        model.filter_by_or_create = FilterByOrCreateProperty()
+        return model
+
+    def _use_metadata(self, metadata: MetaData) -> None:
+        default = self.metadatas.get(None)
+        if default is not None and default is not metadata and default.tables:
+            raise exc.InvalidRequestError(
+                "The default metadata of this extension has tables already: give the new one to "
+                "the extension when you make it, metadata=…."
+            )
+        metadata.info["bind_key"] = None
+        self.metadatas[None] = metadata
