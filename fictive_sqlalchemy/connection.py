@@ -58,7 +58,7 @@ class _OutOfAutocommit(Transaction):
         except BaseException:
             connection.return_to_autocommit()
             raise
-        open_transactions.add(connection.begun_for or self, connection)
+        open_transactions.add(connection.begins_for or self, connection)
 
     def commit(self) -> None:
         if self.is_active and _ours(self).is_aborted():
@@ -122,8 +122,8 @@ class OptInConnection(Connection):
     on_loan: bool = False
     """Whether a session has it on loan, so that it goes back when the pool has no spare one."""
 
-    begun_for: SessionTransaction | None = None
-    """The session's transaction that it is in."""
+    begins_for: SessionTransaction | None = None
+    """The session's transaction for which it begins one now."""
 
     def __init__(self, engine: OptInEngine) -> None:
         self.transaction_options = engine.transaction_options
@@ -197,7 +197,6 @@ class OptInConnection(Connection):
     def return_to_autocommit(self) -> None:
         """Put the driver back, for the transaction that has ended. Sends nothing."""
         used, self._left_with = self._left_with, None
-        self.begun_for = None
         if used is None or self.invalidated or self.closed:
             return
         try:
@@ -278,6 +277,15 @@ class OptInConnection(Connection):
                     "write. Nothing was sent."
                 )
             return call(statement, parameters, execution_options=execution_options)
+        try:
+            return self._send_alone(call, statement, parameters, execution_options)
+        finally:
+            if self.on_loan:
+                self.give_back_if_wanted()
+
+    def _send_alone(
+        self, call: Callable[..., Any], statement: Any, parameters: Any, execution_options: Any
+    ) -> Any:
         read = statement.element if isinstance(statement, FromStatement) else statement
         # private: a Select has no public way to tell its FOR UPDATE
         if getattr(read, "_for_update_arg", None) is not None:
@@ -300,8 +308,6 @@ class OptInConnection(Connection):
             if len(self._unread) > 8:
                 self._unread = list(filter(_is_unread, self._unread))
             self._unread.append(cast("CursorResult[Any]", result))
-        if self.on_loan:
-            self.give_back_if_wanted()
         return cast(Any, result)
 
     def _streams(self, statement: Any, execution_options: Any) -> bool:

@@ -83,17 +83,22 @@ class OptInSessionTransaction(_Reporting):
 
     # private: flush() and execute() both come here for a connection, and no event comes before
     def _connection_for_bind(self, bind: Any, execution_options: Any) -> Connection:
-        if isinstance(bind, OptInEngine):
-            assert isinstance(self.session, OptInSession)
-            connection = self.session.borrow(bind)
-            if connection.get_transaction() is None:
-                connection.transaction_options = self.options.over(bind.transaction_options)
-                connection.begun_for = self
-                self.taken += (connection,)
-            bind = connection
-        elif self.options is not DEFAULT:
-            execution_options = join_options(self.options) | dict(execution_options or {})
-        return super()._connection_for_bind(bind, execution_options)  # private: as above
+        if not isinstance(bind, OptInEngine):
+            if self.options is not DEFAULT:
+                execution_options = join_options(self.options) | dict(execution_options or {})
+            return super()._connection_for_bind(bind, execution_options)  # private: as above
+        assert isinstance(self.session, OptInSession)
+        connection = self.session.borrow(bind)
+        if connection.get_transaction() is not None:
+            return super()._connection_for_bind(connection, execution_options)  # private: as above
+        connection.transaction_options = self.options.over(bind.transaction_options)
+        connection.begins_for = self
+        try:
+            super()._connection_for_bind(connection, execution_options)  # private: as above
+        finally:
+            connection.begins_for = None
+        self.taken += (connection,)
+        return connection
 
 
 class OptInSession(Session):
@@ -217,12 +222,20 @@ class OptInSession(Session):
         :raises Exception: what the database says. Outside, nothing is stored then, and the
             session is usable at once.
         """
-        if self._state is State.OUTSIDE:
-            with self.begin():
-                pass
-        else:
+        if self._state is not State.OUTSIDE:
             self._state = State.INSIDE
             super().commit()
+            return
+        transaction = self.begin()
+        try:
+            super().commit()
+        except BaseException:
+            if super().get_transaction() is transaction:
+                try:
+                    super().rollback()
+                except exc.IllegalStateChangeError:  # it is stored: a listener failed after COMMIT
+                    transaction.close()
+            raise
 
     def rollback(self) -> None:
         """Roll the transaction back. Outside, forget what is waiting, and send nothing.
@@ -291,20 +304,23 @@ class OptInSession(Session):
     def bulk_save_objects(self, objects: Iterable[object], *args: Any, **kwargs: Any) -> None:
         """As SQLAlchemy's; outside it is one transaction, all or nothing."""
         objects = list(objects)
-        with self._bulk(map(object_mapper, objects)):
-            super().bulk_save_objects(objects, *args, **kwargs)
+        with self._bulk(map(object_mapper, objects)) as apart:
+            target: Any = apart or super()
+            target.bulk_save_objects(objects, *args, **kwargs)
 
     def bulk_insert_mappings(
         self, mapper: Any, mappings: Iterable[dict[str, Any]], *args: Any, **kwargs: Any
     ) -> None:
         """As SQLAlchemy's; outside it is one transaction, all or nothing."""
-        with self._bulk([mapper]):
-            super().bulk_insert_mappings(mapper, mappings, *args, **kwargs)
+        with self._bulk([mapper]) as apart:
+            target: Any = apart or super()
+            target.bulk_insert_mappings(mapper, mappings, *args, **kwargs)
 
     def bulk_update_mappings(self, mapper: Any, mappings: Iterable[dict[str, Any]]) -> None:
         """As SQLAlchemy's; outside it is one transaction, all or nothing."""
-        with self._bulk([mapper]):
-            super().bulk_update_mappings(mapper, mappings)
+        with self._bulk([mapper]) as apart:
+            target: Any = apart or super()
+            target.bulk_update_mappings(mapper, mappings)
 
     def refresh(
         self,
@@ -402,15 +418,14 @@ class OptInSession(Session):
             return super()._connection_for_bind(
                 engine, execution_options, **kw
             )  # private: as above
-        connection = self.borrow(engine)
-        if execution_options:
-            if len(split_options(execution_options)[1]) < len(execution_options):
-                raise exc.InvalidRequestError(
-                    "The isolation level and the flags are those of a transaction, and none is "
-                    "open: give them to `with session.begin(…):`."
-                )
-            connection.execution_options(**execution_options)
-        return connection
+        if not execution_options:
+            return self.borrow(engine)
+        if len(split_options(execution_options)[1]) < len(execution_options):
+            raise exc.InvalidRequestError(
+                "The isolation level and the flags are those of a transaction, and none is open: "
+                "give them to `with session.begin(…):`."
+            )
+        return self.borrow(engine).execution_options(**execution_options)
 
     # private: SQLAlchemy makes its SessionTransaction here
     def _autobegin_t(self, begin: bool = False) -> SessionTransaction:
@@ -482,7 +497,7 @@ class OptInSession(Session):
         if not _is_ours(self.get_bind(**arguments)):
             return call(statement, params, **kwargs)
         if entity is not None and isinstance(params, (list, tuple)):  # SQLAlchemy's ORM bulk
-            with self._bulk([entity]):
+            with self._one_call() if self._state is State.OUTSIDE else self._joining():
                 return call(statement, params, **kwargs)
         result = call(statement, params, **kwargs)
         if self._state is State.OUTSIDE:
@@ -490,17 +505,22 @@ class OptInSession(Session):
         return result
 
     @contextmanager
-    def _bulk(self, mappers: Iterable[Any]) -> Generator[None]:
+    def _bulk(self, mappers: Iterable[Any]) -> Generator[OptInSession | None]:
         """A transaction for a call that may send several statements, if none is open."""
         binds = {self.get_bind(mapper) for mapper in set(mappers)}
         if self._state is State.INSIDE or not any(map(_is_ours, binds)):
-            yield
+            yield None
         elif self._state is State.OUTSIDE and all(map(_is_ours, binds)):
-            with self._one_call():
-                yield
+            # SQLAlchemy's bulk_ methods roll their session back when they fail, with all that is
+            # waiting in it. So they get another one, on the same connections.
+            apart = OptInSession(twophase=self.twophase)
+            apart.get_bind = self.get_bind  # type: ignore[method-assign]
+            apart._loans = self._loans
+            with apart._one_call():
+                yield apart
         else:
             with self._joining():
-                yield
+                yield None
 
     def _changed_binds(self) -> set[Any]:
         """Return the binds that a flush would write to."""
