@@ -293,6 +293,25 @@ class PsycopgSwitch(Switch):
             self.dialect.set_deferrable(connection, deferrable)
 
 
+class PysqliteSwitch(Switch):
+    """The same for sqlite, whose driver would begin only before an INSERT, UPDATE or DELETE.
+
+    So it stays in autocommit, and the transaction is begun here. Its commit() and rollback() end
+    it all the same: https://docs.python.org/3/library/sqlite3.html#transaction-control
+    """
+
+    def leave(self, connection: Any, options: TransactionOptions) -> None:
+        if options.isolation_level is not None:
+            self.dialect.set_isolation_level(connection, options.isolation_level)
+            connection.isolation_level = None
+        connection.execute("BEGIN")
+
+    def rest(self, connection: Any, used: TransactionOptions = DEFAULT) -> None:
+        if used.isolation_level is not None:
+            self.dialect.set_isolation_level(connection, self.dialect.default_isolation_level)
+        super().rest(connection, used)
+
+
 def switch_for(dialect: Dialect) -> Switch:
     """Return the way out of autocommit and back for a dialect.
 
@@ -305,7 +324,12 @@ def switch_for(dialect: Dialect) -> Switch:
             "AUTOCOMMIT, so its connections can't rest in it: take the name out of "
             "AUTOCOMMIT_DRIVERS, or make the engine with sqlalchemy.create_engine()."
         )
-    return (PsycopgSwitch if dialect.driver in ("psycopg2", "psycopg") else Switch)(dialect)
+    switches = {
+        "psycopg2": PsycopgSwitch,
+        "psycopg": PsycopgSwitch,
+        "pysqlite": PysqliteSwitch,
+    }
+    return switches.get(dialect.driver, Switch)(dialect)
 
 
 def _held_by_argument(factory: Callable[..., Any]) -> Callable[..., Any]:

@@ -91,12 +91,14 @@ class OptInSessionTransaction(_Reporting):
         connection = self.session.borrow(bind)
         if connection.get_transaction() is not None:
             return super()._connection_for_bind(connection, execution_options)  # private: as above
-        connection.transaction_options = self.options.over(bind.transaction_options)
+        options = connection.transaction_options
+        connection.transaction_options = self.options.over(options)
         connection.begins_for = self
         try:
             super()._connection_for_bind(connection, execution_options)  # private: as above
         finally:
             connection.begins_for = None
+            connection.transaction_options = options
         self.taken += (connection,)
         return connection
 
