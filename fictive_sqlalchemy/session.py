@@ -510,7 +510,9 @@ class OptInSession(Session):
     def _bulk(self, mappers: Iterable[Any]) -> Generator[OptInSession | None]:
         """A transaction for a call that may send several statements, if none is open."""
         binds = {self.get_bind(mapper) for mapper in set(mappers)}
-        if self._state is State.INSIDE or not any(map(_is_ours, binds)):
+        # private: inside a block whose transaction has ended SQLAlchemy refuses
+        ended = self._trans_context_manager is not None
+        if self._state is State.INSIDE or ended or not any(map(_is_ours, binds)):
             yield None
         elif self._state is State.OUTSIDE and all(map(_is_ours, binds)):
             # SQLAlchemy's bulk_ methods roll their session back when they fail, with all that is
