@@ -57,7 +57,9 @@ class FilterByOrCreate(Generic[T]):
         :param filters: The values to search for.
         :returns: The object, and ``True`` if it was created, ``False`` if it was found.
         """
-        sessions: scoped_session[Any] = getattr(self.model, "__fsa__").session  # noqa: B009
+        # private: the one way from a model to the extension it belongs to
+        extension: SQLAlchemy = getattr(self.model, "__fsa__")  # noqa: B009
+        sessions: scoped_session[Any] = extension.session
         return filter_by_or_create(
             sessions(),
             self.model,
@@ -110,14 +112,14 @@ class FilterByOrCreateMixin(DeclarativeBaseMixin):
         if metadata is not None:
             self._use_metadata(metadata)
         if getattr(model, "__fsa__", None) is not self:
-            return self._make_declarative_base(model)
+            return self._make_declarative_base(model)  # private: as below
         model.filter_by_or_create = FilterByOrCreateProperty()
         return model
 
     def _make_declarative_base(  # private: Flask-SQLAlchemy makes `Model` here
         self, model_class: Any, disable_autonaming: bool = False
     ) -> Any:
-        model = super()._make_declarative_base(model_class, disable_autonaming)
+        model = super()._make_declarative_base(model_class, disable_autonaming)  # private: as above
         model.filter_by_or_create = FilterByOrCreateProperty()
         return model
 
