@@ -36,6 +36,11 @@ class TransactionOptions:
     read_only: bool | None = None
     deferrable: bool | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.isolation_level, str):  # read it as SQLAlchemy does
+            level = self.isolation_level.replace("_", " ").upper()
+            object.__setattr__(self, "isolation_level", level)
+
     def over(self, base: TransactionOptions) -> TransactionOptions:
         """Return these options, with ``base`` for those that are ``None``.
 
@@ -97,8 +102,6 @@ def split_options(options: Mapping[str, Any]) -> tuple[TransactionOptions, dict[
     """
     rest = dict(options)
     given = {field: rest.pop(name) for name, field in _EXECUTION_OPTIONS.items() if name in rest}
-    if isinstance(level := given.get("isolation_level"), str):
-        given["isolation_level"] = level.replace("_", " ")  # as SQLAlchemy reads it
     return TransactionOptions(**given), rest
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 from weakref import ref
 
-from sqlalchemy import exc
+from sqlalchemy import Executable, exc
 from sqlalchemy.engine import (
     Connection,
     CursorResult,
@@ -20,7 +20,7 @@ from sqlalchemy.engine.cursor import (
     FullyBufferedCursorFetchStrategy,
 )
 from sqlalchemy.orm import FromStatement, SessionTransaction
-from sqlalchemy.pool import Pool, QueuePool, StaticPool
+from sqlalchemy.pool import AssertionPool, Pool, QueuePool, StaticPool
 
 from .autocommit import (
     HELD_CURSORS,
@@ -52,8 +52,8 @@ class _OutOfAutocommit(Transaction):
     __slots__ = ()
 
     def __init__(self, connection: OptInConnection, *args: Any) -> None:
-        connection.leave_autocommit()
         try:
+            connection.leave_autocommit()
             super().__init__(connection, *args)
         except BaseException:
             connection.return_to_autocommit()
@@ -61,9 +61,7 @@ class _OutOfAutocommit(Transaction):
         open_transactions.add(connection.begins_for or self, connection)
 
     def commit(self) -> None:
-        if self.is_active and _ours(self).is_aborted():
-            # PostgreSQL would answer COMMIT with ROLLBACK, and the drivers don't raise for it.
-            raise exc.PendingRollbackError(NOTHING_STORED)
+        _ours(self).refuse_if_aborted()
         try:
             super().commit()
         finally:
@@ -102,6 +100,21 @@ class OptInTwoPhaseTransaction(_OutOfAutocommit, TwoPhaseTransaction):
 
     __slots__ = ()
 
+    def prepare(self) -> None:
+        """Prepare the transaction to be committed."""
+        _ours(self).refuse_if_aborted()
+        super().prepare()
+
+
+class OptInNestedTransaction(NestedTransaction):
+    """A savepoint in a transaction of ours."""
+
+    __slots__ = ()
+
+    def commit(self) -> None:
+        _ours(self).refuse_if_aborted()
+        super().commit()
+
 
 class OptInConnection(Connection):
     """A connection on which nothing is a transaction unless you ask.
@@ -130,6 +143,8 @@ class OptInConnection(Connection):
         self._left_with: TransactionOptions | None = None
         self._unread: list[CursorResult[Any]] = []
         self._begin_to_log: str | None = None
+        self._has_streamed = False
+        self._under_way = 0
         super().__init__(engine)
 
     # Transactions
@@ -149,7 +164,7 @@ class OptInConnection(Connection):
         """Set a SAVEPOINT; outside there is nothing to nest in, so it is :meth:`begin`."""
         if self.get_transaction() is None:
             return cast(NestedTransaction, self.begin())
-        return super().begin_nested()
+        return OptInNestedTransaction(self)
 
     def begin_twophase(self, xid: Any | None = None) -> TwoPhaseTransaction:
         """Begin a transaction that can be prepared.
@@ -201,18 +216,29 @@ class OptInConnection(Connection):
             return
         try:
             self.engine.switch.rest(self.connection.dbapi_connection, used)
-        except BaseException:
-            self.invalidate()  # nobody knows its state: it must not reach the pool
-            raise
+        except BaseException as failure:
+            # Nobody knows its state: it must not reach the pool. The transaction has ended all
+            # the same, and what it has to say comes first.
+            self.invalidate()
+            if not isinstance(failure, Exception):
+                raise
 
-    def is_aborted(self) -> bool:
-        """Tell whether COMMIT would roll back, because a statement failed. Sends nothing."""
-        if self.invalidated:
-            return False
-        return self.engine.switch.aborted(self.connection.dbapi_connection)
+    def refuse_if_aborted(self) -> None:
+        """Refuse to commit after an error: PostgreSQL would roll back, and no driver says so.
+
+        :raises sqlalchemy.exc.PendingRollbackError: if a statement of the transaction failed.
+        """
+        if not self.invalidated and self.engine.switch.aborted(self.connection.dbapi_connection):
+            raise exc.PendingRollbackError(NOTHING_STORED)
 
     def _autobegin(self) -> None:  # private: the one place where a statement begins unasked
         pass
+
+    # private: the only place that is told of a stream's end
+    def _safe_close_cursor(self, cursor: Any) -> None:
+        super()._safe_close_cursor(cursor)  # private: as above
+        if self._has_streamed and self.on_loan:
+            self.give_back_if_wanted()
 
     # private: SQLAlchemy logs BEGIN when it may be sent, and COMMIT where it may have been
     def _log_info(self, message: str, *arg: Any, **kw: Any) -> None:
@@ -277,9 +303,11 @@ class OptInConnection(Connection):
                     "write. Nothing was sent."
                 )
             return call(statement, parameters, execution_options=execution_options)
+        self._under_way += 1  # several: one may load what another needs for its parameters
         try:
             return self._send_alone(call, statement, parameters, execution_options)
         finally:
+            self._under_way -= 1
             if self.on_loan:
                 self.give_back_if_wanted()
 
@@ -300,7 +328,7 @@ class OptInConnection(Connection):
         if self._streams(statement, execution_options):
             # https://www.postgresql.org/docs/current/sql-declare.html
             with self.engine.switch.holding(self.connection.dbapi_connection):
-                self.info[HELD_CURSORS] = True
+                self._has_streamed = self.info[HELD_CURSORS] = True
                 result = call(statement, parameters, execution_options=execution_options)
         else:
             result = call(statement, parameters, execution_options=execution_options)
@@ -315,7 +343,7 @@ class OptInConnection(Connection):
             _asks_for_stream(execution_options)
             or _asks_for_stream(self.get_execution_options())
             or (
-                not isinstance(statement, str)
+                isinstance(statement, Executable)
                 and _asks_for_stream(statement.get_execution_options())
             )
         )
@@ -336,7 +364,7 @@ class OptInConnection(Connection):
         # private: `invalidated` tells of a Connection without a DBAPI connection, and the next
         # statement gives it one; but the only public way there, invalidate(), closes it
         lent = self._dbapi_connection
-        if lent is None or self.get_transaction() is not None:
+        if lent is None or self._under_way or self.get_transaction() is not None:
             return
         self._unread = list(filter(_is_unread, self._unread))
         if any(map(_is_stream, self._unread)):
@@ -364,7 +392,9 @@ def _are_many(parameters: Any) -> bool:
     if not isinstance(parameters, (list, tuple)):
         return False
     sets = cast("Sequence[Any]", parameters)
-    return len(sets) > 1 and isinstance(sets[0], (dict, tuple, list))
+    return (
+        len(sets) > 1 and isinstance(sets[0], (Mapping, Sequence)) and not isinstance(sets[0], str)
+    )
 
 
 def _asks_for_stream(options: Any) -> bool:
@@ -373,7 +403,7 @@ def _asks_for_stream(options: Any) -> bool:
 
 def _has_spare(pool: Pool) -> bool:
     if not isinstance(pool, QueuePool):
-        return True  # no other pool makes anyone wait
+        return not isinstance(pool, AssertionPool)  # no other pool refuses one, or makes it wait
     size = pool.size()
     return pool.checkedout() < size or size == 0  # of size 0 it has no limit
 

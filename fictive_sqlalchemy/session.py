@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy import event, exc
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import (
+    FromStatement,
     Session,
     SessionTransaction,
     SessionTransactionOrigin,
@@ -206,8 +207,12 @@ class OptInSession(Session):
             savepoint = super().begin(nested=True)
             savepoint.__class__ = OptInSavepoint  # SQLAlchemy has no parameter for the class
             return savepoint
+        if nested and not self._is_on_ours():
+            return super().begin(nested=True)
         if options is not DEFAULT:
             self._check(options)
+        if nested:
+            self.flush()  # as before a savepoint: what waits is no part of it
         self._forget_autobegin()
         transaction = super().begin()
         assert isinstance(transaction, OptInSessionTransaction)
@@ -215,7 +220,10 @@ class OptInSession(Session):
         return transaction
 
     def begin_nested(self) -> SessionTransaction:
-        """Set a SAVEPOINT; outside there is nothing to nest in, so it is :meth:`begin`."""
+        """Set a SAVEPOINT; outside there is nothing to nest in, so it is :meth:`begin`.
+
+        As ever, what is waiting is stored before: it is no part of the block.
+        """
         return self.begin(nested=True)
 
     def commit(self) -> None:
@@ -264,7 +272,7 @@ class OptInSession(Session):
         if not any(map(_is_ours, binds)):
             flush(*arguments)
         elif self._state is State.OUTSIDE and all(map(_is_ours, binds)):
-            with self._stored_flush():
+            with self._stored_flush(alone=objects is not None):
                 flush(*arguments)
         else:
             with self._joining():
@@ -456,15 +464,16 @@ class OptInSession(Session):
             noted.close()
 
     @contextmanager
-    def _stored_flush(self) -> Generator[None]:
+    def _stored_flush(self, *, alone: bool) -> Generator[None]:
         """One transaction around one flush, committed with it."""
         expire_on_commit = self.expire_on_commit
         self.expire_on_commit = False  # nobody asked for a commit, and the objects are in use
-        deleted = self._deleted_by_flush = []
+        deleted: list[object] = []
+        self._deleted_by_flush = deleted
         try:
             with self.begin():  # an error undoes what the flush did to the objects
                 yield
-                self._flushing = True  # private: commit() would flush again, what was left out too
+                self._flushing = alone  # private: or commit() would flush what was left out
             for instance in deleted:
                 self.expunge(instance)  # which commit() does only with expire_on_commit
         finally:
@@ -493,12 +502,17 @@ class OptInSession(Session):
         self, call: Callable[..., Any], statement: Any, params: Any, kwargs: dict[str, Any]
     ) -> Any:
         """Execute one INSERT, UPDATE or DELETE outside."""
-        entity = statement.entity_description.get("entity")
-        arguments: dict[str, Any] = {"mapper": entity, "clause": statement}
+        of_objects = not isinstance(statement, FromStatement)
+        write: Any = statement if of_objects else statement.element
+        entity = write.entity_description.get("entity")
+        arguments: dict[str, Any] = {"mapper": entity, "clause": write}
         arguments.update(kwargs.get("bind_arguments") or {})
         if not _is_ours(self.get_bind(**arguments)):
             return call(statement, params, **kwargs)
-        if entity is not None and isinstance(params, (list, tuple)):  # SQLAlchemy's ORM bulk
+        options: dict[str, Any] = dict(write.get_execution_options())
+        options.update(kwargs.get("execution_options") or {})
+        is_bulk = isinstance(params, (list, tuple)) or options.get("dml_strategy") == "bulk"
+        if of_objects and entity is not None and is_bulk:  # it may be several statements
             with self._one_call() if self._state is State.OUTSIDE else self._joining():
                 return call(statement, params, **kwargs)
         result = call(statement, params, **kwargs)
@@ -531,12 +545,20 @@ class OptInSession(Session):
         changed = [*self.new, *self.dirty, *self.deleted]
         return {self.get_bind(mapper) for mapper in set(map(object_mapper, changed))}
 
-    def _check(self, options: TransactionOptions) -> None:
+    def _default_bind(self) -> Any:
         try:
-            bind = self.get_bind()
+            return self.get_bind()
         except exc.UnboundExecutionError:
-            return  # each bind is asked as it joins
-        if isinstance(bind, OptInEngine):
+            return None
+
+    def _is_on_ours(self) -> bool:
+        """Tell whether a transaction would be one of our binds, as far as is known before it."""
+        bind = self._default_bind()
+        return bind is None or _is_ours(bind) or any(map(_is_ours, self._changed_binds()))
+
+    def _check(self, options: TransactionOptions) -> None:
+        bind = self._default_bind()
+        if isinstance(bind, OptInEngine):  # each other is asked as it joins
             options.over(bind.transaction_options).check(bind.dialect)
 
     def _already_begun(self) -> str:
