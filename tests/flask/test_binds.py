@@ -22,7 +22,7 @@ from tests.flask.support import Database, sent
 from tests.postgres import PostgresServer
 from tests.wire import WireProxy
 
-db = Database()
+db: Any = Database()
 
 
 class Order(db.Model):
@@ -216,7 +216,7 @@ def test_tables_are_created_in_each_bind(app: Flask) -> None:
 
 
 def test_an_unknown_bind_is_still_refused(app: Flask) -> None:
-    db = Database()
+    db: Any = Database()
 
     class Lost(db.Model):
         __bind_key__ = "nowhere"

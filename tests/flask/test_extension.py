@@ -34,7 +34,7 @@ class CountingQuery(Query):
         return sorted(user.name for user in self)
 
 
-db = Database(query_class=CountingQuery)
+db: Any = Database(query_class=CountingQuery)
 
 membership = db.Table(
     "membership",
@@ -235,7 +235,7 @@ def test_tables_are_created_and_dropped_in_one_transaction(
 
 
 def test_tables_that_cannot_all_be_created_are_none(make_app: MakeApp, url: str) -> None:
-    db = Database()
+    db: Any = Database()
     db.Table("first", sa.Column("id", sa.Integer, primary_key=True))
     db.Table("second", sa.Column("id", sa.Integer, sa.CheckConstraint("no_such_function(id)")))
     app = make_app(db, url)
@@ -260,7 +260,7 @@ def test_tables_are_reflected(app: Flask, make_app: MakeApp, url: str) -> None:
 def test_the_extension_may_be_made_with_the_application(url: str, wire: WireProxy) -> None:
     app = Flask(__name__)
     app.config["SQLALCHEMY_DATABASE_URI"] = wire.url(url)
-    db = Database(app)
+    db: Any = Database(app)
     with app.app_context():
         assert isinstance(db.engine, OptInEngine)
         assert isinstance(db.session(), OptInSession)
@@ -424,7 +424,7 @@ class Signals:
 
 @pytest.fixture
 def signals(make_app: MakeApp, url: str) -> Iterator[Signals]:
-    db = Database(session_options={"expire_on_commit": False})
+    db: Any = Database(session_options={"expire_on_commit": False})
 
     class Club(db.Model):
         id: Mapped[int] = mapped_column(primary_key=True)

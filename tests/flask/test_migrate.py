@@ -30,7 +30,7 @@ APP = """
 
     app = Flask(__name__)
     app.config["SQLALCHEMY_DATABASE_URI"] = os.environ["DATABASE"]
-    db = Database(app)
+    db: Any = Database(app)
     Migrate(app, db)
 
     class User(db.Model):
@@ -248,7 +248,7 @@ def test_a_block_in_autocommit_works_between_transactions(
     assert len(index_statements) == 1
     assert "CREATE" in verbs[first:second]
 
-    project.flask("downgrade", "-1")
+    project.flask("downgrade", "first")
     assert project.tables == {"user": {"id", "name"}}
     assert project.version == "first"
 

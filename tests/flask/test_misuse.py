@@ -30,7 +30,7 @@ from tests.flask.conftest import MakeApp
 from tests.flask.support import Database, sent
 from tests.wire import WireProxy
 
-db = Database()
+db: Any = Database()
 
 
 class Item(db.Model):
@@ -253,7 +253,7 @@ def test_an_engine_option_that_contradicts(
 ) -> None:
     app = Flask(__name__)
     app.config["SQLALCHEMY_DATABASE_URI"] = wire_url
-    db = Database(engine_options=options if place == "extension" else None)
+    db: Any = Database(engine_options=options if place == "extension" else None)
     if place == "application":
         app.config["SQLALCHEMY_ENGINE_OPTIONS"] = options
     if place == "bind":
@@ -264,7 +264,7 @@ def test_an_engine_option_that_contradicts(
 
 
 def test_the_same_options_are_fine_where_the_backend_is_not_opted_in(make_app: MakeApp) -> None:
-    db = Database(engine_options={"isolation_level": "AUTOCOMMIT"})
+    db: Any = Database(engine_options={"isolation_level": "AUTOCOMMIT"})
     with make_app(db, "sqlite://").app_context():
         assert not isinstance(db.engine, OptInEngine)
         assert db.session.scalar(sa.text("SELECT 1")) == 1
@@ -377,7 +377,7 @@ def test_a_backend_may_be_opted_out(make_app: MakeApp, wire_url: str, wire: Wire
     class Nothing(Database):
         AUTOCOMMIT_DRIVERS = []  # noqa: RUF012
 
-    db = Nothing()
+    db: Any = Nothing()
     with make_app(db, wire_url).app_context():
         db.session.execute(sa.text("SELECT 1"))
         db.session.remove()
@@ -395,7 +395,7 @@ def test_a_server_that_is_down_at_the_start(make_app: MakeApp, url: str, driver:
         port = taken.getsockname()[1]
     # Nobody listens there now.
     target = sa.make_url(url)
-    db = Database()
+    db: Any = Database()
     app = make_app(db, target.set(host="127.0.0.1", port=port))
     with app.app_context():
         for use in (
@@ -438,7 +438,7 @@ def test_a_server_that_is_down_at_the_start(make_app: MakeApp, url: str, driver:
 
 
 def test_a_session_without_a_bind(make_app: MakeApp, url: str) -> None:
-    db = Database()
+    db: Any = Database()
 
     class Lost(db.Model):
         id: Mapped[int] = mapped_column(primary_key=True)

@@ -57,7 +57,7 @@ def begins(recording: Recording) -> list[set[str]]:
 
 
 def test_engine_options_may_be_strings(make_app: MakeApp, url: str) -> None:
-    db = Database()
+    db: Any = Database()
     options = {
         "pool_size": "2",
         "max_overflow": "0",
@@ -79,7 +79,7 @@ def test_engine_options_may_be_strings(make_app: MakeApp, url: str) -> None:
 def test_options_of_the_extension_are_defaults_for_the_application(
     make_app: MakeApp, url: str
 ) -> None:
-    db = Database(engine_options={"pool_size": 2, "isolation_level": "SERIALIZABLE"})
+    db: Any = Database(engine_options={"pool_size": 2, "isolation_level": "SERIALIZABLE"})
     app = make_app(db, url, SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 3})
     with app.app_context():
         assert db.engine.pool.size() == 3
@@ -107,7 +107,7 @@ def test_options_of_transactions_are_sent_with_begin_alone(
     options: dict[str, Any],
     words: set[str],
 ) -> None:
-    db = Database()
+    db: Any = Database()
     with make_app(db, wire_url, SQLALCHEMY_ENGINE_OPTIONS=options).app_context():
         read(db)
         with wire.record() as recording:
@@ -123,7 +123,7 @@ def test_options_of_transactions_are_sent_with_begin_alone(
 def test_begin_has_the_last_word_over_the_engine(
     make_app: MakeApp, wire_url: str, wire: WireProxy
 ) -> None:
-    db = Database(engine_options={"isolation_level": "SERIALIZABLE"})
+    db: Any = Database(engine_options={"isolation_level": "SERIALIZABLE"})
     with make_app(db, wire_url).app_context():
         read(db)
         with wire.record() as recording:
@@ -140,7 +140,7 @@ def test_begin_has_the_last_word_over_the_engine(
 def test_pools_of_every_kind_work(
     make_app: MakeApp, wire_url: str, wire: WireProxy, poolclass: type[Any]
 ) -> None:
-    db = Database(engine_options={"poolclass": poolclass})
+    db: Any = Database(engine_options={"poolclass": poolclass})
     Item = with_item(db)
     with make_app(db, wire_url).app_context():
         db.create_all()
@@ -160,7 +160,7 @@ def test_pools_of_every_kind_work(
 def test_a_ping_before_use_is_the_one_statement_more(
     make_app: MakeApp, wire_url: str, wire: WireProxy
 ) -> None:
-    db = Database(engine_options={"pool_pre_ping": True})
+    db: Any = Database(engine_options={"pool_pre_ping": True})
     with make_app(db, wire_url).app_context():
         read(db)
         with wire.record() as recording:
@@ -173,7 +173,7 @@ def test_a_ping_before_use_is_the_one_statement_more(
 
 def test_the_servers_own_settings_stay(make_app: MakeApp, url: str) -> None:
     options = {"options": "-c default_transaction_isolation=serializable"}
-    db = Database(engine_options={"connect_args": options})
+    db: Any = Database(engine_options={"connect_args": options})
     with make_app(db, url).app_context():
         for _ in range(2):
             with db.session.begin():
@@ -232,7 +232,7 @@ class UsersSession(FlaskSession):
 def test_a_session_class_of_the_users_own_is_combined_with_ours(
     make_app: MakeApp, wire_url: str, wire: WireProxy
 ) -> None:
-    db = Database(session_options={"class_": UsersSession})
+    db: Any = Database(session_options={"class_": UsersSession})
     Item = with_item(db)
     with make_app(db, wire_url).app_context():
         db.create_all()
@@ -262,7 +262,7 @@ CALLS: dict[str, Callable[[Any], object]] = {
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("inside", [False, True], ids=["outside", "inside"])
 def test_its_methods_are_called(make_app: MakeApp, url: str, name: str, inside: bool) -> None:
-    db = Database(session_options={"class_": UsersSession})
+    db: Any = Database(session_options={"class_": UsersSession})
     with make_app(db, url).app_context():
         session: Any = db.session()
         if inside:
@@ -285,7 +285,7 @@ def test_its_get_bind_chooses_the_bind(
                 return self._db.engines["primary"]
             return super().get_bind(mapper, clause, bind, **kwargs)
 
-    db = Database(session_options={"class_": RoutingSession})
+    db: Any = Database(session_options={"class_": RoutingSession})
     Item = with_item(db)
     binds = {"primary": server.url(driver, other_database)}
     with make_app(db, url, SQLALCHEMY_BINDS=binds).app_context():
@@ -315,7 +315,7 @@ def test_a_subclass_of_our_own_session_is_used_as_it_is(make_app: MakeApp, url: 
         def begin(self, nested: bool = False, **options: Any) -> Any:
             return super().begin(nested, **{"isolation_level": "SERIALIZABLE", **options})
 
-    db = Database(session_options={"class_": OwnSession})
+    db: Any = Database(session_options={"class_": OwnSession})
     with make_app(db, url).app_context():
         assert isinstance(db.session(), OwnSession)
         with db.session().begin():
@@ -324,7 +324,7 @@ def test_a_subclass_of_our_own_session_is_used_as_it_is(make_app: MakeApp, url: 
 
 def test_a_scope_of_the_users_own_outlives_the_context(make_app: MakeApp, url: str) -> None:
     options = {"scopefunc": threading.get_ident, "info": {"made": "here"}}
-    db = Database(session_options=options)
+    db: Any = Database(session_options=options)
     app = make_app(db, url)
     assert set(options) == {"scopefunc", "info"}
     sessions = []
@@ -345,7 +345,7 @@ def test_other_session_options_are_passed_on(
     class OwnQuery(Query):
         pass
 
-    db = Database(
+    db: Any = Database(
         session_options={
             "autoflush": False,
             "expire_on_commit": False,
@@ -368,7 +368,7 @@ def test_other_session_options_are_passed_on(
 def test_without_autobegin_reads_need_no_begin(
     make_app: MakeApp, wire_url: str, wire: WireProxy
 ) -> None:
-    db = Database(session_options={"autobegin": False})
+    db: Any = Database(session_options={"autobegin": False})
     Item = with_item(db)
     with make_app(db, wire_url).app_context():
         db.create_all()
@@ -383,7 +383,7 @@ def test_without_autobegin_reads_need_no_begin(
 def test_two_phase_commit_is_that_of_all_binds(
     make_app: MakeApp, server: Any, driver: str, url: str, other_database: str, wire: WireProxy
 ) -> None:
-    db = Database(session_options={"twophase": True})
+    db: Any = Database(session_options={"twophase": True})
 
     class First(db.Model):
         id: Mapped[int] = mapped_column(primary_key=True)
@@ -476,7 +476,7 @@ def dataclass_without_metaclass() -> Any:
 def test_models_of_every_base_are_read_and_written(
     make_app: MakeApp, url: str, wire_url: str, wire: WireProxy, make_base: Callable[[], Any]
 ) -> None:
-    db = Database(model_class=make_base())
+    db: Any = Database(model_class=make_base())
     is_dataclass = issubclass(db.Model, MappedAsDataclass)
     no_init: dict[str, Any] = {"init": False} if is_dataclass else {}
 
@@ -502,7 +502,7 @@ def test_models_of_every_base_are_read_and_written(
 
 def test_metadata_of_the_users_own_is_used(make_app: MakeApp, url: str) -> None:
     metadata = sa.MetaData(naming_convention={"uq": "unique_%(table_name)s_%(column_0_name)s"})
-    db = Database(metadata=metadata)
+    db: Any = Database(metadata=metadata)
     Item = with_item(db)
     with make_app(db, url).app_context():
         db.create_all()
@@ -513,7 +513,7 @@ def test_metadata_of_the_users_own_is_used(make_app: MakeApp, url: str) -> None:
 
 
 def test_names_are_left_alone_where_the_user_wants_that(make_app: MakeApp, url: str) -> None:
-    db = Database(disable_autonaming=True)
+    db: Any = Database(disable_autonaming=True)
 
     class Item(db.Model):
         __tablename__ = "things"
@@ -528,7 +528,7 @@ def test_the_shell_context_may_be_left_alone(url: str) -> None:
     for wanted in (True, False):
         app = Flask(__name__)
         app.config["SQLALCHEMY_DATABASE_URI"] = url
-        db = Database(app, add_models_to_shell=wanted)
+        db: Any = Database(app, add_models_to_shell=wanted)
         with app.app_context():
             assert ("db" in app.make_shell_context()) is wanted
             db.engine.dispose()
@@ -541,7 +541,7 @@ def test_the_application_has_to_say_which_database() -> None:
 
 def test_a_pool_with_a_time_limit_still_has_it(make_app: MakeApp, url: str) -> None:
     options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.01}
-    db = Database(engine_options=options)
+    db: Any = Database(engine_options=options)
     with make_app(db, url).app_context(), db.engine.connect() as connection:
         connection.execute(sa.text("SELECT 1"))
         with pytest.raises(PoolTimeout, match="QueuePool limit"):

@@ -29,7 +29,7 @@ POOL = 5
 # Far longer than any request takes, so that a test that would hang fails instead.
 PATIENCE = 60
 
-db = Database()
+db: Any = Database()
 
 
 class Counted(db.Model):

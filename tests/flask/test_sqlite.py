@@ -23,7 +23,7 @@ class EverywhereDatabase(Database):
     AUTOCOMMIT_DRIVERS = ["postgresql", "sqlite"]  # noqa: RUF012
 
 
-db = EverywhereDatabase()
+db: Any = EverywhereDatabase()
 
 
 class Item(db.Model):
@@ -161,7 +161,7 @@ def test_a_savepoint_that_comes_first_is_undone_with_its_transaction(app: Flask)
 
 
 def test_tables_that_cannot_all_be_created_are_none(make_app: MakeApp, tmp_path: Path) -> None:
-    db = EverywhereDatabase()
+    db: Any = EverywhereDatabase()
     db.Table("first", sa.Column("id", sa.Integer, primary_key=True))
     db.Table("second", sa.Column("id", sa.Integer, sa.CheckConstraint("no_such_function(")))
     with make_app(db, f"sqlite:///{tmp_path / 'tables.db'}").app_context():

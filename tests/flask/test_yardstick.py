@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.LegacyAPIWarning
 
 UTC = timezone.utc
 
-db = Database()
+db: Any = Database()
 
 
 class Author(db.Model):
