@@ -263,8 +263,8 @@ class PsycopgSwitch(Switch):
     def started_with(self, connection: Any) -> Any:
         return (
             connection.isolation_level,
-            self.dialect.get_readonly(connection),
-            self.dialect.get_deferrable(connection),
+            connection.read_only if self.dialect.driver == "psycopg" else connection.readonly,
+            connection.deferrable,
         )
 
     def reset(self, connection: Any, started_with: Any) -> None:

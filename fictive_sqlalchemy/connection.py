@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 from weakref import ref
 
@@ -58,7 +59,8 @@ class _OutOfAutocommit(Transaction):
         except BaseException:
             connection.return_to_autocommit()
             raise
-        open_transactions.add(connection.begins_for or self, connection)
+        connection.noted_as = connection.begins_for or self
+        open_transactions.add(connection.noted_as, connection)
 
     def commit(self) -> None:
         _ours(self).refuse_if_aborted()
@@ -81,12 +83,14 @@ class _OutOfAutocommit(Transaction):
 
     def _end(self) -> None:
         if not self.is_active:
-            open_transactions.discard(self)
-            _ours(self).return_to_autocommit()
+            connection = _ours(self)
+            if connection.noted_as is self:  # or the session's end is the end of it
+                open_transactions.discard(self)
+            connection.return_to_autocommit()
 
 
 def _ours(transaction: Transaction) -> OptInConnection:
-    return cast(OptInConnection, transaction.connection)
+    return transaction.connection  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
 
 
 class OptInTransaction(_OutOfAutocommit, RootTransaction):
@@ -137,6 +141,9 @@ class OptInConnection(Connection):
 
     begins_for: SessionTransaction | None = None
     """The session's transaction for which it begins one now."""
+
+    noted_as: SessionTransaction | Transaction | None = None
+    """What stands for the transaction it is, or was last, in."""
 
     def __init__(self, engine: OptInEngine) -> None:
         self.transaction_options = engine.transaction_options
@@ -212,10 +219,11 @@ class OptInConnection(Connection):
     def return_to_autocommit(self) -> None:
         """Put the driver back, for the transaction that has ended. Sends nothing."""
         used, self._left_with = self._left_with, None
-        if used is None or self.invalidated or self.closed:
+        held = self._dbapi_connection  # private: none if the connection is lost
+        if used is None or held is None:
             return
         try:
-            self.engine.switch.rest(self.connection.dbapi_connection, used)
+            self.engine.switch.rest(held.dbapi_connection, used)
         except BaseException as failure:
             # Nobody knows its state: it must not reach the pool. The transaction has ended all
             # the same, and what it has to say comes first.
@@ -228,7 +236,8 @@ class OptInConnection(Connection):
 
         :raises sqlalchemy.exc.PendingRollbackError: if a statement of the transaction failed.
         """
-        if not self.invalidated and self.engine.switch.aborted(self.connection.dbapi_connection):
+        held = self._dbapi_connection  # private: none if the connection is lost
+        if held is not None and self.engine.switch.aborted(held.dbapi_connection):
             raise exc.PendingRollbackError(NOTHING_STORED)
 
     def _autobegin(self) -> None:  # private: the one place where a statement begins unasked
@@ -333,20 +342,20 @@ class OptInConnection(Connection):
         else:
             result = call(statement, parameters, execution_options=execution_options)
         if isinstance(result, CursorResult) and result.cursor is not None:
-            if len(self._unread) > 8:
-                self._unread = list(filter(_is_unread, self._unread))
-            self._unread.append(cast("CursorResult[Any]", result))
-        return cast(Any, result)
+            unread: list[Any] = self._unread
+            if len(unread) > 8:
+                unread[:] = filter(_is_unread, unread)
+            unread.append(result)
+        return result  # pyright: ignore[reportUnknownVariableType]
 
     def _streams(self, statement: Any, execution_options: Any) -> bool:
-        return self.dialect.supports_server_side_cursors and (
-            _asks_for_stream(execution_options)
-            or _asks_for_stream(self.get_execution_options())
-            or (
-                isinstance(statement, Executable)
-                and _asks_for_stream(statement.get_execution_options())
-            )
-        )
+        if not self.dialect.supports_server_side_cursors:
+            return False
+        of_statement = isinstance(statement, Executable) and statement.get_execution_options()
+        for options in (execution_options, of_statement, self.get_execution_options()):
+            if options and (options.get("stream_results") or options.get("yield_per")):
+                return True
+        return False
 
     # The loan
 
@@ -370,7 +379,8 @@ class OptInConnection(Connection):
         if any(map(_is_stream, self._unread)):
             return
         for result in self._unread:
-            _read_in_full(result)
+            with suppress(Exception):  # for who reads it
+                _read_in_full(result)
         self._unread.clear()
         lent.info.pop(HELD_CURSORS, None)
         self._dbapi_connection = None  # private: as above
@@ -397,15 +407,11 @@ def _are_many(parameters: Any) -> bool:
     )
 
 
-def _asks_for_stream(options: Any) -> bool:
-    return bool(options and (options.get("stream_results") or options.get("yield_per")))
-
-
 def _has_spare(pool: Pool) -> bool:
     if not isinstance(pool, QueuePool):
         return not isinstance(pool, AssertionPool)  # no other pool refuses one, or makes it wait
-    size = pool.size()
-    return pool.checkedout() < size or size == 0  # of size 0 it has no limit
+    overflow = pool.overflow()  # negative as long as it may open one more that it would keep
+    return overflow < 0 or overflow < pool.checkedin() or pool.size() == 0  # or has no limit
 
 
 def _is_unread(result: CursorResult[Any]) -> bool:

@@ -58,12 +58,13 @@ class _Reporting(SessionTransaction):
     """A block that does not end in silence when nothing of it was stored."""
 
     def __exit__(self, type_: object, value: object, traceback: object) -> None:
-        session = self.session
-        innermost = session.get_nested_transaction() or session.get_transaction()
-        failed = type_ is None and innermost is self and not self.is_active
+        failed = type_ is None and not self.is_active and self._is_open()
         super().__exit__(type_, value, traceback)
         if failed:
             raise exc.PendingRollbackError(NOTHING_STORED)
+
+    def _is_open(self) -> bool:
+        return self in (self.session.get_nested_transaction(), self.session.get_transaction())
 
 
 class OptInSavepoint(_Reporting):
@@ -131,7 +132,7 @@ class OptInSession(Session):
         if transaction.origin is SessionTransactionOrigin.BEGIN:
             self._state = State.INSIDE
 
-    def transaction_begun(self, transaction: SessionTransaction) -> None:
+    def transaction_begun(self, transaction: SessionTransaction, connection: Connection) -> None:
         """Note that a bind has joined: outside it is a stock one, on which SQLAlchemy began."""
         if isinstance(transaction, OptInSessionTransaction):
             transaction.has_begun = True
@@ -268,7 +269,10 @@ class OptInSession(Session):
         """
         flush: Any = super().flush
         arguments = () if objects is None else (objects,)
-        binds = set[Any]() if self._state is State.INSIDE else self._changed_binds()
+        if self._state is State.INSIDE:
+            flush(*arguments)
+            return
+        binds = self._changed_binds()
         if not any(map(_is_ours, binds)):
             flush(*arguments)
         elif self._state is State.OUTSIDE and all(map(_is_ours, binds)):
@@ -578,24 +582,10 @@ def _is_ours(bind: Any) -> bool:
     return isinstance(bind, OptInEngine)
 
 
-@event.listens_for(OptInSession, "after_transaction_create")
-def _(session: OptInSession, transaction: SessionTransaction) -> None:
-    session.transaction_created(transaction)
-
-
-@event.listens_for(OptInSession, "after_begin")
-def _(session: OptInSession, transaction: SessionTransaction, connection: Connection) -> None:
-    session.transaction_begun(transaction)
-
-
-@event.listens_for(OptInSession, "after_transaction_end")
-def _(session: OptInSession, transaction: SessionTransaction) -> None:
-    session.transaction_ended(transaction)
-
-
-@event.listens_for(OptInSession, "persistent_to_deleted")
-def _(session: OptInSession, instance: object) -> None:
-    session.object_deleted(instance)
+event.listen(OptInSession, "after_transaction_create", OptInSession.transaction_created)
+event.listen(OptInSession, "after_begin", OptInSession.transaction_begun)
+event.listen(OptInSession, "after_transaction_end", OptInSession.transaction_ended)
+event.listen(OptInSession, "persistent_to_deleted", OptInSession.object_deleted)
 
 
 class OptInScopedSession(scoped_session[S]):
