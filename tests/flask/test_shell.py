@@ -24,7 +24,7 @@ APP = """
 
     app = Flask(__name__)
     app.config["SQLALCHEMY_DATABASE_URI"] = os.environ["DATABASE"]
-    db: Any = Database(app)
+    db = Database(app)
 
     class User(db.Model):
         id = db.Column(db.Integer, primary_key=True)
