@@ -7,9 +7,9 @@ of the driver, and cost no round trip.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from operator import attrgetter, methodcaller
 from typing import Any
 
 from sqlalchemy import exc
@@ -19,6 +19,9 @@ from sqlalchemy.engine import Dialect
 STARTED_WITH = "fictive_sqlalchemy.started_with"
 HELD_CURSORS = "fictive_sqlalchemy.held_cursors"
 TAKEN_BY = "fictive_sqlalchemy.taken_by"
+
+# The drivers of PostgreSQL that let the client say what a transaction begins with, and WITH HOLD.
+PSYCOPG = ("psycopg2", "psycopg")
 
 # PQtransactionStatus of libpq, the same numbers in psycopg2 and psycopg:
 # https://www.postgresql.org/docs/current/libpq-status.html
@@ -86,6 +89,10 @@ class TransactionOptions:
 
 
 DEFAULT = TransactionOptions()
+_ANYTHING = TransactionOptions("ANY", True, True)
+
+# Autocommit, isolation level, read-only and deferrable of a psycopg connection that is as new.
+_UNTOUCHED = (True, None, None, None)
 
 _EXECUTION_OPTIONS = {
     "isolation_level": "isolation_level",
@@ -102,7 +109,7 @@ def split_options(options: Mapping[str, Any]) -> tuple[TransactionOptions, dict[
     """
     rest = dict(options)
     given = {field: rest.pop(name) for name, field in _EXECUTION_OPTIONS.items() if name in rest}
-    return TransactionOptions(**given), rest
+    return TransactionOptions(**given) if given else DEFAULT, rest
 
 
 def without_autocommit(options: TransactionOptions) -> TransactionOptions:
@@ -147,11 +154,14 @@ class Switch:
     def __init__(self, dialect: Dialect) -> None:
         self.dialect: Any = dialect
 
-    def rest(self, connection: Any, used: TransactionOptions = DEFAULT) -> None:
+    def rest(
+        self, connection: Any, used: TransactionOptions = DEFAULT, started_with: Any = _UNTOUCHED
+    ) -> None:
         """Put a connection that is in no transaction into autocommit.
 
         :param connection: The DBAPI connection.
         :param used: What the transaction that has ended had begun with.
+        :param started_with: What :meth:`started_with` returned at first.
         """
         if used.read_only is not None:
             self.dialect.set_readonly(connection, False)
@@ -186,14 +196,6 @@ class Switch:
         """
         return False
 
-    @contextmanager
-    def holding(self, connection: Any) -> Generator[None]:
-        """Make server-side cursors that outlive their statement, where the driver can.
-
-        :param connection: The DBAPI connection.
-        """
-        yield
-
     def started_with(self, connection: Any) -> Any:
         """Return the flags that :meth:`reset` brings a connection back to. Sends nothing.
 
@@ -201,7 +203,7 @@ class Switch:
         """
         return None
 
-    def reset(self, connection: Any, started_with: Any) -> None:
+    def reset(self, connection: Any, started_with: Any = _UNTOUCHED) -> None:
         """Make a connection fit to go back to the pool, whatever was done with it.
 
         :param connection: The DBAPI connection.
@@ -220,17 +222,38 @@ class PsycopgSwitch(Switch):
     notes them for its next BEGIN.
     """
 
-    def rest(self, connection: Any, used: TransactionOptions = DEFAULT) -> None:
-        if used.isolation_level is not None:
-            connection.isolation_level = None
-        if used.read_only is not None:
-            self.dialect.set_readonly(connection, None)
-        if used.deferrable is not None:
-            self.dialect.set_deferrable(connection, None)
+    def __init__(self, dialect: Dialect) -> None:
+        super().__init__(dialect)
+        self._status: Callable[[Any], int]
+        if dialect.driver == "psycopg":
+            self._status = attrgetter("pgconn.transaction_status")
+            self._flags = attrgetter("autocommit", "isolation_level", "read_only", "deferrable")
+        else:
+            self._status = methodcaller("get_transaction_status")
+            self._flags = attrgetter("autocommit", "isolation_level", "readonly", "deferrable")
+
+    def rest(
+        self, connection: Any, used: TransactionOptions = DEFAULT, started_with: Any = _UNTOUCHED
+    ) -> None:
+        if used is DEFAULT and started_with == _UNTOUCHED:
+            connection.autocommit = True
+            return
+        connection.isolation_level = None
+        self.dialect.set_readonly(connection, None)
+        self.dialect.set_deferrable(connection, None)
         connection.autocommit = True
+        _, isolation_level, read_only, deferrable = started_with
+        if isolation_level is not None:  # from here on psycopg2 does tell the server, as at first
+            connection.isolation_level = isolation_level
+        if read_only is not None:
+            self.dialect.set_readonly(connection, read_only)
+        if deferrable is not None:
+            self.dialect.set_deferrable(connection, deferrable)
 
     def leave(self, connection: Any, options: TransactionOptions) -> None:
         connection.autocommit = False
+        if options is DEFAULT:
+            return
         if options.isolation_level is not None:
             self.dialect.set_isolation_level(connection, options.isolation_level)
         if options.read_only is not None:
@@ -239,39 +262,17 @@ class PsycopgSwitch(Switch):
             self.dialect.set_deferrable(connection, options.deferrable)
 
     def has_begun(self, connection: Any) -> bool:
-        return bool(connection.info.transaction_status != _IDLE)
+        return self._status(connection) != _IDLE
 
     def aborted(self, connection: Any) -> bool:
-        return bool(connection.info.transaction_status == _IN_ERROR)
-
-    @contextmanager
-    def holding(self, connection: Any) -> Generator[None]:
-        # SQLAlchemy makes the cursor; both drivers let the connection say how cursors are made.
-        psycopg = self.dialect.driver == "psycopg"
-        attribute = "server_cursor_factory" if psycopg else "cursor_factory"
-        factory = getattr(connection, attribute)
-        if psycopg:
-            held = _held_by_argument(factory)
-        else:
-            held = _held_by_attribute(factory or self.dialect.loaded_dbapi.extensions.cursor)
-        setattr(connection, attribute, held)
-        try:
-            yield
-        finally:
-            setattr(connection, attribute, factory)
+        return self._status(connection) == _IN_ERROR
 
     def started_with(self, connection: Any) -> Any:
-        return (
-            connection.isolation_level,
-            connection.read_only if self.dialect.driver == "psycopg" else connection.readonly,
-            connection.deferrable,
-        )
+        return (True, *self._flags(connection)[1:])
 
-    def reset(self, connection: Any, started_with: Any) -> None:
-        started_with = started_with or (None, None, None)
-        status = connection.info.transaction_status
-        flags = self.started_with(connection)
-        if status == _IDLE and connection.autocommit and flags == started_with:
+    def reset(self, connection: Any, started_with: Any = _UNTOUCHED) -> None:
+        status = self._status(connection)
+        if status == _IDLE and self._flags(connection) == started_with:
             return
         if status not in (_IDLE, _IN_TRANSACTION, _IN_ERROR):
             raise exc.InvalidRequestError(
@@ -285,15 +286,7 @@ class PsycopgSwitch(Switch):
         elif status != _IDLE:
             connection.rollback()
         connection.autocommit = False
-        self.rest(connection, TransactionOptions("", False, False))
-        # In autocommit psycopg2 tells these to the server, as it did when they were set at first.
-        isolation_level, read_only, deferrable = started_with
-        if isolation_level is not None:
-            connection.isolation_level = isolation_level
-        if read_only is not None:
-            self.dialect.set_readonly(connection, read_only)
-        if deferrable is not None:
-            self.dialect.set_deferrable(connection, deferrable)
+        self.rest(connection, _ANYTHING, started_with)
 
 
 class PysqliteSwitch(Switch):
@@ -309,7 +302,9 @@ class PysqliteSwitch(Switch):
             connection.isolation_level = None
         connection.execute("BEGIN")
 
-    def rest(self, connection: Any, used: TransactionOptions = DEFAULT) -> None:
+    def rest(
+        self, connection: Any, used: TransactionOptions = DEFAULT, started_with: Any = _UNTOUCHED
+    ) -> None:
         if used.isolation_level is not None:
             self.dialect.set_isolation_level(connection, self.dialect.default_isolation_level)
         super().rest(connection, used)
@@ -327,25 +322,6 @@ def switch_for(dialect: Dialect) -> Switch:
             "AUTOCOMMIT, so its connections can't rest in it: take the name out of "
             "AUTOCOMMIT_DRIVERS, or make the engine with sqlalchemy.create_engine()."
         )
-    switches = {
-        "psycopg2": PsycopgSwitch,
-        "psycopg": PsycopgSwitch,
-        "pysqlite": PysqliteSwitch,
-    }
-    return switches.get(dialect.driver, Switch)(dialect)
-
-
-def _held_by_argument(factory: Callable[..., Any]) -> Callable[..., Any]:
-    def held_cursor(*args: Any, **kwargs: Any) -> Any:
-        return factory(*args, **{**kwargs, "withhold": True})
-
-    return held_cursor
-
-
-def _held_by_attribute(factory: Any) -> Any:
-    class HeldCursor(factory):  # type: ignore[misc]
-        def execute(self, *args: Any, **kwargs: Any) -> Any:
-            self.withhold = True  # not earlier: connection.cursor() sets it after __init__
-            return super().execute(*args, **kwargs)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-
-    return HeldCursor
+    if dialect.driver in PSYCOPG:
+        return PsycopgSwitch(dialect)
+    return (PysqliteSwitch if dialect.driver == "pysqlite" else Switch)(dialect)

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 from weakref import ref
 
-from sqlalchemy import Executable, exc
+from sqlalchemy import exc
 from sqlalchemy.engine import (
     Connection,
     CursorResult,
@@ -20,11 +20,12 @@ from sqlalchemy.engine.cursor import (
     BufferedRowCursorFetchStrategy,
     FullyBufferedCursorFetchStrategy,
 )
-from sqlalchemy.orm import FromStatement, SessionTransaction
+from sqlalchemy.orm import SessionTransaction
 from sqlalchemy.pool import AssertionPool, Pool, QueuePool, StaticPool
 
 from .autocommit import (
     HELD_CURSORS,
+    STARTED_WITH,
     TAKEN_BY,
     TransactionOptions,
     split_options,
@@ -59,8 +60,7 @@ class _OutOfAutocommit(Transaction):
         except BaseException:
             connection.return_to_autocommit()
             raise
-        connection.noted_as = connection.begins_for or self
-        open_transactions.add(connection.noted_as, connection)
+        open_transactions.add(connection, connection.begins_for or self)
 
     def commit(self) -> None:
         _ours(self).refuse_if_aborted()
@@ -83,10 +83,7 @@ class _OutOfAutocommit(Transaction):
 
     def _end(self) -> None:
         if not self.is_active:
-            connection = _ours(self)
-            if connection.noted_as is self:  # or the session's end is the end of it
-                open_transactions.discard(self)
-            connection.return_to_autocommit()
+            _ours(self).return_to_autocommit()
 
 
 def _ours(transaction: Transaction) -> OptInConnection:
@@ -136,22 +133,24 @@ class OptInConnection(Connection):
     transaction_options: TransactionOptions
     """What its transactions begin with."""
 
-    on_loan: bool = False
+    on_loan: bool
     """Whether a session has it on loan, so that it goes back when the pool has no spare one."""
 
-    begins_for: SessionTransaction | None = None
+    begins_for: SessionTransaction | None
     """The session's transaction for which it begins one now."""
 
-    noted_as: SessionTransaction | Transaction | None = None
-    """What stands for the transaction it is, or was last, in."""
+    has_streamed: bool
+    """Whether it has had a cursor on the server that outlives its statement."""
 
     def __init__(self, engine: OptInEngine) -> None:
+        # Before super().__init__(), whose events may use it already.
         self.transaction_options = engine.transaction_options
+        self.on_loan = self.has_streamed = False
+        self.begins_for = None
         self._left_with: TransactionOptions | None = None
         self._unread: list[CursorResult[Any]] = []
-        self._begin_to_log: str | None = None
-        self._has_streamed = False
         self._under_way = 0
+        self._begin_to_log: str | None = None
         super().__init__(engine)
 
     # Transactions
@@ -218,12 +217,13 @@ class OptInConnection(Connection):
 
     def return_to_autocommit(self) -> None:
         """Put the driver back, for the transaction that has ended. Sends nothing."""
+        open_transactions.discard(self)
         used, self._left_with = self._left_with, None
         held = self._dbapi_connection  # private: none if the connection is lost
         if used is None or held is None:
             return
         try:
-            self.engine.switch.rest(held.dbapi_connection, used)
+            self.engine.switch.rest(held.dbapi_connection, used, held.info[STARTED_WITH])
         except BaseException as failure:
             # Nobody knows its state: it must not reach the pool. The transaction has ended all
             # the same, and what it has to say comes first.
@@ -246,7 +246,7 @@ class OptInConnection(Connection):
     # private: the only place that is told of a stream's end
     def _safe_close_cursor(self, cursor: Any) -> None:
         super()._safe_close_cursor(cursor)  # private: as above
-        if self._has_streamed and self.on_loan:
+        if self.has_streamed and self.on_loan:
             self.give_back_if_wanted()
 
     # private: SQLAlchemy logs BEGIN when it may be sent, and COMMIT where it may have been
@@ -323,39 +323,16 @@ class OptInConnection(Connection):
     def _send_alone(
         self, call: Callable[..., Any], statement: Any, parameters: Any, execution_options: Any
     ) -> Any:
-        read = statement.element if isinstance(statement, FromStatement) else statement
-        # private: a Select has no public way to tell its FOR UPDATE
-        if getattr(read, "_for_update_arg", None) is not None:
-            raise exc.InvalidRequestError(
-                "with_for_update() outside a transaction protects nothing, for the lock would "
-                "be gone with the statement: put the read and what depends on it into "
-                "`with session.begin():`. Nothing was sent."
-            )
         if parameters and _are_many(parameters):
             with self.begin():
                 return call(statement, parameters, execution_options=execution_options)
-        if self._streams(statement, execution_options):
-            # https://www.postgresql.org/docs/current/sql-declare.html
-            with self.engine.switch.holding(self.connection.dbapi_connection):
-                self._has_streamed = self.info[HELD_CURSORS] = True
-                result = call(statement, parameters, execution_options=execution_options)
-        else:
-            result = call(statement, parameters, execution_options=execution_options)
+        result = call(statement, parameters, execution_options=execution_options)
         if isinstance(result, CursorResult) and result.cursor is not None:
             unread: list[Any] = self._unread
             if len(unread) > 8:
                 unread[:] = filter(_is_unread, unread)
             unread.append(result)
         return result  # pyright: ignore[reportUnknownVariableType]
-
-    def _streams(self, statement: Any, execution_options: Any) -> bool:
-        if not self.dialect.supports_server_side_cursors:
-            return False
-        of_statement = isinstance(statement, Executable) and statement.get_execution_options()
-        for options in (execution_options, of_statement, self.get_execution_options()):
-            if options and (options.get("stream_results") or options.get("yield_per")):
-                return True
-        return False
 
     # The loan
 
@@ -382,7 +359,8 @@ class OptInConnection(Connection):
             with suppress(Exception):  # for who reads it
                 _read_in_full(result)
         self._unread.clear()
-        lent.info.pop(HELD_CURSORS, None)
+        if self.has_streamed:
+            lent.info.pop(HELD_CURSORS, None)
         self._dbapi_connection = None  # private: as above
         lent.close()
 
@@ -390,7 +368,7 @@ class OptInConnection(Connection):
         """Close the connection: end its streams, roll back, and give it back to the pool."""
         unread, self._unread = self._unread, []
         try:
-            if not self.closed and not self.invalidated:
+            if self.has_streamed and not self.closed and not self.invalidated:
                 for result in filter(_is_stream, unread):
                     result.close()
                 self.info.pop(HELD_CURSORS, None)

@@ -23,6 +23,7 @@ from .autocommit import (
     without_autocommit,
 )
 from .connection import OptInConnection
+from .statements import stand_alone
 
 
 class OptInEngine(Engine):
@@ -45,9 +46,11 @@ class OptInEngine(Engine):
     def raw_connection(self) -> PoolProxiedConnection:
         """Return a DBAPI connection from the pool, in autocommit. Sends nothing."""
         connection = super().raw_connection()
-        if STARTED_WITH not in connection.info:
+        info = connection.info
+        if STARTED_WITH not in info:  # its first use: all listeners have had it
             started_with = self.switch.started_with(connection.dbapi_connection)
-            connection.info[STARTED_WITH] = started_with
+            info[STARTED_WITH] = started_with
+            self.switch.reset(connection.dbapi_connection, started_with)
         return connection
 
     def execution_options(self, **opt: Any) -> OptInOptionEngine:
@@ -58,8 +61,7 @@ class OptInEngine(Engine):
             with the level ``"AUTOCOMMIT"``.
         :raises sqlalchemy.exc.ArgumentError: if the database does not know a value.
         """
-        copy: Engine = super().execution_options()
-        copy.__class__ = OptInOptionEngine  # as in _opt_in()
+        copy = super().execution_options()
         assert isinstance(copy, OptInOptionEngine)
         copy.switch = self.switch
         copy.transaction_options = self.transaction_options
@@ -81,6 +83,10 @@ class OptInEngine(Engine):
 
 class OptInOptionEngine(OptInEngine, OptionEngine):
     """A copy of an :class:`OptInEngine` with execution options of its own."""
+
+
+# private: what Engine.execution_options() makes
+OptInEngine._option_cls = OptInOptionEngine  # pyright: ignore[reportPrivateUsage]
 
 
 def create_engine(url: str | URL, **kwargs: Any) -> OptInEngine:
@@ -128,10 +134,12 @@ def _opt_in(create: Callable[..., Engine], url: str | URL, kwargs: dict[str, Any
     by_keyword, _ = split_options({"isolation_level": kwargs.pop("isolation_level", None)})
     options = by_keyword.over(by_option)
     # Our own reset() knows when there is nothing to do.
-    kwargs.setdefault("pool_reset_on_return", None)
+    if "pool" not in kwargs:
+        kwargs.setdefault("pool_reset_on_return", None)
     engine = create(url, execution_options=execution_options, **kwargs)
     switch = switch_for(engine.dialect)
     options.check(engine.dialect)
+    stand_alone(engine.dialect)
 
     # First of all listeners: SQLAlchemy's own read from the database.
     @event.listens_for(engine, "connect", insert=True)
@@ -151,7 +159,10 @@ def _opt_in(create: Callable[..., Engine], url: str | URL, kwargs: dict[str, Any
                 return
         if record.info.pop(HELD_CURSORS, False):
             connection.cursor().execute("CLOSE ALL")  # of a stream that nobody closed
-        switch.reset(connection, record.info.get(STARTED_WITH))
+        if STARTED_WITH in record.info:
+            switch.reset(connection, record.info[STARTED_WITH])
+        else:  # the pool's own connect(), past the engine
+            switch.reset(connection)
 
     # create_engine() has no parameter for the class, and what it and its plugins have wired up
     # belongs to this very object.

@@ -25,7 +25,6 @@ from sqlalchemy.orm import (
 from .autocommit import DEFAULT, TransactionOptions, join_options, split_options
 from .connection import NOTHING_STORED, OptInConnection
 from .engine import OptInEngine
-from .transactions import open_transactions
 
 S = TypeVar("S", bound="OptInSession")
 
@@ -74,14 +73,28 @@ class OptInSavepoint(_Reporting):
 class OptInSessionTransaction(_Reporting):
     """A session's transaction, which goes on with the connections the session has on loan."""
 
-    options: TransactionOptions = DEFAULT
+    options: TransactionOptions
     """What it begins with on each bind."""
 
-    taken: tuple[OptInConnection, ...] = ()
+    taken: tuple[OptInConnection, ...]
     """The connections it took out of autocommit."""
 
-    has_begun: bool = False
+    has_begun: bool
     """Whether any bind has joined."""
+
+    def __init__(self, session: OptInSession, origin: SessionTransactionOrigin) -> None:
+        self.options = DEFAULT
+        self.taken = ()
+        self.has_begun = False
+        super().__init__(session, origin)
+
+    def close(self, invalidate: bool = False) -> None:
+        try:
+            super().close(invalidate)
+        except BaseException:
+            assert isinstance(self.session, OptInSession)
+            self.session.transaction_ended(self)  # SQLAlchemy's event does not come then
+            raise
 
     # private: flush() and execute() both come here for a connection, and no event comes before
     def _connection_for_bind(self, bind: Any, execution_options: Any) -> Connection:
@@ -143,7 +156,6 @@ class OptInSession(Session):
         """Go outside, if it is the outermost one."""
         if transaction.parent is None:
             self._state = State.OUTSIDE
-            open_transactions.discard(transaction)
             for connection in self._loans.values():
                 connection.give_back_if_wanted()
 
@@ -244,7 +256,7 @@ class OptInSession(Session):
             if super().get_transaction() is transaction:
                 try:
                     super().rollback()
-                except exc.IllegalStateChangeError:  # it is stored: a listener failed after COMMIT
+                except exc.InvalidRequestError:  # it is stored: a listener failed after COMMIT
                     transaction.close()
             raise
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import ItemsView, Iterator, Mapping, ValuesView
 from typing import TypeAlias
-from weakref import WeakKeyDictionary, ref
+from weakref import ref
 
 from sqlalchemy.engine import Connection, Transaction
 from sqlalchemy.orm import SessionTransaction
@@ -14,30 +13,33 @@ OpenTransaction: TypeAlias = SessionTransaction | Transaction
 
 
 class OpenTransactions:
-    """Where sessions and connections note their transactions. Thread-safe, and all weak."""
+    """Where connections note the transactions that take them out of autocommit, all of it weak.
+
+    Thread-safe without a lock: each change, and the copy, is one operation on one dict.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._connections: WeakKeyDictionary[OpenTransaction, list[ref[Connection]]]
-        self._connections = WeakKeyDictionary()
+        self._taken: dict[ref[Connection], ref[OpenTransaction]] = {}
 
-    def add(self, transaction: OpenTransaction, connection: Connection) -> None:
+    def add(self, connection: Connection, transaction: OpenTransaction) -> None:
         """Note that a transaction took a connection out of autocommit."""
-        with self._lock:
-            self._connections.setdefault(transaction, []).append(ref(connection))
+        self._taken[ref(connection, self._forget)] = ref(transaction)
 
-    def discard(self, transaction: OpenTransaction) -> None:
-        """Note that a transaction has ended; harmless if it was never noted."""
-        with self._lock:
-            self._connections.pop(transaction, None)
+    def discard(self, connection: Connection) -> None:
+        """Note that a connection is back in autocommit; harmless if nothing was noted."""
+        self._taken.pop(ref(connection), None)
+
+    def _forget(self, gone: ref[Connection]) -> None:
+        self._taken.pop(gone, None)
 
     def snapshot(self) -> dict[OpenTransaction, frozenset[Connection]]:
         """Return what is open now."""
-        with self._lock:
-            return {
-                transaction: frozenset(found for one in connections if (found := one()) is not None)
-                for transaction, connections in self._connections.items()
-            }
+        found: dict[OpenTransaction, frozenset[Connection]] = {}
+        for taken, taken_by in self._taken.copy().items():
+            connection, transaction = taken(), taken_by()
+            if connection is not None and transaction is not None:
+                found[transaction] = found.get(transaction, frozenset()) | {connection}
+        return found
 
 
 class TransactionConnections(Mapping[OpenTransaction, frozenset[Connection]]):

@@ -1,4 +1,4 @@
-"""``db.Model`` from a base class that SQLAlchemy has already made a dataclass."""
+"""What our mixins share: where they stand, and ``db.Model`` from a base that is a dataclass."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import MappedAsDataclass
 
 if TYPE_CHECKING:
-    from flask_sqlalchemy import SQLAlchemy as _Extension
+    from typing_extensions import Self
+
+    _Extension = SQLAlchemy
 else:
     # A mixin: the extension class comes behind it in the bases of the class that uses it.
     _Extension = object
@@ -27,6 +30,21 @@ class DeclarativeBaseMixin(_Extension):
     what it made the first time came along in the copy: since 2.1 always, on 2.0 when the base
     asks for ``order`` or ``unsafe_hash``.
     """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Make the extension.
+
+        :raises TypeError: if one of our mixins stands behind ``SQLAlchemy`` in its bases.
+        """
+        order = cls.__mro__
+        for mixin in order[order.index(SQLAlchemy) :] if SQLAlchemy in order else ():
+            if issubclass(mixin, DeclarativeBaseMixin):
+                raise TypeError(
+                    f"In the bases of {cls.__name__} {mixin.__name__} comes after SQLAlchemy, "
+                    f"where it has no effect. Put it before: class {cls.__name__}("
+                    f"{mixin.__name__}, SQLAlchemy)."
+                )
+        return super().__new__(cls)
 
     def _make_declarative_base(  # private: only here is it known which class is copied
         self, model_class: Any, disable_autonaming: bool = False

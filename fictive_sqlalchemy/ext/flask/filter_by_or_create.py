@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import MetaData, exc
@@ -76,6 +76,18 @@ class FilterByOrCreateProperty:
         return FilterByOrCreate(owner)
 
 
+if TYPE_CHECKING:
+    # private: what Flask-SQLAlchemy says db.Model is
+    from flask_sqlalchemy.extension import _FSAModel  # pyright: ignore[reportPrivateUsage]
+
+    class ModelThatCreates(_FSAModel):
+        """``db.Model``, as type checkers see it."""
+
+        filter_by_or_create: ClassVar[FilterByOrCreateProperty]
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+
 class FilterByOrCreateMixin(DeclarativeBaseMixin):
     """Gives the models of Flask-SQLAlchemy ``filter_by_or_create``. Stands before ``SQLAlchemy``::
 
@@ -85,19 +97,8 @@ class FilterByOrCreateMixin(DeclarativeBaseMixin):
     transaction by itself as ever, and a new object is part of it until you commit.
     """
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Make the extension.
-
-        :raises TypeError: if the mixin stands behind ``SQLAlchemy`` in the bases of the class.
-        """
-        order = cls.__mro__
-        if SQLAlchemy in order and order.index(SQLAlchemy) < order.index(FilterByOrCreateMixin):
-            raise TypeError(
-                f"In the bases of {cls.__name__} FilterByOrCreateMixin comes after SQLAlchemy, "
-                "where it has no effect. Put it before: "
-                f"class {cls.__name__}(FilterByOrCreateMixin, SQLAlchemy)."
-            )
-        return super().__new__(cls)
+    if TYPE_CHECKING:
+        Model: type[ModelThatCreates]
 
     def make_declarative_base(self, model: Any, metadata: MetaData | None = None) -> Any:
         """Make a base class for models that has ``filter_by_or_create``. Sends nothing.

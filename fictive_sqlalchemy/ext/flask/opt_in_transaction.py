@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import sqlalchemy
 from flask import Flask
-from flask_sqlalchemy import SQLAlchemy
 from flask_sqlalchemy.session import Session as FlaskSession
 from sqlalchemy.engine import URL, Engine, make_url
 
@@ -41,19 +40,9 @@ class OptInTransactionMixin(DeclarativeBaseMixin):
     TRANSACTION_CONNECTIONS: ClassVar[TransactionConnections] = TRANSACTION_CONNECTIONS
     """A live view: each open transaction and the connections it took out of autocommit."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Make the extension.
-
-        :raises TypeError: if the mixin stands behind ``SQLAlchemy`` in the bases of the class.
-        """
-        order = cls.__mro__
-        if SQLAlchemy in order and order.index(SQLAlchemy) < order.index(OptInTransactionMixin):
-            raise TypeError(
-                f"In the bases of {cls.__name__} OptInTransactionMixin comes after SQLAlchemy, "
-                "where it has no effect. Put it before: "
-                f"class {cls.__name__}(OptInTransactionMixin, SQLAlchemy)."
-            )
-        return super().__new__(cls)
+    if TYPE_CHECKING:
+        # What create_scoped_session() makes; Flask-SQLAlchemy declares its own.
+        session: OptInScopedSession[Session]  # type: ignore[assignment]  # pyright: ignore
 
     def create_engine(self, sa_url: str | URL, engine_opts: Mapping[str, Any]) -> Engine:
         """Create the engine of one bind. Sends nothing.

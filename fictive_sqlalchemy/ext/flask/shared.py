@@ -7,9 +7,12 @@
 For an extension of your own see :mod:`fictive_sqlalchemy.ext.flask.builtins`.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from .builtins import SQLAlchemy
+
+if TYPE_CHECKING:
+    from .filter_by_or_create import ModelThatCreates
 
 __all__ = ["Model", "db", "session"]
 
@@ -19,5 +22,9 @@ db = SQLAlchemy()
 session = db.session
 """``db.session``: scoped to the application context."""
 
-Model: Any = db.Model
+if TYPE_CHECKING:
+
+    class Model(ModelThatCreates): ...
+else:
+    Model = db.Model
 """``db.Model``: the base class of the models."""
