@@ -71,7 +71,8 @@ class _OutOfAutocommit(Transaction):
 
     def rollback(self) -> None:
         try:
-            super().rollback()
+            if self.connection.get_transaction() is self:  # or it is over, and an error came after
+                super().rollback()
         finally:
             self._end()
 
