@@ -71,7 +71,8 @@ class _OutOfAutocommit(Transaction):
 
     def rollback(self) -> None:
         try:
-            if self.connection.get_transaction() is self:  # or it is over, and an error came after
+            current: Transaction | None = self.connection.get_transaction()
+            if current is self:  # or it is over, and an error came after
                 super().rollback()
         finally:
             self._end()
@@ -315,25 +316,20 @@ class OptInConnection(Connection):
             return call(statement, parameters, execution_options=execution_options)
         self._under_way += 1  # several: one may load what another needs for its parameters
         try:
-            return self._send_alone(call, statement, parameters, execution_options)
+            if parameters and _are_many(parameters):
+                with self.begin():
+                    return call(statement, parameters, execution_options=execution_options)
+            result = call(statement, parameters, execution_options=execution_options)
+            if isinstance(result, CursorResult) and result.cursor is not None:
+                unread: list[Any] = self._unread
+                if len(unread) > 8:
+                    unread[:] = filter(_is_unread, unread)
+                unread.append(result)
+            return result  # pyright: ignore[reportUnknownVariableType]
         finally:
             self._under_way -= 1
             if self.on_loan:
                 self.give_back_if_wanted()
-
-    def _send_alone(
-        self, call: Callable[..., Any], statement: Any, parameters: Any, execution_options: Any
-    ) -> Any:
-        if parameters and _are_many(parameters):
-            with self.begin():
-                return call(statement, parameters, execution_options=execution_options)
-        result = call(statement, parameters, execution_options=execution_options)
-        if isinstance(result, CursorResult) and result.cursor is not None:
-            unread: list[Any] = self._unread
-            if len(unread) > 8:
-                unread[:] = filter(_is_unread, unread)
-            unread.append(result)
-        return result  # pyright: ignore[reportUnknownVariableType]
 
     # The loan
 

@@ -39,7 +39,7 @@ def stand_alone(dialect: Dialect) -> None:
 
     class StandAloneContext(context):  # type: ignore[misc]
         def pre_exec(self) -> None:
-            if self.locks_outside():
+            if getattr(self.compiled, "locks", False) and self.locks_in_vain():
                 raise exc.InvalidRequestError(
                     "with_for_update() outside a transaction protects nothing, for the lock would "
                     "be gone with the statement: put the read and what depends on it into "
@@ -51,20 +51,15 @@ def stand_alone(dialect: Dialect) -> None:
             inside = self.root_connection.get_transaction() is not None
             if inside or self.dialect.driver not in PSYCOPG:
                 return super().create_server_side_cursor()  # pyright: ignore
-            if self.locks_outside():
+            if getattr(self.compiled, "locks", False):
                 return self.create_default_cursor()  # it is only made, and pre_exec() refuses
             self.root_connection.has_streamed = True
             connection = self.root_connection.connection
             connection.info[HELD_CURSORS] = True
             return connection.cursor(f"held_{next(_numbers)}", withhold=True)
 
-        def locks_outside(self) -> bool:
-            return (
-                self.compiled is not None
-                and getattr(self.compiled, "locks", False)
-                and not self.is_crud
-                and self.root_connection.get_transaction() is None
-            )
+        def locks_in_vain(self) -> bool:
+            return not self.is_crud and self.root_connection.get_transaction() is None
 
     dialect.statement_compiler = NotingCompiler
     dialect.execution_ctx_cls = StandAloneContext
