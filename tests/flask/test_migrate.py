@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 import fictive_sqlalchemy
 from tests.postgres import PostgresServer
-from tests.wire import WireProxy
+from tests.wire import Recording, WireProxy
 
 APP = """
     import os
@@ -78,6 +78,13 @@ def initialize(directory: Path, *arguments: str) -> Path:
     done = flask_db(directory, "sqlite://", "sqlite://", "init", *arguments)
     assert done.returncode == 0, done.stderr
     return directory
+
+
+def by_command(recording: Recording, driver: str) -> list[str]:
+    """The verbs of what a command itself sent."""
+    if driver == "psycopg":  # asks for a type on its first connection, in a transaction of its own
+        return recording.verbs[recording.verbs.index("COMMIT") + 1 :]
+    return recording.verbs
 
 
 class Project:
@@ -159,7 +166,7 @@ CREATE = """
 
 
 def test_an_upgrade_and_a_downgrade_are_one_transaction_each(
-    project: Project, wire: WireProxy
+    project: Project, wire: WireProxy, driver: str
 ) -> None:
     project.revise("first", CREATE, 'op.drop_table("user")')
     project.revise(
@@ -171,7 +178,7 @@ def test_an_upgrade_and_a_downgrade_are_one_transaction_each(
         project.flask("upgrade")
     assert project.tables == {"user": {"id", "name", "age"}}
     assert project.version == "second"
-    verbs = recording.verbs
+    verbs = by_command(recording, driver)
     assert verbs.count("BEGIN") == verbs.count("COMMIT") == 1
     assert verbs.index("BEGIN") < verbs.index("CREATE") < verbs.index("COMMIT")
 
@@ -179,10 +186,13 @@ def test_an_upgrade_and_a_downgrade_are_one_transaction_each(
         project.flask("downgrade", "base")
     assert project.tables == {}
     assert project.version is None
-    assert recording.verbs.count("BEGIN") == recording.verbs.count("COMMIT") == 1
+    verbs = by_command(recording, driver)
+    assert verbs.count("BEGIN") == verbs.count("COMMIT") == 1
 
 
-def test_an_upgrade_that_fails_half_way_changes_nothing(project: Project, wire: WireProxy) -> None:
+def test_an_upgrade_that_fails_half_way_changes_nothing(
+    project: Project, wire: WireProxy, driver: str
+) -> None:
     project.revise("first", CREATE)
     project.flask("upgrade")
     project.revise("second", 'op.add_column("user", sa.Column("age", sa.Integer))')
@@ -201,9 +211,10 @@ def test_an_upgrade_that_fails_half_way_changes_nothing(project: Project, wire: 
     assert "no_such_table" in done.stderr
     assert project.tables == {"user": {"id", "name"}}
     assert project.version == "first"
-    assert "ALTER" in recording.verbs
-    assert "COMMIT" not in recording.verbs
-    assert recording.verbs.count("BEGIN") == recording.verbs.count("ROLLBACK") == 1
+    verbs = by_command(recording, driver)
+    assert "ALTER" in verbs
+    assert "COMMIT" not in verbs
+    assert verbs.count("BEGIN") == verbs.count("ROLLBACK") == 1
 
 
 def test_the_very_first_upgrade_that_fails_half_way_leaves_nothing(project: Project) -> None:
@@ -228,7 +239,7 @@ def test_a_migration_is_made_from_the_models(project: Project) -> None:
 
 
 def test_a_block_in_autocommit_works_between_transactions(
-    project: Project, wire: WireProxy
+    project: Project, wire: WireProxy, driver: str
 ) -> None:
     project.revise("first", CREATE)
     project.revise(
@@ -251,7 +262,7 @@ def test_a_block_in_autocommit_works_between_transactions(
     assert project.tables == {"user": {"id", "name", "age", "height"}}
     assert project.version == "second"
     assert [index["name"] for index in sa.inspect(project.engine).get_indexes("user")] == ["by_age"]
-    verbs = [verb for verb in recording.verbs if verb != "SELECT"]
+    verbs = [verb for verb in by_command(recording, driver) if verb != "SELECT"]
     first, second = verbs.index("COMMIT"), verbs.index("BEGIN", verbs.index("COMMIT"))
     index_statements = [text for text in recording.statements if "CONCURRENTLY" in text]
     assert len(index_statements) == 1
