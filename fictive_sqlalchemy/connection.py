@@ -71,8 +71,8 @@ class _OutOfAutocommit(Transaction):
 
     def rollback(self) -> None:
         try:
-            current: Transaction | None = self.connection.get_transaction()
-            if current is self:  # or it is over, and an error came after
+            # Or it is over, and an error came after that.
+            if id(self.connection.get_transaction()) == id(self):
                 super().rollback()
         finally:
             self._end()

@@ -105,6 +105,8 @@ class OptInSessionTransaction(_Reporting):
         assert isinstance(self.session, OptInSession)
         connection = self.session.borrow(bind)
         if connection.get_transaction() is not None:
+            if connection in self.taken and self.is_active and not execution_options:
+                return connection
             return super()._connection_for_bind(connection, execution_options)  # private: as above
         options = connection.transaction_options
         connection.transaction_options = self.options.over(options)
