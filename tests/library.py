@@ -1,0 +1,233 @@
+"""What the tests of the core share: tables, an engine on them, and what holds at the end."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.pool import QueuePool
+
+from fictive_sqlalchemy import TRANSACTION_CONNECTIONS, OptInEngine, create_engine
+from tests.wire import Recording
+
+#: PQtransactionStatus of libpq: what the server last said of the connection's transaction.
+IDLE = 0
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Author(Base):
+    __tablename__ = "author"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(sa.Text, unique=True)
+    age: Mapped[int | None] = mapped_column(sa.CheckConstraint("age >= 0"))
+    documents: Mapped[list[Document]] = relationship(back_populates="author")
+
+
+authors: sa.Table = Base.metadata.tables["author"]
+"""The table of :class:`Author`, for statements that the ORM has no part in."""
+
+
+class Document(Base):
+    __tablename__ = "document"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    title: Mapped[str] = mapped_column(sa.Text)
+    author_id: Mapped[int] = mapped_column(sa.ForeignKey(Author.id))
+    author: Mapped[Author] = relationship(back_populates="documents")
+
+
+class Seat(Base):
+    """Its constraint is checked at COMMIT."""
+
+    __tablename__ = "seat"
+    __table_args__ = (sa.UniqueConstraint("place", deferrable=True, initially="DEFERRED"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    place: Mapped[int]
+
+
+class Person(Base):
+    __tablename__ = "person"
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "person"}  # noqa: RUF012
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(sa.Text)
+    name: Mapped[str] = mapped_column(sa.Text)
+
+
+class Editor(Person):
+    """Two tables: each row takes two INSERTs, the second of which can fail."""
+
+    __tablename__ = "editor"
+    __mapper_args__ = {"polymorphic_identity": "editor"}  # noqa: RUF012
+
+    id: Mapped[int] = mapped_column(sa.ForeignKey(Person.id), primary_key=True)
+    rank: Mapped[int] = mapped_column(sa.CheckConstraint("rank > 0"))
+
+
+class NoteBase(DeclarativeBase):
+    pass
+
+
+class Note(NoteBase):
+    """For a second bind."""
+
+    __tablename__ = "note"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str] = mapped_column(sa.Text, unique=True)
+
+
+def fill(engine: sa.Engine) -> None:
+    """Make the tables, and three authors with a document each."""
+    with engine.begin() as connection:
+        Base.metadata.create_all(connection, checkfirst=False)
+        connection.execute(
+            sa.insert(Author), [{"name": name, "age": 30} for name in ("Ada", "Bob", "Cid")]
+        )
+        connection.execute(
+            sa.insert(Document), [{"title": f"Of {id}", "author_id": id} for id in (1, 2, 3)]
+        )
+
+
+@contextmanager
+def opened(url: str, **options: Any) -> Iterator[OptInEngine]:
+    """An engine on the filled tables, whose connections are at rest at the end."""
+    # Not through the engine under test, whose connection psycopg would prepare statements on.
+    other = sa.create_engine(url, poolclass=sa.pool.NullPool)
+    fill(other)
+    other.dispose()
+    engine = create_engine(url, **options)
+    try:
+        engine.connect().close()  # SQLAlchemy asks the server for its version, and the like
+        yield engine
+        assert_at_rest(engine)
+    finally:
+        engine.dispose()
+
+
+def assert_at_rest(engine: OptInEngine, flags: tuple[Any, Any, Any] = (None, None, None)) -> None:
+    """Check row 19 of the contract on every connection of a pool that nobody uses any more.
+
+    :param flags: The isolation level, read-only and deferrable flags that connections start with.
+    """
+    pool = engine.pool
+    if len(TRANSACTION_CONNECTIONS) or (isinstance(pool, QueuePool) and pool.checkedout()):
+        gc.collect()  # an exception may still keep some
+    assert len(TRANSACTION_CONNECTIONS) == 0
+    if not isinstance(pool, QueuePool):
+        return
+    assert pool.checkedout() == 0
+    connections = [engine.raw_connection() for _ in range(pool.checkedin())]
+    try:
+        for connection in connections:
+            assert_rests(connection.dbapi_connection, flags)
+    finally:
+        for connection in connections:
+            connection.close()
+
+
+def assert_rests(dbapi: Any, flags: tuple[Any, Any, Any] = (None, None, None)) -> None:
+    """Check that a driver's connection is idle, in autocommit, with its flags as at the start."""
+    assert dbapi.info.transaction_status == IDLE
+    assert dbapi.autocommit is True
+    assert flags_of(dbapi) == flags
+
+
+def flags_of(dbapi: Any) -> tuple[Any, Any, Any]:
+    """Return the isolation level, read-only and deferrable flags of a driver's connection."""
+    read_only = dbapi.readonly if hasattr(dbapi, "readonly") else dbapi.read_only
+    return dbapi.isolation_level, read_only, dbapi.deferrable
+
+
+def set_flags(
+    dbapi: Any,
+    isolation_level: str | None = None,
+    read_only: bool | None = None,
+    deferrable: bool | None = None,
+) -> None:
+    """Set flags of a driver's connection, those that are given."""
+    psycopg2 = hasattr(dbapi, "readonly")
+    if isolation_level is not None:
+        if psycopg2:
+            dbapi.isolation_level = isolation_level
+        else:
+            levels = importlib.import_module("psycopg").IsolationLevel
+            dbapi.isolation_level = levels[isolation_level.replace(" ", "_")]
+    if read_only is not None:
+        setattr(dbapi, "readonly" if psycopg2 else "read_only", read_only)
+    if deferrable is not None:
+        dbapi.deferrable = deferrable
+
+
+def sent(recording: Recording) -> list[str]:
+    """Return the first words of what was sent, psycopg's upkeep of prepared statements left out."""
+    return [verb for verb in recording.verbs if verb != "DEALLOCATE"]
+
+
+def backend_pid(connection: sa.Connection) -> int:
+    """The server process of a connection. Sends nothing."""
+    dbapi: Any = connection.connection.dbapi_connection
+    return int(dbapi.info.backend_pid)
+
+
+def checked_out(engine: sa.Engine) -> int:
+    """Return how many connections of its pool are in use."""
+    assert isinstance(engine.pool, QueuePool)
+    return engine.pool.checkedout()
+
+
+class Onlooker:
+    """Someone else who looks at the database: sees what is committed, and nothing else.
+
+    :param url: The database.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._engine = sa.create_engine(
+            url, isolation_level="AUTOCOMMIT", poolclass=sa.pool.StaticPool
+        )
+
+    def scalar(self, sql: str, **parameters: Any) -> Any:
+        """Return the first column of the first row of a query."""
+        with self._engine.connect() as connection:
+            return connection.execute(sa.text(sql), parameters).scalar()
+
+    def column(self, sql: str, **parameters: Any) -> list[Any]:
+        """Return the first column of each row of a query."""
+        with self._engine.connect() as connection:
+            return list(connection.scalars(sa.text(sql), parameters))
+
+    def run(self, sql: str) -> None:
+        """Run a statement."""
+        with self._engine.connect() as connection:
+            connection.execute(sa.text(sql))
+
+    def names(self) -> list[str]:
+        """Return the authors' names, those of :func:`fill` left out."""
+        sql = "SELECT name FROM author WHERE name NOT IN ('Ada', 'Bob', 'Cid') ORDER BY name"
+        return self.column(sql)
+
+    def kill(self, pid: int) -> None:
+        """End a server process, and wait until it has gone."""
+        assert self.scalar("SELECT pg_terminate_backend(:pid, 5000)", pid=pid)
+
+    def state(self, pid: int) -> str | None:
+        """Return what a server process does: ``"idle"``, ``"idle in transaction"``…"""
+        state: str | None = self.scalar(
+            "SELECT state FROM pg_stat_activity WHERE pid = :pid", pid=pid
+        )
+        return state
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._engine.dispose()

@@ -1,0 +1,500 @@
+"""The private names of SQLAlchemy and Flask-SQLAlchemy that the package uses.
+
+One test for each: it fails by name when the name goes, when its parameters change, or when
+SQLAlchemy no longer calls it where the package relies on it. What they do here is stock behaviour,
+on SQLite in memory, because what is tested is not ours.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy.engine.base import OptionEngine
+from sqlalchemy.engine.cursor import (
+    BufferedRowCursorFetchStrategy,
+    FullyBufferedCursorFetchStrategy,
+)
+from sqlalchemy.engine.default import DefaultExecutionContext
+from sqlalchemy.exc import DBAPIError, InvalidRequestError
+from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin
+from sqlalchemy.sql.compiler import SQLCompiler
+
+import fictive_sqlalchemy
+from fictive_sqlalchemy import OptInConnection, OptInEngine, OptInSession, create_engine
+from fictive_sqlalchemy.session import OptInSessionTransaction
+from tests.library import Note, NoteBase
+
+#: Names that only look like one of SQLAlchemy's: theirs is an attribute of another class.
+OUR_OWN = {"_state"}
+
+
+@pytest.fixture
+def engine() -> Iterator[sa.Engine]:
+    engine = sa.create_engine("sqlite://")
+    NoteBase.metadata.create_all(engine)
+    yield engine
+    engine.dispose()
+
+
+def parameters(function: Any) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+class SpyConnection(sa.Connection):
+    """Writes down which of the names are called."""
+
+    called: list[str]
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self.called = []
+        super().__init__(engine)
+
+    def _autobegin(self) -> None:
+        self.called.append("_autobegin")
+        super()._autobegin()
+
+    def _rollback_impl(self) -> None:
+        self.called.append("_rollback_impl")
+        super()._rollback_impl()
+
+    def _run_ddl_visitor(self, *args: Any, **kwargs: Any) -> None:
+        self.called.append("_run_ddl_visitor")
+        super()._run_ddl_visitor(*args, **kwargs)
+
+    def _log_info(self, message: str, *arg: Any, **kw: Any) -> None:
+        self.called.append(f"_log_info {message}")
+        super()._log_info(message, *arg, **kw)
+
+    def _safe_close_cursor(self, cursor: Any) -> None:
+        self.called.append("_safe_close_cursor")
+        super()._safe_close_cursor(cursor)
+
+
+@pytest.fixture
+def connection(engine: sa.Engine) -> Iterator[SpyConnection]:
+    connection = SpyConnection(engine)
+    yield connection
+    connection.close()
+
+
+class TestConnection:
+    def test__autobegin(self, connection: SpyConnection) -> None:
+        """What begins unasked, and the one place that does."""
+        assert parameters(sa.Connection._autobegin) == ["self"]
+        connection.execute(sa.text("SELECT 1"))
+        assert connection.called.count("_autobegin") == 1
+        assert connection.in_transaction()
+
+    def test__dbapi_connection(self, connection: SpyConnection) -> None:
+        """Without it a ``Connection`` is invalidated, not closed, and takes a new one."""
+        held: Any = connection._dbapi_connection
+        assert held.dbapi_connection is not None
+        connection._dbapi_connection = None
+        assert connection.invalidated
+        assert not connection.closed
+        held.close()
+        assert connection.scalar(sa.text("SELECT 1")) == 1
+        assert connection._dbapi_connection is not None
+
+    def test__safe_close_cursor(self, connection: SpyConnection) -> None:
+        """Called when a result has been read to its end, and when it is closed."""
+        assert parameters(sa.Connection._safe_close_cursor) == ["self", "cursor"]
+        connection.execute(sa.text("SELECT 1")).all()
+        assert connection.called.count("_safe_close_cursor") == 1
+        connection.execute(sa.text("SELECT 1")).close()
+        assert connection.called.count("_safe_close_cursor") == 2
+
+    def test__log_info(self, connection: SpyConnection, engine: sa.Engine) -> None:
+        """Called with what SQLAlchemy says of transactions, in these words."""
+        assert parameters(sa.Connection._log_info) == ["self", "message", "arg", "kw"]
+        engine.echo = True
+        connection._echo = True
+        with connection.begin():
+            pass
+        connection.begin().rollback()
+        assert [name for name in connection.called if name.startswith("_log_info")] == [
+            *("_log_info BEGIN (implicit)", "_log_info COMMIT"),
+            *("_log_info BEGIN (implicit)", "_log_info ROLLBACK"),
+        ]
+        engine.echo = False
+
+    def test__rollback_impl(self, connection: SpyConnection) -> None:
+        """Called at a rollback, and after an error where no transaction is."""
+        assert parameters(sa.Connection._rollback_impl) == ["self"]
+        connection.begin().rollback()
+        assert connection.called.count("_rollback_impl") == 1
+        connection._autobegin = lambda: None  # type: ignore[method-assign]
+        with pytest.raises(DBAPIError):
+            connection.execute(sa.text("SELECT nothing FROM nowhere"))
+        assert connection.called.count("_rollback_impl") == 2
+
+    def test__run_ddl_visitor(self, connection: SpyConnection) -> None:
+        """What ``create_all()``, ``drop_all()``, ``create()`` and ``drop()`` call."""
+        names = parameters(sa.Connection._run_ddl_visitor)
+        assert names == ["self", "visitorcallable", "element", "kwargs"]
+        NoteBase.metadata.drop_all(connection)
+        NoteBase.metadata.create_all(connection)
+        NoteBase.metadata.tables["note"].drop(connection)
+        assert connection.called.count("_run_ddl_visitor") == 3
+
+
+class TestEngine:
+    def test__option_cls(self, engine: sa.Engine) -> None:
+        """The class of what ``execution_options()`` makes."""
+        assert sa.Engine._option_cls is OptionEngine
+
+        class Copy(OptionEngine):
+            pass
+
+        class WithCopies(sa.Engine):
+            _option_cls = Copy
+
+        engine.__class__ = WithCopies
+        assert type(engine.execution_options(logging_token="x")) is Copy
+
+
+class SpySession(Session):
+    """Writes down which of the names are called."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.called: list[str] = []
+        super().__init__(*args, **kwargs)
+
+    def _connection_for_bind(self, engine: Any, execution_options: Any = None, **kw: Any) -> Any:
+        self.called.append("_connection_for_bind")
+        return super()._connection_for_bind(engine, execution_options, **kw)
+
+    def _autobegin_t(self, begin: bool = False) -> SessionTransaction:
+        self.called.append(f"_autobegin_t {begin}")
+        return super()._autobegin_t(begin)
+
+    def _autoflush(self) -> None:
+        self.called.append("_autoflush")
+        super()._autoflush()
+
+
+@pytest.fixture
+def session(engine: sa.Engine) -> Iterator[SpySession]:
+    with SpySession(engine) as session:
+        yield session
+
+
+class TestSession:
+    def test__connection_for_bind(self, session: SpySession) -> None:
+        """Where ``execute()`` and ``connection()`` get a connection, before one is begun."""
+        names = parameters(Session._connection_for_bind)
+        assert names == ["self", "engine", "execution_options", "kw"]
+        session.execute(sa.select(Note))
+        session.connection()
+        session.get(Note, 1)
+        assert session.called.count("_connection_for_bind") == 3
+
+    def test__autobegin_t(self, session: SpySession) -> None:
+        """Where the ``SessionTransaction`` is made, for ``begin()`` with ``begin=True``."""
+        assert parameters(Session._autobegin_t) == ["self", "begin"]
+        session.begin()
+        assert session.called == ["_autobegin_t True"]
+        session.rollback()
+        session.add(Note(text="new"))
+        session.flush()
+        assert set(session.called[1:]) == {"_autobegin_t False"}
+        transaction = session.get_transaction()
+        assert transaction is not None
+        assert transaction.origin is SessionTransactionOrigin.AUTOBEGIN
+        assert parameters(SessionTransaction.__init__)[:3] == ["self", "session", "origin"]
+
+    def test__autoflush(self, session: SpySession) -> None:
+        """Called before each read."""
+        assert parameters(Session._autoflush) == ["self"]
+        session.add(Note(text="new"))
+        session.execute(sa.select(Note))
+        assert session.called.count("_autoflush") == 1
+        assert not session.new
+
+    def test__is_clean(self, session: SpySession) -> None:
+        """Whether there is nothing to flush."""
+        assert parameters(Session._is_clean) == ["self"]
+        assert session._is_clean()
+        note = Note(text="new")
+        session.add(note)
+        assert not session._is_clean()
+        session.flush()
+        assert session._is_clean()
+        note.text = "changed"
+        assert not session._is_clean()
+        session.flush()
+        session.delete(note)
+        assert not session._is_clean()
+
+    def test__flushing(self, session: SpySession) -> None:
+        """While it is set, ``commit()`` does not flush."""
+        assert session._flushing is False
+        note = Note(text="new")
+        session.add(note)
+        session._flushing = True
+        session.commit()
+        session._flushing = False
+        assert note in session.new
+        session.commit()
+        assert note not in session.new
+
+    def test__trans_context_manager(self, session: SpySession) -> None:
+        """Set inside a block, also when its transaction has ended."""
+        assert session._trans_context_manager is None
+        with session.begin() as transaction:
+            assert session._trans_context_manager is transaction
+            session.commit()
+            assert session._trans_context_manager is transaction
+            with pytest.raises(InvalidRequestError, match="context manager"):
+                session.execute(sa.select(Note))
+        assert session._trans_context_manager is None
+
+
+class TestSessionTransaction:
+    def test__connection_for_bind(self, engine: sa.Engine) -> None:
+        """Where both a flush and a statement get the connection of a transaction."""
+        names = parameters(SessionTransaction._connection_for_bind)
+        assert names == ["self", "bind", "execution_options"]
+        called: list[Any] = []
+
+        class Spy(SessionTransaction):
+            def _connection_for_bind(self, bind: Any, execution_options: Any) -> Any:
+                called.append(bind)
+                return super()._connection_for_bind(bind, execution_options)
+
+        class WithSpies(Session):
+            def _autobegin_t(self, begin: bool = False) -> SessionTransaction:
+                if self.get_transaction() is None:
+                    return Spy(self, SessionTransactionOrigin.AUTOBEGIN)
+                return super()._autobegin_t(begin)
+
+        with WithSpies(engine) as session:
+            session.add(Note(text="new"))
+            session.flush()
+            assert called[0] is engine
+            called.clear()
+            session.execute(sa.select(Note))
+            assert called == [engine]
+
+
+class TestResults:
+    """Not private by name, but in no documentation."""
+
+    def test_cursor_strategy(self, connection: SpyConnection) -> None:
+        """A result can be told to read all of its rows now."""
+        result = connection.execute(sa.text("VALUES (1), (2), (3)"))
+        assert result.fetchone() == (1,)
+        result.cursor_strategy = FullyBufferedCursorFetchStrategy(
+            result.cursor,
+            alternate_description=result.cursor_strategy.alternate_cursor_description,
+        )
+        connection.connection.dbapi_connection.execute("DROP TABLE note")  # type: ignore[union-attr]
+        assert [n for (n,) in result.all()] == [2, 3]
+        assert result.cursor is None
+
+    def test_buffered_row_cursor_fetch_strategy(self, url: str) -> None:
+        """How a stream is told from other results, and what makes its cursor."""
+        made: list[str] = []
+        postgresql = sa.create_engine(url)
+        dialect: Any = postgresql.dialect
+
+        class Context(dialect.execution_ctx_cls):  # type: ignore[misc]
+            def create_server_side_cursor(self) -> Any:
+                made.append("cursor")
+                return super().create_server_side_cursor()
+
+        dialect.execution_ctx_cls = Context
+        with postgresql.connect() as connection:
+            for options in ({"stream_results": True}, {"yield_per": 1}):
+                stream = connection.execute(sa.text("VALUES (1), (2)"), execution_options=options)
+                assert isinstance(stream.cursor_strategy, BufferedRowCursorFetchStrategy)
+                assert len(stream.all()) == 2
+            assert made == ["cursor", "cursor"]
+            other = connection.execute(sa.text("SELECT 1"))
+            assert not isinstance(other.cursor_strategy, BufferedRowCursorFetchStrategy)
+        postgresql.dispose()
+
+    def test_statement_compiler_and_execution_context(self, engine: sa.Engine) -> None:
+        """A dialect's own compiler and context, which tell of locks and streams."""
+        seen: list[str] = []
+        dialect: Any = engine.dialect
+
+        class Compiler(dialect.statement_compiler):  # type: ignore[misc]
+            def for_update_clause(self, *args: Any, **kwargs: Any) -> Any:
+                seen.append("for_update_clause")
+                return super().for_update_clause(*args, **kwargs)
+
+        class Context(dialect.execution_ctx_cls):  # type: ignore[misc]
+            def pre_exec(self) -> None:
+                seen.append("pre_exec")
+                assert isinstance(self.compiled, Compiler)
+                assert self.root_connection is connection
+                assert self.is_crud is False
+                super().pre_exec()
+
+            def create_server_side_cursor(self) -> Any:
+                raise NotImplementedError
+
+        assert hasattr(SQLCompiler, "for_update_clause")
+        assert hasattr(DefaultExecutionContext, "create_server_side_cursor")
+        dialect.statement_compiler = Compiler
+        dialect.execution_ctx_cls = Context
+        lock = sa.select(Note.id).with_for_update()
+        with engine.connect() as connection:
+            for statement in (lock, sa.select(lock.subquery()), sa.select(lock.cte())):
+                seen.clear()
+                connection.execute(statement)
+                assert seen == ["for_update_clause", "pre_exec"]
+
+
+class TestFlaskSQLAlchemy:
+    def test__make_scoped_session(self) -> None:
+        """What makes ``db.session``."""
+        assert parameters(SQLAlchemy._make_scoped_session) == ["self", "options"]
+        made: list[Any] = []
+
+        class Spy(SQLAlchemy):
+            def _make_scoped_session(self, options: dict[str, Any]) -> Any:
+                made.append(super()._make_scoped_session(options))
+                return made[0]
+
+        db = Spy(session_options={"expire_on_commit": False})
+        assert [db.session] == made
+
+    def test__make_engine(self) -> None:
+        """What makes the engine of each bind, with the URL among its options."""
+        assert parameters(SQLAlchemy._make_engine) == ["self", "bind_key", "options", "app"]
+        made: dict[str | None, Any] = {}
+
+        class Spy(SQLAlchemy):
+            def _make_engine(
+                self, bind_key: str | None, options: dict[str, Any], app: Flask
+            ) -> sa.Engine:
+                made[bind_key] = dict(options)
+                return super()._make_engine(bind_key, options, app)
+
+        app = Flask(__name__)
+        app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
+        app.config["SQLALCHEMY_BINDS"] = {"other": "sqlite://"}
+        db = Spy(app)
+        with app.app_context():
+            assert set(made) == {None, "other"} == set(db.engines)
+            assert all(sa.make_url(options["url"]) is not None for options in made.values())
+            for engine in db.engines.values():
+                engine.dispose()
+
+    def test__make_declarative_base(self) -> None:
+        """What makes ``db.Model``."""
+        names = parameters(SQLAlchemy._make_declarative_base)
+        assert names == ["self", "model_class", "disable_autonaming"]
+        made: list[Any] = []
+
+        class Spy(SQLAlchemy):
+            def _make_declarative_base(
+                self, model_class: Any, disable_autonaming: bool = False
+            ) -> Any:
+                made.append(super()._make_declarative_base(model_class, disable_autonaming))
+                return made[0]
+
+        db = Spy()
+        assert [db.Model] == made
+
+    def test___fsa__(self) -> None:
+        """The way from a model to its extension."""
+        db = SQLAlchemy()
+        assert db.Model.__fsa__ is db
+
+
+def names_with_a_test() -> set[str]:
+    return {
+        name.removeprefix("test_")
+        for tests in (TestConnection, TestEngine, TestSession, TestSessionTransaction)
+        for name in vars(tests)
+        if name.startswith("test__")
+    } | {
+        name.removeprefix("test_")
+        for name in vars(TestFlaskSQLAlchemy)
+        if name.startswith("test__")
+    }
+
+
+def used() -> set[str]:
+    """Every attribute with a leading underscore that the package reads, writes or defines."""
+    names: set[str] = set()
+    for path in Path(fictive_sqlalchemy.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute):
+                names.add(node.attr)
+            elif isinstance(node, ast.FunctionDef):
+                names.add(node.name)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                names.add(node.value)
+    return {name for name in names if name.startswith("_") and not name.endswith("__")}
+
+
+def theirs() -> set[str]:
+    """Every such name of the classes that the package builds on."""
+    engine = sa.create_engine("sqlite://")
+    with engine.connect() as connection, Session(engine) as session:
+        instances = [engine, connection, session, session.begin(), SQLAlchemy(), sa.select(1)]
+        names = {name for instance in instances for name in dir(instance)}
+    engine.dispose()
+    return {name for name in names if name.startswith("_") and not name.endswith("__")}
+
+
+def test_no_private_name_is_used_without_a_test_here() -> None:
+    assert (used() & theirs()) - OUR_OWN <= names_with_a_test()
+
+
+def test_no_test_here_is_left_over() -> None:
+    assert names_with_a_test() - {"__fsa__"} <= used()
+
+
+def test_our_own_names_are_no_names_of_the_classes_that_they_are_on() -> None:
+    stock_engine, our_engine = sa.create_engine("sqlite://"), create_engine("sqlite://")
+    with stock_engine.connect() as stock_connection, our_engine.connect() as our_connection:
+        pairs: list[tuple[object, object]] = [
+            (Session(stock_engine), OptInSession(our_engine)),
+            (stock_connection, our_connection),
+            (stock_engine, our_engine),
+            (Session(stock_engine).begin(), OptInSession(our_engine).begin()),
+        ]
+        for stock, ours in pairs:
+            added = set(vars(ours)) - set(vars(stock))
+            for base in type(ours).__mro__:
+                if base.__module__.startswith("fictive_sqlalchemy"):
+                    added |= set(vars(base))
+            added = {name for name in added if not name.startswith("__")}
+            clashing = {name for name in added & set(dir(stock)) if name.startswith("_")}
+            assert clashing <= names_with_a_test()
+    assert isinstance(our_connection, OptInConnection)
+    assert isinstance(our_engine, OptInEngine)
+    assert isinstance(pairs[3][1], OptInSessionTransaction)
+    stock_engine.dispose()
+    our_engine.dispose()
+
+
+def test_each_use_says_that_it_is_private() -> None:
+    """A line that uses one says why, or the line before it, or the one of the same name."""
+    names = names_with_a_test()
+    silent: list[str] = []
+    for path in Path(fictive_sqlalchemy.__file__).parent.rglob("*.py"):
+        lines = path.read_text().splitlines()
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = node.attr if isinstance(node, ast.Attribute) else getattr(node, "name", "")
+            if not isinstance(node, (ast.Attribute, ast.FunctionDef)) or name not in names:
+                continue
+            around = lines[max(node.lineno - 4, 0) : (node.end_lineno or node.lineno) + 1]
+            if isinstance(node, ast.FunctionDef):
+                around = lines[max(node.lineno - 4, 0) : node.lineno + 2]
+            if not any("private" in line for line in around):
+                silent.append(f"{path.name}:{node.lineno} {name}")
+    assert silent == []
