@@ -155,7 +155,7 @@ class Switch:
         self.dialect: Any = dialect
 
     def rest(
-        self, connection: Any, used: TransactionOptions = DEFAULT, started_with: Any = _UNTOUCHED
+        self, connection: Any, used: TransactionOptions = DEFAULT, started_with: Any = None
     ) -> None:
         """Put a connection that is in no transaction into autocommit.
 
@@ -163,10 +163,13 @@ class Switch:
         :param used: What the transaction that has ended had begun with.
         :param started_with: What :meth:`started_with` returned at first.
         """
+        if used.isolation_level is not None:
+            self.dialect.set_isolation_level(connection, self.dialect.default_isolation_level)
+        read_only, deferrable = started_with or (False, False)
         if used.read_only is not None:
-            self.dialect.set_readonly(connection, False)
+            self.dialect.set_readonly(connection, read_only)
         if used.deferrable is not None:
-            self.dialect.set_deferrable(connection, False)
+            self.dialect.set_deferrable(connection, deferrable)
         self.dialect.set_isolation_level(connection, "AUTOCOMMIT")
 
     def leave(self, connection: Any, options: TransactionOptions) -> None:
@@ -197,13 +200,15 @@ class Switch:
         return False
 
     def started_with(self, connection: Any) -> Any:
-        """Return the flags that :meth:`reset` brings a connection back to. Sends nothing.
+        """Return the flags that :meth:`reset` brings a connection back to.
 
         :param connection: The DBAPI connection, before its first use.
         """
+        if hasattr(self.dialect, "get_readonly"):
+            return self.dialect.get_readonly(connection), self.dialect.get_deferrable(connection)
         return None
 
-    def reset(self, connection: Any, started_with: Any = _UNTOUCHED) -> None:
+    def reset(self, connection: Any, started_with: Any = None) -> None:
         """Make a connection fit to go back to the pool, whatever was done with it.
 
         :param connection: The DBAPI connection.
@@ -211,7 +216,7 @@ class Switch:
         :raises Exception: if it can't be done; the pool then closes the connection.
         """
         self.dialect.do_rollback(connection)
-        self.rest(connection)
+        self.rest(connection, DEFAULT, started_with)
 
 
 class PsycopgSwitch(Switch):
@@ -301,13 +306,6 @@ class PysqliteSwitch(Switch):
             self.dialect.set_isolation_level(connection, options.isolation_level)
             connection.isolation_level = None
         connection.execute("BEGIN")
-
-    def rest(
-        self, connection: Any, used: TransactionOptions = DEFAULT, started_with: Any = _UNTOUCHED
-    ) -> None:
-        if used.isolation_level is not None:
-            self.dialect.set_isolation_level(connection, self.dialect.default_isolation_level)
-        super().rest(connection, used)
 
 
 def switch_for(dialect: Dialect) -> Switch:

@@ -80,6 +80,9 @@ class _OutOfAutocommit(Transaction):
     def close(self) -> None:
         try:
             super().close()
+        except exc.DBAPIError as error:
+            if not error.connection_invalidated:
+                raise  # but from a lost connection there is nothing left to roll back
         finally:
             self._end()
 
