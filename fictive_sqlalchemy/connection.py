@@ -215,6 +215,9 @@ class OptInConnection(Connection):
         """Take the driver out of autocommit, for the transaction that begins. Sends nothing."""
         self.transaction_options.check(self.dialect)
         connection = self.connection
+        if getattr(connection.dbapi_connection, "closed", False):
+            self.invalidate()  # the driver has found it lost, and nothing is begun yet
+            connection = self.connection
         if isinstance(self.engine.pool, StaticPool):
             connection.info[TAKEN_BY] = ref(self)
         self._left_with = self.transaction_options

@@ -546,3 +546,15 @@ def test_a_pool_with_a_time_limit_still_has_it(make_app: MakeApp, url: str) -> N
         connection.execute(sa.text("SELECT 1"))
         with pytest.raises(PoolTimeout, match="QueuePool limit"):
             db.session.execute(sa.text("SELECT 1"))
+
+
+def test_a_session_class_for_scripts_serves_an_application_too(make_app: Any, url: str) -> None:
+    class Own(OptInSession):
+        def greet(self) -> str:
+            return "hello"
+
+    db: Any = Database(session_options={"class_": Own})
+    with make_app(db, url).app_context():
+        assert db.session().greet() == "hello"
+        assert isinstance(db.session(), FlaskSession)
+        assert db.session.scalar(sa.text("SELECT 1")) == 1

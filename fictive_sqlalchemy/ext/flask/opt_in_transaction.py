@@ -69,9 +69,12 @@ class OptInTransactionMixin(DeclarativeBaseMixin):
             combined with :class:`.OptInSession`.
         """
         options = dict(options or {})
-        class_ = options.setdefault("class_", Session)
-        if not issubclass(class_, OptInSession):
-            options["class_"] = type(class_.__name__, (OptInSession, class_), {})
+        class_ = options.get("class_", Session)
+        bases = (OptInSession, class_, FlaskSession)
+        missing = [base for base in bases if base is class_ or not issubclass(class_, base)]
+        options["class_"] = (
+            class_ if missing == [class_] else type(class_.__name__, tuple(missing), {})
+        )
         stock = super()._make_scoped_session(options)  # private: as below
         return OptInScopedSession(stock.session_factory, stock.registry.scopefunc)
 
