@@ -276,6 +276,24 @@ class TestTransactions:
             connection.execute(insert("two"))
         assert onlooker.names() == ["one", "two"]
 
+    def test_ended_inside_their_block_refuse_to_go_on(
+        self, connection: OptInConnection, wire: WireProxy, onlooker: Onlooker
+    ) -> None:
+        for end in (connection.commit, connection.rollback):
+            with connection.begin():
+                connection.execute(insert(end.__name__))
+                end()
+                with wire.record() as recording:
+                    with pytest.raises(InvalidRequestError, match="context manager"):
+                        connection.execute(insert("more"))
+                    with pytest.raises(InvalidRequestError, match="context manager"):
+                        connection.execute(sa.insert(authors), [{"name": "a"}, {"name": "b"}])
+                    with pytest.raises(InvalidRequestError, match="context manager"):
+                        connection.begin()
+                assert recording.messages == []
+            connection.execute(insert(f"after {end.__name__}"))
+        assert onlooker.names() == ["after commit", "after rollback", "commit"]
+
     def test_nest(self, connection: OptInConnection, wire: WireProxy, onlooker: Onlooker) -> None:
         with wire.record() as recording, connection.begin_nested():
             connection.execute(insert("outer"))
@@ -651,6 +669,19 @@ class TestTwoPhases:
         assert connection.scalar(ONE) == 1
         assert_rests(connection.connection.dbapi_connection)
         assert onlooker.scalar("SELECT count(*) FROM pg_prepared_xacts") == 0
+
+    def test_whose_commit_fails_do_no_harm_to_the_next(
+        self, engine: OptInEngine, onlooker: Onlooker
+    ) -> None:
+        with engine.connect() as connection:
+            transaction = connection.begin_twophase()
+            connection.exec_driver_sql("INSERT INTO seat (place) VALUES (1), (1)")
+            with pytest.raises(IntegrityError):
+                transaction.commit()
+        for _ in range(2):
+            with engine.begin() as connection:
+                connection.exec_driver_sql("INSERT INTO seat (place) SELECT count(*) FROM seat")
+        assert onlooker.scalar("SELECT count(*) FROM seat") == 2
 
     def test_are_recovered_from_another_connection(
         self, engine: OptInEngine, connection: OptInConnection, onlooker: Onlooker

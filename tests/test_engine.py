@@ -357,6 +357,25 @@ class TestEvents:
                 connection.execute(sa.text("SELECT 1"))
         assert seen == ["begin", "savepoint", "release_savepoint", "commit"]
 
+    def test_engine_connect_may_run_statements_and_transactions(
+        self, engine: OptInEngine, wire: WireProxy
+    ) -> None:
+        seen: list[Any] = []
+
+        @event.listens_for(engine, "engine_connect")
+        def use(connection: OptInConnection) -> None:
+            seen.append(connection.scalar(sa.text("SELECT 1")))
+            with connection.begin():
+                seen.append(connection.scalar(sa.text("SELECT 2")))
+
+        with OptInSession(engine) as session:
+            with wire.record() as recording:
+                session.get(Author, 1)
+            assert sent(recording) == ["SELECT", "BEGIN", "SELECT", "COMMIT", "SELECT"]
+            with session.begin():
+                session.get(Author, 2)
+        assert seen == [1, 2]
+
     def test_connect_may_run_statements(self, wire_url: str, wire: WireProxy) -> None:
         engine = create_engine(wire_url)
 

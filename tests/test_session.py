@@ -28,7 +28,9 @@ from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
     Session,
+    foreign,
     mapped_column,
+    relationship,
     selectinload,
     sessionmaker,
 )
@@ -451,6 +453,29 @@ class TestTheEndOfABlock:
         assert onlooker.scalar("SELECT count(*) FROM seat") == 1
 
 
+class FamilyBase(DeclarativeBase):
+    pass
+
+
+class Kid(FamilyBase):
+    """Outlives its parent: no foreign key says otherwise."""
+
+    __tablename__ = "kid"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    parent_id: Mapped[int | None]
+    name: Mapped[str]
+
+
+class Parent(FamilyBase):
+    __tablename__ = "parent"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kids: Mapped[list[Kid]] = relationship(
+        cascade="all", primaryjoin=lambda: Parent.id == foreign(Kid.parent_id)
+    )
+
+
 def rows_of_a_result(session: OptInSession) -> list[Any]:
     names = sa.text("SELECT name FROM (VALUES ('n1'), ('n2'), ('Ada')) AS v (name)")
     return list(session.execute(names).mappings())
@@ -492,6 +517,38 @@ class TestStatementsThatWriteOutside:
         assert waiting.age == 30
         session.commit()
         assert onlooker.scalar("SELECT count(*) FROM document") == 2
+
+    def test_an_orm_delete_keeps_related_objects_and_their_changes(
+        self, session: OptInSession, onlooker: Onlooker
+    ) -> None:
+        FamilyBase.metadata.create_all(session.connection())
+        session.add(Parent(id=1, kids=[Kid(id=n, name=f"kid {n}") for n in (1, 2)]))
+        session.commit()
+        parent = session.get_one(Parent, 1)
+        one, two = parent.kids
+        one.name = "changed"
+        session.execute(sa.delete(Parent))
+        assert parent not in session
+        assert one in session
+        assert two in session
+        session.commit()
+        assert onlooker.column("SELECT name FROM kid ORDER BY id") == ["changed", "kid 2"]
+
+    def test_an_orm_delete_lets_go_of_every_object_it_deleted(self, session: OptInSession) -> None:
+        session.execute(sa.insert(Author), [{"name": f"n{n}"} for n in range(20)])
+        loaded = session.scalars(sa.select(Author).where(Author.id > 3)).all()
+        session.execute(sa.delete(Author).where(Author.id > 10))
+        assert [author.id for author in loaded if author in session] == list(range(4, 11))
+        assert all(sa.inspect(author).detached for author in loaded if author not in session)
+
+    def test_a_job_is_taken_with_one_update_that_locks_in_its_subquery(
+        self, session: OptInSession, wire: WireProxy
+    ) -> None:
+        free = sa.select(Author.id).order_by(Author.id).limit(1).with_for_update(skip_locked=True)
+        take = sa.update(Author).where(Author.id == free.scalar_subquery()).values(age=1)
+        with wire.record() as recording:
+            assert session.scalar(take.returning(Author.id)) == 1
+        assert sent(recording) == ["UPDATE"]
 
     def test_the_querys_update_and_delete_are_one_statement_each(
         self, session: OptInSession, wire: WireProxy
@@ -750,6 +807,30 @@ class TestTheSessionsConnection:
             execution_options=options,  # type: ignore[call-arg, unused-ignore]
         ) as stock:
             assert shown == stock.scalar(sa.text("SHOW transaction_isolation"))
+
+    @pytest.mark.parametrize("end", ["commit", "rollback"])
+    def test_ended_by_hand_inside_a_block_writes_nothing_more(
+        self, session: OptInSession, onlooker: Onlooker, end: str
+    ) -> None:
+        with pytest.raises(InvalidRequestError), session.begin():
+            session.execute(sa.insert(Author).values(name="one"))
+            getattr(session.connection(), end)()
+            session.execute(sa.insert(Author).values(name="two"))
+        assert onlooker.names() == (["one"] if end == "commit" else [])
+        assert not session.in_transaction()
+        session.add(Author(name="three"))
+        session.commit()
+        assert "three" in onlooker.names()
+
+    def test_closed_by_hand_is_replaced(self, session: OptInSession) -> None:
+        session.connection().close()
+        assert session.get_one(Author, 1).name == "Ada"
+        with pytest.raises((InvalidRequestError, ResourceClosedError)), session.begin():
+            session.get(Author, 2)
+            session.connection().close()
+            session.get(Author, 3)
+        assert session.get_one(Author, 3).name == "Cid"
+        assert not session.in_transaction()
 
     def test_text_that_begins_by_hand_does_no_harm(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
@@ -1072,28 +1153,31 @@ class TestSeveralBinds:
         assert recording.messages == []
         assert session.get_one(Author, 1).name == "Ada"
 
-    @pytest.mark.parametrize("write", ["block", "flush", "commit"])
+    @staticmethod
+    def store(session: OptInSession, write: str, text: str) -> None:
+        objects = [Seat(place=1), Note(text=text)]
+        if write == "bulk_save_objects":
+            session.bulk_save_objects(objects)
+            return
+        session.add_all(objects)
+        if write == "block":
+            with session.begin():
+                pass
+        else:
+            getattr(session, write)()
+
+    @pytest.mark.parametrize("write", ["block", "flush", "commit", "bulk_save_objects"])
     def test_two_phases_store_on_both_or_none_even_if_a_commit_fails(
         self, sessions: Sessions, wire: WireProxy, onlooker: Onlooker, write: str
     ) -> None:
         with sessions(twophase=True) as session:
             with wire.record() as recording:
-                session.add_all([Seat(place=1), Note(text="one")])
-                if write == "block":
-                    with session.begin():
-                        pass
-                else:
-                    getattr(session, write)()
+                self.store(session, write, "one")
             assert sent(recording).count("PREPARE") == 2
             assert sent(recording).count("COMMIT PREPARED") == 2
             assert onlooker.column("SELECT text FROM note") == ["one"]
             with pytest.raises(DBAPIError):
-                session.add_all([Seat(place=1), Note(text="two")])
-                if write == "block":
-                    with session.begin():
-                        pass
-                else:
-                    getattr(session, write)()
+                self.store(session, write, "two")
             assert onlooker.column("SELECT text FROM note") == ["one"]
             assert onlooker.scalar("SELECT count(*) FROM seat") == 1
             assert onlooker.scalar("SELECT count(*) FROM pg_prepared_xacts") == 0
@@ -1301,6 +1385,63 @@ class TestAStockBindBesideOurs:
         assert sent(recording)[0] == "BEGIN"
         assert sent(recording)[-1] == "COMMIT"
         assert onlooker.names() == ["new"]
+
+    @pytest.mark.parametrize("binds", ["both", "the stock one alone", "a default"])
+    def test_begin_nested_outside_loses_nothing_that_waits(
+        self, engine: OptInEngine, stock: sa.Engine, onlooker: Onlooker, binds: str
+    ) -> None:
+        choice: dict[str, dict[Any, Any]] = {
+            "both": {"binds": {Note: stock, Author: engine}},
+            "the stock one alone": {"binds": {Note: stock}},
+            "a default": {"bind": engine, "binds": {Note: stock}},
+        }
+        kinds: list[Callable[[str], Any]] = [lambda text: Note(text=text)]
+        if binds != "the stock one alone":
+            kinds.append(lambda text: Author(name=text))
+        for before in kinds:
+            with OptInSession(**choice[binds]) as session:
+                session.add(before("waiting"))
+                with pytest.raises(ValueError, match="mine"), session.begin_nested():
+                    session.add_all([kind("gone") for kind in kinds])
+                    session.flush()
+                    raise ValueError("mine")
+                with session.begin_nested():
+                    session.add_all([kind("nested") for kind in kinds])
+                session.commit()
+                assert not session.in_transaction()
+            stored = {*self.notes(stock)} | {*onlooker.names()}
+            assert stored == {"waiting", "nested"}
+            onlooker.run("DELETE FROM author WHERE id > 3")
+            with stock.begin() as connection:
+                connection.execute(sa.delete(Note))
+
+    def test_a_bulk_call_that_fails_meanwhile_can_be_rolled_back(
+        self, session: OptInSession, wire: WireProxy, stock: sa.Engine, onlooker: Onlooker
+    ) -> None:
+        def save() -> None:
+            session.bulk_save_objects([Author(name="a"), Author(name="Ada")])
+
+        def insert() -> None:
+            session.execute(sa.insert(Author), [{"name": "a"}, {"name": "Ada"}])
+
+        def flush() -> None:
+            session.add_all([Author(name="a"), Author(name="Ada")])
+            session.flush()
+
+        for fail in (save, insert, flush):
+            session.add(Note(text=fail.__name__))
+            session.scalars(sa.select(Note)).all()
+            with pytest.raises(IntegrityError):
+                fail()
+            session.rollback()
+            assert not session.in_transaction()
+            assert wire.transactions_open == 0
+            with wire.record() as recording:
+                session.get(Author, 1)
+            assert sent(recording) in (["SELECT"], [])
+            session.expire_all()
+        assert self.notes(stock) == []
+        assert onlooker.names() == []
 
     def test_a_bulk_statement_of_the_stock_one_is_stock(
         self, session: OptInSession, stock: sa.Engine
