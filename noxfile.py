@@ -80,6 +80,13 @@ def lowest(session: nox.Session) -> None:
         pytest(session, TEST_DRIVER=driver)
 
 
+@nox.session(python=["3.10", "3.11", "3.12", "3.13"])
+def pythons(session: nox.Session) -> None:
+    """The tests on each Python that is installed here."""
+    session.install(".[test]")
+    pytest(session, TEST_DRIVER="psycopg")
+
+
 @nox.session
 @nox.parametrize("line", [nox.param(line, id=f"SQLAlchemy {line}") for line in LINES])
 def upstream(session: nox.Session, line: str) -> None:
