@@ -384,6 +384,18 @@ class TestTransactions:
             connection.execute(insert("kept too"))
         assert onlooker.names() == ["kept", "kept too"]
 
+    def test_that_go_on_after_a_savepoint_that_an_error_aborted(
+        self, connection: OptInConnection, onlooker: Onlooker
+    ) -> None:
+        with connection.begin():
+            connection.execute(insert("kept"))
+            with pytest.raises(PendingRollbackError), connection.begin_nested():
+                connection.execute(insert("gone"))
+                with pytest.raises(IntegrityError):
+                    connection.execute(insert("Ada"))
+            connection.execute(insert("later"))
+        assert onlooker.names() == ["kept", "later"]
+
     def test_read_their_results_afterwards(self, connection: OptInConnection) -> None:
         outside = connection.execute(sa.select(authors.c.name))
         with connection.begin():

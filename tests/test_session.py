@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import CursorResult
 from sqlalchemy.exc import (
     ArgumentError,
     DBAPIError,
@@ -23,6 +24,7 @@ from sqlalchemy.exc import (
     PendingRollbackError,
     ProgrammingError,
     ResourceClosedError,
+    TimeoutError,
 )
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -1647,6 +1649,68 @@ class TestTheLoan:
                 assert checked_out(engine) == 1
                 assert list(stream) == [2, 3]
                 assert checked_out(engine) == 0
+
+    def test_results_that_nobody_reads_are_not_kept(self, session: OptInSession) -> None:
+        """They would fill the memory of a worker that keeps its session."""
+        for _ in range(100):
+            session.execute(sa.text("SELECT 1"))
+            session.execute(sa.select(Author))
+            session.connection().execute(sa.select(authors))
+        gc.collect()
+        assert sum(type(found) is CursorResult for found in gc.get_objects()) <= 10
+
+    def test_an_abandoned_stream_does_not_keep_it(self, wire_url: str) -> None:
+        with opened(wire_url, pool_size=1, max_overflow=0, pool_timeout=1) as engine:
+            with OptInSession(engine) as one, OptInSession(engine) as two:
+                for options in ({"yield_per": 1}, {"stream_results": True}):
+                    stream = one.scalars(sa.select(Author.id), execution_options=options)
+                    assert next(stream)
+                    stream.close()
+                    assert two.get_one(Author, 1).name == "Ada"
+                    two.expire_all()
+
+    def test_objects_that_are_looped_over_may_be_loaded_from_and_written_meanwhile(
+        self, wire_url: str, onlooker: Onlooker
+    ) -> None:
+        with opened(wire_url, pool_size=1, max_overflow=0, pool_timeout=1) as engine:
+            with OptInSession(engine) as session:
+                titles: list[str] = []
+                for author in session.scalars(sa.select(Author).order_by(Author.id)):
+                    titles += [document.title for document in author.documents]
+                    session.give_back()
+                    with session.begin():
+                        author.age = 50 + author.id
+                    assert checked_out(engine) == 0
+        assert titles == ["Of 1", "Of 2", "Of 3"]
+        assert onlooker.column("SELECT age FROM author ORDER BY id") == [51, 52, 53]
+
+    def test_a_pool_that_has_none_in_time_does_no_harm(self, wire_url: str) -> None:
+        with opened(wire_url, pool_size=1, max_overflow=0, pool_timeout=0.1) as engine:
+            with OptInSession(engine) as holder, OptInSession(engine) as session:
+                dirty = session.get_one(Author, 1)
+                dirty.age = 77
+                with holder.begin():
+                    holder.get(Author, 1)
+                    for call in (
+                        lambda: session.get(Author, 2),
+                        lambda: session.execute(sa.insert(Author), [{"name": "a"}, {"name": "b"}]),
+                        lambda: session.bulk_save_objects([Author(name="c")]),
+                        lambda: session.execute(sa.update(Author).values(age=1)),
+                    ):
+                        with pytest.raises(TimeoutError):
+                            call()
+                        assert not session.in_transaction()
+                        assert dirty.age == 77
+                    with pytest.raises(TimeoutError), session.begin():
+                        session.get(Author, 2)
+                    assert not session.in_transaction()
+                    session.add(Author(name="gone"))
+                    with pytest.raises(TimeoutError):
+                        session.commit()
+                    assert not session.in_transaction()
+                assert session.get_one(Author, 1).age == 30
+                with session.begin():
+                    session.get(Author, 2)
 
     def test_many_unread_results_stay_readable(self, wire_url: str) -> None:
         with opened(wire_url, pool_size=1, max_overflow=0) as engine:
