@@ -25,11 +25,12 @@ Connect = Callable[[], Any]
 def connect(driver: str, wire_url: str) -> Iterator[Connect]:
     """Open a connection of the plain driver through the proxy, in autocommit."""
     module = import_module(driver)
-    dsn = make_url(wire_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    target = make_url(wire_url)
+    options = {**target.translate_connect_args(username="user", database="dbname"), **target.query}
     made: list[Any] = []
 
     def connect() -> Any:
-        connection = module.connect(dsn)
+        connection = module.connect(**options)
         connection.autocommit = True
         made.append(connection)
         return connection
