@@ -1,6 +1,6 @@
 """What is measured in a process of its own; the other modules start it.
 
-python -m benchmarks.child cpu URL ROUNDS
+python -m benchmarks.child work URL SIDE
 python -m benchmarks.child repeat URL SIDE OPERATION COUNT
 python -m benchmarks.child stream URL SIDE METHOD
 """
@@ -13,22 +13,21 @@ import sys
 from pathlib import Path
 
 from benchmarks.apps import SIDES, Side
-from benchmarks.figures import cpu_batches
+from benchmarks.figures import work
 
 
-def main(task: str, url: str, *arguments: str) -> None:
+def main(task: str, url: str, name: str, *arguments: str) -> None:
     """Do what the command line says, and print what was measured."""
-    if task == "cpu":
-        print(json.dumps(cpu_batches(url, int(arguments[0]))))
-        return
-    name, method, *count = arguments
     side = next(side for side in SIDES if side.name == name)(url)
-    if task == "repeat":
-        operation = getattr(side, method)
-        for _ in range(int(count[0])):
-            operation()
+    if task == "work":
+        for seconds in work(side, map(str.strip, sys.stdin)):
+            print(seconds, flush=True)
+    elif task == "repeat":
+        operation, count = arguments
+        for _ in range(int(count)):
+            getattr(side, operation)()
     else:
-        print(json.dumps(stream(side, method)))
+        print(json.dumps(stream(side, *arguments)))
 
 
 def stream(side: Side, method: str) -> tuple[int, int]:

@@ -40,10 +40,10 @@ GROWTH = 64 * 1024 * 1024
 class Effort:
     """How much is measured."""
 
-    processes: int
-    """How many processes compare the CPU time."""
+    pairs: int
+    """How many pairs of processes compare the CPU time."""
     rounds: int
-    """How many pairs of batches each of them compares."""
+    """How many batches of each operation they compare."""
     turns: int
     """How often the sides take turns to serve."""
     seconds: float
@@ -52,8 +52,8 @@ class Effort:
     """How many rows are streamed."""
 
 
-FULL = Effort(processes=10, rounds=30, turns=3, seconds=3.0, rows=1_000_000)
-QUICK = Effort(processes=3, rounds=10, turns=1, seconds=2.0, rows=200_000)
+FULL = Effort(pairs=10, rounds=30, turns=3, seconds=3.0, rows=1_000_000)
+QUICK = Effort(pairs=3, rounds=10, turns=1, seconds=2.0, rows=200_000)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def measure(server: PostgresServer, database: str, effort: Effort) -> Iterator[R
             yield from measure_round_trips(proxy, driver, proxy.url(url))
     for driver, url in urls.items():
         progress(f"client CPU, {driver}")
-        for operation, compared in cpu(url, effort.processes, effort.rounds).items():
+        for operation, compared in cpu(url, effort.pairs, effort.rounds).items():
             yield cpu_row(driver, operation, compared)
     for driver, url in urls.items():
         progress(f"instructions, {driver}")
@@ -222,8 +222,8 @@ def notes(server: PostgresServer, quick: bool) -> Iterator[str]:
     )
     yield (
         "An operation is a whole request: it pushes an application context, and the session ends "
-        "with that. The ratio of the CPU times is the median of those of several processes, with "
-        "the lowest and the highest."
+        "with that. The ratio of the CPU times is the median over several pairs of processes, "
+        "in brackets their lowest and highest."
     )
     yield f"Made by `python -m nox -s bench -- core{' --quick' if quick else ''}`."
 

@@ -10,8 +10,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from typing_extensions import Self
 
 from benchmarks.apps import OPERATIONS, Ours, Side, Stock
 from tests.wire import WireProxy
@@ -44,7 +47,7 @@ class Cpu:
     stock: float
     """Seconds, the median."""
     ratios: list[float]
-    """Ours to stock's, one for each process: the median of its pairs. In ascending order."""
+    """Ours to stock's in each pair of processes: the median of its rounds. In ascending order."""
 
     @property
     def ratio(self) -> float:
@@ -52,47 +55,86 @@ class Cpu:
         return statistics.median(self.ratios)
 
 
-def cpu(url: str, processes: int, rounds: int) -> dict[str, Cpu]:
+def cpu(url: str, pairs: int, rounds: int) -> dict[str, Cpu]:
     """Compare the client's CPU time on both sides.
 
-    A batch on one side is followed by one on the other, so what else the machine does meets both.
-    It is the time of the thread, with the kernel's for it, without the wait for the server. What
-    Python's caches make of a program differs by some percent from one process to the next, and
-    stays for its life: that is why there are several.
+    Each side has a process of its own, for in one they would take turns in Python's caches, too.
+    A batch of operations on one is followed by a batch on the other, so what else the machine does
+    meets both. What the caches make of a program differs by some percent from one process to the
+    next and stays for its life: that is why there are several pairs.
 
     :param url: The database.
-    :param processes: How many processes to measure in, one after the other.
-    :param rounds: How many pairs of batches each measures.
+    :param pairs: How many pairs of processes, one after the other.
+    :param rounds: How many batches each process does of each operation.
     :returns: the comparison of each operation, by its name.
     """
-    measured = [_child("cpu", url, rounds) for _ in range(processes)]
-    found: dict[str, Cpu] = {}
-    for operation in OPERATIONS:
-        pairs: list[list[tuple[float, float]]] = [one[operation] for one in measured]
-        found[operation] = Cpu(
-            statistics.median(ours for process in pairs for ours, _ in process),
-            statistics.median(stock for process in pairs for _, stock in process),
-            sorted(statistics.median(o / s for o, s in process) for process in pairs),
+    measured = {operation: list[list[tuple[float, float]]]() for operation in OPERATIONS}
+    for _ in range(pairs):
+        with Worker(url, Ours) as ours, Worker(url, Stock) as stock:
+            for operation, found in measured.items():
+                found.append([_round(ours, stock, operation, turn) for turn in range(rounds)])
+    return {
+        operation: Cpu(
+            statistics.median(ours for pair in found for ours, _ in pair),
+            statistics.median(stock for pair in found for _, stock in pair),
+            sorted(statistics.median(ours / stock for ours, stock in pair) for pair in found),
         )
-    return found
+        for operation, found in measured.items()
+    }
 
 
-def cpu_batches(url: str, rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Measure the seconds that an operation takes, on our side and on the other, by its name."""
-    ours, stock = Ours(url), Stock(url)
-    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in OPERATIONS}
+def _round(ours: Worker, stock: Worker, operation: str, turn: int) -> tuple[float, float]:
+    if turn % 2:
+        second, first = stock.batch(operation), ours.batch(operation)
+    else:
+        first, second = ours.batch(operation), stock.batch(operation)
+    return first, second
+
+
+class Worker:
+    """A process that does batches of operations on one side when it is told to.
+
+    :param url: The database.
+    :param side: The side.
+    """
+
+    def __init__(self, url: str, side: type[Side]) -> None:
+        self._process = subprocess.Popen(
+            _command("work", url, side.name),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def batch(self, operation: str) -> float:
+        """Do a batch of an operation; return its CPU time in seconds for one, the kernel's too."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(operation, file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError("A process that measures has ended; its error is printed above.")
+        return float(answer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()  # closes its input, which ends it
+
+
+def work(side: Side, operations: Iterable[str]) -> Iterator[float]:
+    """Do a batch of each operation as it comes, and give the seconds for one."""
     for operation in OPERATIONS:
-        _repeat(ours, operation, _WARM_UP)
-        _repeat(stock, operation, _WARM_UP)
-    gc.freeze()  # what is there now is looked at by no further collection
-    for turn in range(rounds):
-        for operation, pairs in measured.items():
-            if turn % 2:
-                second, first = _batch(stock, operation), _batch(ours, operation)
-            else:
-                first, second = _batch(ours, operation), _batch(stock, operation)
-            pairs.append((first, second))
-    return measured
+        _repeat(side, operation, _WARM_UP)
+    gc.collect()
+    gc.freeze()  # a collection looks only at what comes now
+    for operation in operations:
+        gc.collect()  # no batch pays for the garbage of another
+        count = _BATCHES[operation]
+        start = time.thread_time()
+        _repeat(side, operation, count)
+        yield (time.thread_time() - start) / count
 
 
 def instructions(url: str, side: type[Side], operation: str, count: int) -> float | None:
@@ -173,14 +215,6 @@ def grown(url: str, side: type[Side], method: str, rows: int) -> int:
     if read != rows:
         raise RuntimeError(f"{side.name}.{method}() has read {read} of {rows} rows.")
     return int(growth)
-
-
-def _batch(side: Side, operation: str) -> float:
-    gc.collect()  # no batch pays for the garbage of another
-    count = _BATCHES[operation]
-    start = time.thread_time()
-    _repeat(side, operation, count)
-    return (time.thread_time() - start) / count
 
 
 def _repeat(side: Side, operation: str, count: int) -> None:
