@@ -124,10 +124,11 @@ def assert_at_rest(engine: OptInEngine, flags: tuple[Any, Any, Any] = (None, Non
     if len(TRANSACTION_CONNECTIONS) or (isinstance(pool, QueuePool) and pool.checkedout()):
         gc.collect()  # an exception may still keep some
     assert len(TRANSACTION_CONNECTIONS) == 0
-    if not isinstance(pool, QueuePool):
-        return
-    assert pool.checkedout() == 0
-    connections = [engine.raw_connection() for _ in range(pool.checkedin())]
+    count = 1
+    if isinstance(pool, QueuePool):
+        assert pool.checkedout() == 0
+        count = pool.checkedin()
+    connections = [engine.raw_connection() for _ in range(count)]
     try:
         for connection in connections:
             assert_rests(connection.dbapi_connection, flags)

@@ -845,7 +845,7 @@ class TestRow13WithForUpdateOutside:
         assert author.age == 99
         assert session.get_one(Author, 2).name == "Bob"
 
-    @pytest.mark.parametrize("spelling", set(SPELLINGS) - {"streaming"})
+    @pytest.mark.parametrize("spelling", sorted(set(SPELLINGS) - {"streaming"}))
     def test_works_inside(self, session: OptInSession, wire: WireProxy, spelling: str) -> None:
         session.get_one(Author, 1)
         with wire.record() as recording, session.begin():
@@ -1179,6 +1179,38 @@ def a_connection(session: OptInSession) -> None:
         with connection.begin():
             connection.scalar(sa.text("SELECT 1"))
         connection.rollback()
+
+
+@scene
+def a_transaction_whose_connection_is_lost(session: OptInSession) -> None:
+    with pytest.raises(DBAPIError), session.begin():
+        session.execute(sa.text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+
+@scene
+def a_connection_that_is_lost_outside(session: OptInSession) -> None:
+    with pytest.raises(DBAPIError):
+        session.execute(sa.text("SELECT pg_terminate_backend(pg_backend_pid())"))
+    session.get(Author, 1)
+
+
+@scene
+def autocommit_by_name(session: OptInSession) -> None:
+    assert isinstance(session.bind, OptInEngine)
+    with session.bind.execution_options(isolation_level="AUTOCOMMIT").begin() as connection:
+        connection.scalar(sa.text("SELECT 1"))
+
+
+@scene
+def a_copy_of_the_engine(session: OptInSession) -> None:
+    assert isinstance(session.bind, OptInEngine)
+    with session.bind.execution_options(isolation_level="SERIALIZABLE").begin() as connection:
+        connection.scalar(sa.text("SELECT 1"))
+
+
+@scene
+def tables_that_are_made(session: OptInSession) -> None:
+    sa.Table("made", sa.MetaData(), sa.Column("id", sa.Integer)).create(session.connection())
 
 
 @scene

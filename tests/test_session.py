@@ -1828,6 +1828,27 @@ class TestTheLoan:
                     raise ValueError("mine")
             assert onlooker.names() == ["one", "two"]
 
+    @pytest.mark.parametrize("poolclass", [StaticPool, SingletonThreadPool])
+    def test_one_connection_for_all_has_one_transaction_at_a_time(
+        self, wire_url: str, onlooker: Onlooker, poolclass: type[Pool]
+    ) -> None:
+        with opened(wire_url, poolclass=poolclass) as engine:
+            with OptInSession(engine) as one, OptInSession(engine) as two:
+                with one.begin():
+                    one.add(Author(name="one"))
+                    one.flush()
+                    with pytest.raises(InvalidRequestError), two.begin():
+                        two.add(Author(name="two"))
+                    assert not two.in_transaction()
+                    with pytest.raises(InvalidRequestError), engine.begin() as connection:
+                        connection.execute(sa.insert(authors).values(name="three"))
+                    assert onlooker.names() == []
+                    one.add(Author(name="four"))
+                assert onlooker.names() == ["four", "one"]
+                with two.begin():
+                    two.add(Author(name="two"))
+        assert onlooker.names() == ["four", "one", "two"]
+
     def test_a_closed_session_can_be_used_again(
         self, session: OptInSession, engine: OptInEngine
     ) -> None:
