@@ -21,7 +21,7 @@ from sqlalchemy.engine.cursor import (
     FullyBufferedCursorFetchStrategy,
 )
 from sqlalchemy.orm import SessionTransaction
-from sqlalchemy.pool import AssertionPool, Pool, QueuePool, StaticPool
+from sqlalchemy.pool import AssertionPool, Pool, QueuePool, SingletonThreadPool, StaticPool
 
 from .autocommit import (
     HELD_CURSORS,
@@ -60,7 +60,7 @@ class _OutOfAutocommit(Transaction):
         except BaseException:
             connection.return_to_autocommit()
             raise
-        open_transactions.add(connection, connection.begins_for or self)
+        open_transactions.add(connection, connection.taken_by or self)
 
     def commit(self) -> None:
         _ours(self).refuse_if_aborted()
@@ -111,6 +111,13 @@ class OptInTwoPhaseTransaction(_OutOfAutocommit, TwoPhaseTransaction):
         _ours(self).refuse_if_aborted()
         super().prepare()
 
+    def commit(self) -> None:
+        try:
+            super().commit()
+        except BaseException:
+            self.connection.invalidate()  # the drivers believe that it goes on
+            raise
+
 
 class OptInNestedTransaction(NestedTransaction):
     """A savepoint in a transaction of ours."""
@@ -141,8 +148,8 @@ class OptInConnection(Connection):
     on_loan: bool
     """Whether a session has it on loan, so that it goes back when the pool has no spare one."""
 
-    begins_for: SessionTransaction | None
-    """The session's transaction for which it begins one now."""
+    taken_by: SessionTransaction | None
+    """The session's open transaction, if it was begun for one."""
 
     has_streamed: bool
     """Whether it has had a cursor on the server that outlives its statement."""
@@ -151,7 +158,7 @@ class OptInConnection(Connection):
         # Before super().__init__(), whose events may use it already.
         self.transaction_options = engine.transaction_options
         self.on_loan = self.has_streamed = False
-        self.begins_for = None
+        self.taken_by = None
         self._left_with: TransactionOptions | None = None
         self._unread: list[CursorResult[Any]] = []
         self._under_way = 0
@@ -218,7 +225,13 @@ class OptInConnection(Connection):
         if getattr(connection.dbapi_connection, "closed", False):
             self.invalidate()  # the driver has found it lost, and nothing is begun yet
             connection = self.connection
-        if isinstance(self.engine.pool, StaticPool):
+        if isinstance(self.engine.pool, (StaticPool, SingletonThreadPool)):
+            taken_by = connection.info.get(TAKEN_BY)
+            if taken_by is not None and (other := taken_by()) and other.in_transaction():
+                raise exc.InvalidRequestError(
+                    "Another transaction is open on the one connection that this pool has for "
+                    "all: end it before, or use a pool that has more."
+                )
             connection.info[TAKEN_BY] = ref(self)
         self._left_with = self.transaction_options
         self.engine.switch.leave(connection.dbapi_connection, self.transaction_options)
@@ -320,6 +333,13 @@ class OptInConnection(Connection):
                     "write. Nothing was sent."
                 )
             return call(statement, parameters, execution_options=execution_options)
+        if self.taken_by is not None:
+            raise exc.InvalidRequestError(
+                "The transaction of the session was ended by hand, on its connection: nothing "
+                "more can belong to it. Leave the block, or commit() or rollback() the session."
+            )
+        if self.invalidated:
+            _ = self.connection  # or SQLAlchemy would wrap what the pool says into the statement's
         self._under_way += 1  # several: one may load what another needs for its parameters
         try:
             if parameters and _are_many(parameters):
@@ -327,10 +347,9 @@ class OptInConnection(Connection):
                     return call(statement, parameters, execution_options=execution_options)
             result = call(statement, parameters, execution_options=execution_options)
             if isinstance(result, CursorResult) and result.cursor is not None:
-                unread: list[Any] = self._unread
-                if len(unread) > 8:
-                    unread[:] = filter(_is_unread, unread)
-                unread.append(result)
+                if len(self._unread) > 8:
+                    self._read_unread()  # nobody may want them any more
+                self._unread.append(result)  # pyright: ignore[reportUnknownArgumentType]
             return result  # pyright: ignore[reportUnknownVariableType]
         finally:
             self._under_way -= 1
@@ -355,17 +374,21 @@ class OptInConnection(Connection):
         lent = self._dbapi_connection
         if lent is None or self._under_way or self.get_transaction() is not None:
             return
-        self._unread = list(filter(_is_unread, self._unread))
         if any(map(_is_stream, self._unread)):
             return
-        for result in self._unread:
-            with suppress(Exception):  # for who reads it
-                _read_in_full(result)
-        self._unread.clear()
+        self._read_unread()
         if self.has_streamed:
             lent.info.pop(HELD_CURSORS, None)
         self._dbapi_connection = None  # private: as above
         lent.close()
+
+    def _read_unread(self) -> None:
+        """Read the results that are not read yet, but for streams: they are independent then."""
+        for result in self._unread:
+            if result.cursor is not None and not _is_stream(result):
+                with suppress(Exception):  # for who reads it
+                    _read_in_full(result)
+        self._unread = list(filter(_is_stream, self._unread))
 
     def close(self) -> None:
         """Close the connection: end its streams, roll back, and give it back to the pool."""
@@ -395,12 +418,10 @@ def _has_spare(pool: Pool) -> bool:
     return overflow < 0 or overflow < pool.checkedin() or pool.size() == 0  # or has no limit
 
 
-def _is_unread(result: CursorResult[Any]) -> bool:
-    return result.cursor is not None
-
-
 def _is_stream(result: CursorResult[Any]) -> bool:
-    return _is_unread(result) and isinstance(result.cursor_strategy, BufferedRowCursorFetchStrategy)
+    return result.cursor is not None and isinstance(
+        result.cursor_strategy, BufferedRowCursorFetchStrategy
+    )
 
 
 def _read_in_full(result: CursorResult[Any]) -> None:

@@ -12,7 +12,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import event, exc
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, TwoPhaseTransaction
 from sqlalchemy.orm import (
     FromStatement,
     Session,
@@ -21,6 +21,7 @@ from sqlalchemy.orm import (
     object_mapper,
     scoped_session,
 )
+from sqlalchemy.orm.attributes import instance_state
 
 from .autocommit import DEFAULT, TransactionOptions, join_options, split_options
 from .connection import NOTHING_STORED, OptInConnection
@@ -104,17 +105,19 @@ class OptInSessionTransaction(_Reporting):
             return super()._connection_for_bind(bind, execution_options)  # private: as above
         assert isinstance(self.session, OptInSession)
         connection = self.session.borrow(bind)
+        if connection in self.taken and self.is_active and not execution_options:
+            return connection
         if connection.get_transaction() is not None:
-            if connection in self.taken and self.is_active and not execution_options:
-                return connection
             return super()._connection_for_bind(connection, execution_options)  # private: as above
         options = connection.transaction_options
         connection.transaction_options = self.options.over(options)
-        connection.begins_for = self
+        connection.taken_by = self
         try:
             super()._connection_for_bind(connection, execution_options)  # private: as above
+        except BaseException:
+            connection.taken_by = None
+            raise
         finally:
-            connection.begins_for = None
             connection.transaction_options = options
         self.taken += (connection,)
         return connection
@@ -156,17 +159,23 @@ class OptInSession(Session):
 
     def transaction_ended(self, transaction: SessionTransaction) -> None:
         """Go outside, if it is the outermost one."""
-        if transaction.parent is None:
+        if isinstance(transaction, OptInSessionTransaction):
             self._state = State.OUTSIDE
+            for connection in transaction.taken:
+                connection.taken_by = None
             for connection in self._loans.values():
                 connection.give_back_if_wanted()
 
     def object_deleted(self, instance: object) -> None:
         """Let go of an object whose row is gone for good: after the statement, or the flush."""
         if self._state is State.OUTSIDE:
-            self.expunge(instance)
+            self._let_go([instance])
         elif self._deleted_by_flush is not None:
             self._deleted_by_flush.append(instance)
+
+    def _let_go(self, instances: Iterable[object]) -> None:
+        # private: expunge() takes along what is related, and that may live on
+        self._expunge_states([instance_state(instance) for instance in instances])
 
     @contextmanager
     def _joining(self) -> Generator[None]:
@@ -218,21 +227,26 @@ class OptInSession(Session):
                     "A savepoint has the isolation level and the flags of its transaction: give "
                     "them to the begin() of that."
                 )
-            self._state = State.INSIDE
-            savepoint = super().begin(nested=True)
-            savepoint.__class__ = OptInSavepoint  # SQLAlchemy has no parameter for the class
-            return savepoint
+            return self._begin_savepoint()
         if nested and not self._is_on_ours():
             return super().begin(nested=True)
         if options is not DEFAULT:
             self._check(options)
         if nested:
             self.flush()  # as before a savepoint: what waits is no part of it
+            if self.in_transaction():  # to which a stock bind belongs
+                return self._begin_savepoint()
         self._forget_autobegin()
         transaction = super().begin()
         assert isinstance(transaction, OptInSessionTransaction)
         transaction.options = options
         return transaction
+
+    def _begin_savepoint(self) -> SessionTransaction:
+        self._state = State.INSIDE
+        savepoint = super().begin(nested=True)
+        savepoint.__class__ = OptInSavepoint  # SQLAlchemy has no parameter for the class
+        return savepoint
 
     def begin_nested(self) -> SessionTransaction:
         """Set a SAVEPOINT; outside there is nothing to nest in, so it is :meth:`begin`.
@@ -492,8 +506,7 @@ class OptInSession(Session):
             with self.begin():  # an error undoes what the flush did to the objects
                 yield
                 self._flushing = alone  # private: or commit() would flush what was left out
-            for instance in deleted:
-                self.expunge(instance)  # which commit() does only with expire_on_commit
+            self._let_go(deleted)  # which commit() does only with expire_on_commit
         finally:
             self._flushing = False  # private: as above
             self._deleted_by_flush = None
@@ -510,9 +523,12 @@ class OptInSession(Session):
         try:
             with self.no_autoflush:
                 yield
-            for connection in transaction.taken:
-                if (begun := connection.get_transaction()) is not None:
-                    begun.commit()
+            begun = [found for one in transaction.taken if (found := one.get_transaction())]
+            for one in begun:
+                if isinstance(one, TwoPhaseTransaction):
+                    one.prepare()
+            for one in begun:
+                one.commit()
         finally:
             transaction.close()  # and rolls back what is not committed
 
@@ -571,8 +587,8 @@ class OptInSession(Session):
 
     def _is_on_ours(self) -> bool:
         """Tell whether a transaction would be one of our binds, as far as is known before it."""
-        bind = self._default_bind()
-        return bind is None or _is_ours(bind) or any(map(_is_ours, self._changed_binds()))
+        known = {self._default_bind(), *self._changed_binds()} - {None}
+        return not known or any(map(_is_ours, known))
 
     def _check(self, options: TransactionOptions) -> None:
         bind = self._default_bind()

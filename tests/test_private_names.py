@@ -246,6 +246,15 @@ class TestSession:
         session.commit()
         assert note not in session.new
 
+    def test__expunge_states(self, session: SpySession) -> None:
+        """Takes one object out of the session, and not what is related to it."""
+        note = Note(text="one")
+        session.add(note)
+        session.commit()
+        session._expunge_states([sa.inspect(note)])
+        assert note not in session
+        assert sa.inspect(note).detached
+
     def test__trans_context_manager(self, session: SpySession) -> None:
         """Set inside a block, also when its transaction has ended."""
         assert session._trans_context_manager is None
