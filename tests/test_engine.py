@@ -376,6 +376,44 @@ class TestEvents:
                 session.get(Author, 2)
         assert seen == [1, 2]
 
+    @pytest.mark.parametrize("spare", [True, False])
+    @pytest.mark.parametrize("of", ["engine", "session"])
+    def test_begin_may_run_statements_in_the_transaction(
+        self, wire_url: str, wire: WireProxy, onlooker: Onlooker, of: str, spare: bool
+    ) -> None:
+        """As for a timeout, or for row level security."""
+        options = {} if spare else {"pool_size": 1, "max_overflow": 0, "pool_timeout": 1}
+        with opened(wire_url, **options) as engine, OptInSession(engine) as session:
+
+            def limit(*arguments: Any) -> None:
+                connection: OptInConnection = arguments[-1]
+                connection.exec_driver_sql("SET LOCAL statement_timeout = 5000")
+                connection.execute(sa.select(authors).with_for_update())
+
+            if of == "engine":
+                event.listen(engine, "begin", limit)
+            else:
+                event.listen(session, "after_begin", limit)
+            session.get(Author, 1)
+            with wire.record() as recording:
+                with pytest.raises(ValueError, match="mine"), session.begin():
+                    session.execute(sa.insert(Author).values(name="gone"))
+                    raise ValueError("mine")
+            assert sent(recording) == ["BEGIN", "SET", "SELECT", "INSERT", "ROLLBACK"]
+            with wire.record() as recording:
+                session.add(Author(name="flushed"))
+                session.flush()
+            assert sent(recording) == ["BEGIN", "SET", "SELECT", "INSERT", "COMMIT"]
+            with wire.record() as recording:
+                session.execute(sa.insert(Author), [{"name": "one"}, {"name": "two"}])
+            assert sent(recording)[:4] == ["BEGIN", "SET", "SELECT", "INSERT"]
+            session.close()
+            with wire.record() as recording, engine.begin() as connection:
+                connection.execute(sa.text("SELECT 1"))
+            expected = ["BEGIN", "SET", "SELECT"] if of == "engine" else ["BEGIN"]
+            assert sent(recording) == [*expected, "SELECT", "COMMIT"]
+        assert onlooker.names() == ["flushed", "one", "two"]
+
     def test_connect_may_run_statements(self, wire_url: str, wire: WireProxy) -> None:
         engine = create_engine(wire_url)
 

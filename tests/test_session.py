@@ -1190,6 +1190,56 @@ class TestSeveralBinds:
         assert wire.transactions_open == 0
 
 
+class TestARoutingSession:
+    """As SQLAlchemy's documentation shows it: writes go to one engine, reads to another."""
+
+    @pytest.fixture
+    def follower(self, wire_url: str, engine: OptInEngine) -> Iterator[OptInEngine]:
+        follower = create_engine(wire_url, connect_args={"application_name": "follower"})
+        follower.connect().close()
+        yield follower
+        assert_at_rest(follower)
+        follower.dispose()
+
+    @pytest.fixture
+    def session(self, engine: OptInEngine, follower: OptInEngine) -> Iterator[OptInSession]:
+        class RoutingSession(OptInSession):
+            def get_bind(self, mapper: Any = None, *, clause: Any = None, **kw: Any) -> Any:
+                writes = self._flushing or isinstance(clause, (sa.Update, sa.Delete, sa.Insert))
+                return engine if writes else follower
+
+        with RoutingSession() as session:
+            yield session
+
+    def test_reads_go_to_the_one_and_writes_to_the_other(
+        self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
+    ) -> None:
+        name = sa.text("SHOW application_name")
+        assert session.scalar(name) == "follower"
+        writes: list[Callable[[], Any]] = [
+            lambda: add(session, "one"),
+            lambda: session.execute(sa.insert(Author).values(name="two")),
+            lambda: session.bulk_insert_mappings(
+                sa.inspect(Author), [{"name": "three"}, {"name": "four"}]
+            ),
+            lambda: session.bulk_save_objects([Author(name="five"), Author(name="six")]),
+            lambda: session.execute(sa.update(Author).where(Author.id == 1).values(age=2)),
+            lambda: session.execute(sa.delete(Document).where(Document.id == 1)),
+        ]
+        pid = backend_pid(session.connection())
+        for write in writes:
+            with wire.record() as recording:
+                write()
+            written = [m for m in recording.messages if m.verb in ("INSERT", "UPDATE", "DELETE")]
+            assert written
+            assert pid not in {message.pid for message in written}
+        with wire.record() as recording, session.begin():
+            session.scalar(name)
+            session.add(Author(name="seven"))
+        assert sent(recording).count("BEGIN") == sent(recording).count("COMMIT") == 2
+        assert len(onlooker.names()) == 7
+
+
 class TestTwoPhases:
     @pytest.fixture
     def session(self, sessions: Sessions) -> Iterator[OptInSession]:
