@@ -252,6 +252,10 @@ class OptInConnection(Connection):
             if not isinstance(failure, Exception):
                 raise
 
+    def is_inside(self) -> bool:
+        """Tell whether a transaction is open, or begins: an event may send something already."""
+        return self._left_with is not None or self.get_transaction() is not None
+
     def refuse_if_aborted(self) -> None:
         """Refuse to commit after an error: PostgreSQL would roll back, and no driver says so.
 
@@ -325,7 +329,7 @@ class OptInConnection(Connection):
     def _send(
         self, call: Callable[..., Any], statement: Any, parameters: Any, execution_options: Any
     ) -> Any:
-        if self.get_transaction() is not None:
+        if self.is_inside():
             used = self._left_with
             if used is not None and used.read_only and getattr(statement, "is_dml", False):
                 raise exc.InvalidRequestError(
@@ -372,7 +376,7 @@ class OptInConnection(Connection):
         # private: `invalidated` tells of a Connection without a DBAPI connection, and the next
         # statement gives it one; but the only public way there, invalidate(), closes it
         lent = self._dbapi_connection
-        if lent is None or self._under_way or self.get_transaction() is not None:
+        if lent is None or self._under_way or self.is_inside():
             return
         if any(map(_is_stream, self._unread)):
             return

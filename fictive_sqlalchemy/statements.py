@@ -48,8 +48,7 @@ def stand_alone(dialect: Dialect) -> None:
             super().pre_exec()  # pyright: ignore
 
         def create_server_side_cursor(self) -> Any:
-            inside = self.root_connection.get_transaction() is not None
-            if inside or self.dialect.driver not in PSYCOPG:
+            if self.root_connection.is_inside() or self.dialect.driver not in PSYCOPG:
                 return super().create_server_side_cursor()  # pyright: ignore
             if getattr(self.compiled, "locks", False):
                 return self.create_default_cursor()  # it is only made, and pre_exec() refuses
@@ -59,7 +58,7 @@ def stand_alone(dialect: Dialect) -> None:
             return connection.cursor(f"held_{next(_numbers)}", withhold=True)
 
         def locks_in_vain(self) -> bool:
-            return not self.is_crud and self.root_connection.get_transaction() is None
+            return not self.is_crud and not self.root_connection.is_inside()
 
     dialect.statement_compiler = NotingCompiler
     dialect.execution_ctx_cls = StandAloneContext
