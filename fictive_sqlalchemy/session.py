@@ -566,8 +566,16 @@ class OptInSession(Session):
             # SQLAlchemy's bulk_ methods roll their session back when they fail, with all that is
             # waiting in it. So they get another one, on the same connections.
             apart = OptInSession(twophase=self.twophase)
-            apart.get_bind = self.get_bind  # type: ignore[method-assign]
             apart._loans = self._loans
+
+            def get_bind(*args: Any, **kwargs: Any) -> Any:
+                self._flushing = apart._flushing  # private: sessions that route writes ask it
+                try:
+                    return self.get_bind(*args, **kwargs)
+                finally:
+                    self._flushing = False  # private: as above
+
+            apart.get_bind = get_bind  # type: ignore[method-assign]
             with apart._one_call():
                 yield apart
         else:
