@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InvalidRequestError
 from sqlalchemy.pool import QueuePool
 
 import fictive_sqlalchemy
@@ -32,6 +34,8 @@ from tests.library import (
     assert_at_rest,
     assert_rests,
     authors,
+    checked_out,
+    flags_of,
     opened,
     sent,
     set_flags,
@@ -207,8 +211,19 @@ class TestADriverItDoesNotKnow:
     def engine(self, wire_url: str) -> Iterator[OptInEngine]:
         registry.register("postgresql.other", __name__, "OtherDriver")
         url = sa.make_url(wire_url).set(drivername="postgresql+other")
-        with opened(url.render_as_string(hide_password=False)) as engine:
+        with opened(wire_url):
+            engine = create_engine(url)
+            engine.connect().close()
             yield engine
+        # The level stays noted on the driver's connection: the next transaction sets its own.
+        assert len(TRANSACTION_CONNECTIONS) == 0
+        assert checked_out(engine) == 0
+        with engine.connect() as connection:
+            dbapi: Any = connection.connection.dbapi_connection
+            assert_rests(dbapi, flags_of(dbapi))
+            assert not dbapi.readonly
+            assert not dbapi.deferrable
+        engine.dispose()
 
     def test_rests_in_autocommit_and_has_real_transactions(
         self, engine: OptInEngine, wire: WireProxy, onlooker: Onlooker
@@ -365,6 +380,16 @@ def test_an_interruption_at_any_line_leaves_nothing_behind(
                     raise
             finally:
                 session.close()
+            assert not session.in_transaction()
+            if checked_out(engine):
+                gc.collect()  # the interruption still keeps frames that had a connection
+            # Interrupted at the entry of a block's __exit__(), SQLAlchemy believes to be inside.
+            with suppress(InvalidRequestError):
+                session.get(Author, 1)
+                assert_rests(session.connection().connection.dbapi_connection)
+                with session.begin():
+                    session.get(Author, 2)
+            session.close()
             return interrupter.lines
 
         def check(where: object) -> None:
