@@ -1031,6 +1031,32 @@ class TestStreaming:
         with sessions() as session:
             assert session.scalar(self.CURSORS) == 0
 
+    @pytest.mark.filterwarnings("ignore::ResourceWarning")  # psycopg's, of the cursor
+    @pytest.mark.parametrize("how", ["closed", "read to its end", "forgotten"])
+    def test_one_that_is_ended_in_an_aborted_transaction_leaves_no_cursor_in_the_pool(
+        self, sessions: Sessions, how: str
+    ) -> None:
+        """There the server takes no CLOSE."""
+        with sessions() as session:
+            pid = backend_pid(session.connection())
+            stream: Any = session.scalars(self.STREAM)
+            next(stream)
+            with pytest.raises(ValueError, match="mine"), session.begin():
+                with pytest.raises(ProgrammingError):
+                    session.execute(sa.text("SELECT nothing FROM nowhere"))
+                if how == "closed":
+                    stream.close()
+                elif how == "forgotten":
+                    del stream
+                else:
+                    with pytest.raises(DBAPIError):
+                        list(stream)
+                raise ValueError("mine")
+            session.give_back()
+        with sessions() as session:
+            assert backend_pid(session.connection()) == pid
+            assert session.scalar(self.CURSORS) == 0
+
     def test_closing_the_result_closes_the_cursor(self, session: OptInSession) -> None:
         stream = session.scalars(self.STREAM)
         next(stream)
