@@ -1,0 +1,759 @@
+"""The contract of a session as a model in plain Python, which sends nothing to anybody.
+
+It knows three things:
+
+* :class:`Store`: what is committed, what each open transaction has changed, and who waits for whom;
+* :class:`Thing`: one object as SQLAlchemy sees it, its loaded values and its unsaved changes;
+* :class:`Model`: one session, which is outside, inside, or inside savepoints.
+
+An operation of the model either returns what the real one returns, or raises :class:`Fails` with
+the errors that the real one may raise. A killed server process is the one thing that the model is
+told and doesn't know: whether the next statement meets it depends on which connection the pool
+hands out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy import exc
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm.exc import DetachedInstanceError, ObjectDeletedError, StaleDataError
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Item(Base):
+    """Rows that can break two rules: a name is unique, and an amount is not negative."""
+
+    __tablename__ = "item"
+    __table_args__ = (sa.CheckConstraint("amount >= 0"),)
+    # A row that someone else has deleted before is no error, and no warning either.
+    __mapper_args__ = {"confirm_deleted_rows": False}  # noqa: RUF012
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    name: Mapped[str] = mapped_column(sa.Text, unique=True)
+    amount: Mapped[int]
+
+
+class Row(NamedTuple):
+    id: int
+    name: str
+    amount: int
+
+    def changed(self, change: str | int | None) -> Row | None:
+        """The row with another name, or another amount; or none at all."""
+        if change is None:
+            return None
+        changes: dict[str, Any] = {"name" if isinstance(change, str) else "amount": change}
+        return self._replace(**changes)
+
+
+class Fails(Exception):
+    """The operation has to fail, with one of these errors."""
+
+    def __init__(self, *errors: type[Exception], disconnect: bool = False) -> None:
+        self.errors = errors
+        self.disconnect = disconnect
+
+
+#: What a statement of the unit of work may end in: a broken rule, a lock, a row that is gone.
+WRITE_ERRORS = (exc.IntegrityError, exc.OperationalError, StaleDataError)
+
+
+@dataclass
+class Level:
+    """A transaction or a savepoint: what it has changed."""
+
+    rows: dict[int, Row | None] = field(default_factory=dict[int, "Row | None"])
+    names: set[str] = field(default_factory=set[str])
+    """Names it has written or written over: someone else who wants one has to wait."""
+    locks: set[int] = field(default_factory=set[int])
+    new: list[Thing] = field(default_factory=list["Thing"])
+    dirty: list[Thing] = field(default_factory=list["Thing"])
+    deleted: list[Thing] = field(default_factory=list["Thing"])
+    used: bool = False
+    """Whether its SAVEPOINT is sent, which waits for a first statement."""
+    failed: bool = False
+    """Whether a flush has failed: SQLAlchemy has rolled it back and waits for its end."""
+
+    def forget_rows(self) -> None:
+        """What a rollback does in the database."""
+        self.rows.clear()
+        self.names.clear()
+        self.locks.clear()
+
+    def absorb(self, inner: Level) -> None:
+        """What the release of a savepoint does."""
+        self.rows.update(inner.rows)
+        self.names |= inner.names
+        self.locks |= inner.locks
+        for mine, its in (
+            (self.new, inner.new),
+            (self.dirty, inner.dirty),
+            (self.deleted, inner.deleted),
+        ):
+            mine.extend(its)
+
+
+@dataclass(eq=False)
+class Thing:
+    """One object."""
+
+    real: Item
+    id: int
+    state: str
+    values: dict[str, Any] = field(default_factory=dict[str, Any])
+    """The attributes that are loaded or set."""
+    old: dict[str, Any] = field(default_factory=dict[str, Any])
+    """The attributes that were set, each with its value before, ABSENT if that was not loaded."""
+    modified: bool = False
+    expired: bool = False
+    gone: bool = False
+    """Whether its DELETE was sent."""
+    waits: bool = False
+    """Whether its DELETE waits for a flush."""
+
+    def expire(self) -> None:
+        self.values.clear()
+        self.old.clear()
+        self.modified = False
+        self.expired = True
+
+    def row(self) -> Row:
+        return Row(self.id, self.values["name"], self.values["amount"])
+
+    def fill(self, row: Row) -> None:
+        """Load what is not loaded."""
+        for name, value in row._asdict().items():
+            if name not in self.old:
+                self.values.setdefault(name, value)
+        self.expired = False
+
+    def overwrite(self, row: Row) -> None:
+        self.old.clear()
+        self.modified = False
+        self.values.clear()
+        self.fill(row)
+
+
+ABSENT = object()
+#: Since 2.1 a session flushes before a statement that names no class, too.
+CORE_AUTOFLUSHES = not sa.__version__.startswith("2.0.")
+ATTRIBUTES = Row._fields
+
+
+class Store:
+    """The database: what is committed, and the transactions that are open on it."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, Row] = {}
+        self.versions: dict[int, int] = {}
+        self.open: list[Model] = []
+
+    def others(self, model: Model | None) -> Iterator[Level]:
+        for other in self.open:
+            if other is not model:
+                yield from other.levels
+
+    def apply(self, rows: dict[int, Row | None]) -> None:
+        for number, row in rows.items():
+            self.versions[number] = self.versions.get(number, 0) + 1
+            if row is None:
+                self.rows.pop(number, None)
+            else:
+                self.rows[number] = row
+
+    def is_free(self, number: int, *names: str, model: Model | None = None) -> bool:
+        """Whether nobody else has the row or one of the names."""
+        return not any(
+            number in level.rows or number in level.locks or level.names.intersection(names)
+            for level in self.others(model)
+        )
+
+
+class Model:
+    """One session by the contract."""
+
+    def __init__(self, store: Store, expire_on_commit: bool, autoflush: bool) -> None:
+        self.store = store
+        self.expire_on_commit = expire_on_commit
+        self.autoflush = autoflush
+        self.things: list[Thing] = []
+        self.identities: dict[int, Thing] = {}
+        self.blocks: list[bool] = []
+        """One for each `with` block that is entered: whether it is a transaction's of now."""
+        self.disconnect = False
+        """Whether the real operation has met a killed server process."""
+        self.talked = False
+        """Whether this operation has sent a statement."""
+        self.end()
+
+    def end(self) -> None:
+        """Forget the transaction."""
+        self.levels: list[Level] = []
+        self.repeatable = False
+        self.serializable = False
+        self.read_only = False
+        self.snapshot: dict[int, Row] | None = None
+        self.versions: dict[int, int] = {}
+        self.connected = False
+        self.sent = False
+        self.aborted = False
+        self.dead = False
+        self.noticed = False
+        if self in self.store.open:
+            self.store.open.remove(self)
+
+    # What is true now
+
+    @property
+    def inside(self) -> bool:
+        return bool(self.levels)
+
+    @property
+    def spent(self) -> bool:
+        """Whether a block is entered whose transaction has ended."""
+        return bool(self.blocks) and not self.blocks[-1]
+
+    @property
+    def usable(self) -> bool:
+        return not self.spent and not (self.levels and self.levels[-1].failed)
+
+    @property
+    def out_of_autocommit(self) -> bool:
+        return self.connected and not self.noticed and not self.levels[0].failed
+
+    @property
+    def in_database(self) -> bool:
+        """Whether the server has a transaction open for it, as far as the client knows."""
+        return self.sent and self.out_of_autocommit
+
+    def waiting(self) -> list[Thing]:
+        """What a flush would write."""
+        pending = [thing for thing in self.things if thing.state == "pending"]
+        known = self.identities.values()
+        return pending + [thing for thing in known if thing.modified or thing.waits]
+
+    def view(self) -> dict[int, Row]:
+        """The rows that a statement sees."""
+        rows = dict(self.store.rows if self.snapshot is None else self.snapshot)
+        for level in self.levels:
+            for number, row in level.rows.items():
+                if row is None:
+                    rows.pop(number, None)
+                else:
+                    rows[number] = row
+        return rows
+
+    def rows(self) -> list[Row]:
+        return sorted(self.view().values())
+
+    # What is sent
+
+    def connect(self) -> None:
+        """Take a connection into the transaction, and set the savepoints."""
+        if self.levels[-1].failed or self.spent:
+            raise Fails(exc.InvalidRequestError)
+        self.connected = True
+        for level in self.levels[1:]:
+            if not level.used:
+                self.exchange()
+                level.used = True
+        self.levels[0].used = True
+
+    def exchange(self) -> None:
+        """Send something inside and get an answer."""
+        self.meet_disconnect()
+        self.sent = True
+        if self.aborted:
+            raise Fails(exc.DBAPIError)
+
+    def meet_disconnect(self) -> None:
+        if self.dead and self.noticed:
+            raise Fails(exc.InvalidRequestError)
+        if self.disconnect or (self.dead and self.sent):
+            self.disconnect = False
+            if self.levels:
+                self.dead = self.noticed = True
+                for level in self.levels:
+                    level.forget_rows()
+            raise Fails(exc.DBAPIError, disconnect=True)
+
+    def send(self, *, writes: bool = False) -> None:
+        """Send one statement."""
+        if not self.levels:
+            if self.spent:
+                raise Fails(exc.InvalidRequestError)
+            self.talked = True
+            self.meet_disconnect()
+            return
+        self.talked = True
+        self.connect()
+        if self.dead and self.noticed:
+            raise Fails(exc.InvalidRequestError)
+        if writes and self.read_only:
+            raise Fails(exc.InvalidRequestError)
+        self.exchange()
+        if self.repeatable and self.snapshot is None:
+            self.snapshot = dict(self.store.rows)
+            self.versions = dict(self.store.versions)
+
+    def abort(self) -> None:
+        """A statement has failed: the server refuses all others until a rollback."""
+        self.aborted = True
+        self.levels[-1].forget_rows()
+
+    # What is written
+
+    def write(self, number: int, row: Row | None, *, new: bool = False) -> bool:
+        """Put a row in place, or remove it.
+
+        :returns: whether there was one to write over.
+        """
+        store, level, before = self.store, self.levels[-1], self.view().get(number)
+        if new and before is None:
+            before = store.rows.get(number)  # taken by a row that the snapshot doesn't show
+            if before is not None:
+                raise Fails(*WRITE_ERRORS)
+        names = {each.name for each in (before, row) if each is not None}
+        if row is not None and row.amount < 0:
+            raise Fails(*WRITE_ERRORS)
+        if before is None and not new:
+            return False
+        if new and before is not None:
+            raise Fails(*WRITE_ERRORS)
+        if any(number in each.rows or number in each.locks for each in store.others(self)):
+            raise Fails(*WRITE_ERRORS)
+        self.check_snapshot(number)
+        if row is not None and (before is None or before.name != row.name):
+            if any(row.name in each.names for each in store.others(self)):
+                raise Fails(*WRITE_ERRORS)
+            latest: dict[int, Row | None] = dict(store.rows)
+            for each in self.levels:
+                latest.update(each.rows)
+            if any(n != number and r is not None and r.name == row.name for n, r in latest.items()):
+                raise Fails(*WRITE_ERRORS)
+        level.rows[number] = row
+        level.names |= names
+        return True
+
+    def check_snapshot(self, number: int) -> None:
+        """At REPEATABLE READ nobody writes over, or locks, what the snapshot doesn't show."""
+        if self.snapshot is None or any(number in level.rows for level in self.levels):
+            return
+        if self.store.versions.get(number) != self.versions.get(number):
+            raise Fails(*WRITE_ERRORS)
+
+    def execute(self, writes: Callable[[], Any]) -> None:
+        """One statement, or one call, that writes past the objects."""
+        if self.inside:
+            self.send(writes=True)
+            try:
+                writes()
+            except Fails:
+                self.abort()
+                raise
+            return
+        self.send()
+        self.levels = [Level()]
+        try:
+            writes()
+            self.store.apply(self.levels[0].rows)
+        finally:
+            self.levels = []
+
+    # The unit of work
+
+    def autoflushes(self, *, orm: bool = True) -> None:
+        if self.inside and self.autoflush and (orm or CORE_AUTOFLUSHES):
+            self.flush_inside()
+
+    def flush_inside(self) -> None:
+        waiting = self.waiting()
+        if not waiting:
+            return
+        if not self.usable:
+            raise Fails(exc.InvalidRequestError)
+        try:
+            self.write_objects(waiting)
+        except Fails:
+            self.roll_back_level()
+            raise
+
+    def write_objects(self, waiting: list[Thing]) -> None:
+        self.connect()
+        level = self.levels[-1]
+        deleted = sorted((thing for thing in waiting if thing.waits), key=lambda thing: thing.id)
+        changed = [t for t in waiting if not t.waits and t.state != "pending"]
+        new = [thing for thing in waiting if thing.state == "pending"]
+        for thing in sorted(changed, key=lambda thing: thing.id):
+            values = {
+                name: thing.values[name]
+                for name, before in thing.old.items()
+                if before is ABSENT or before != thing.values[name]
+            }
+            if values:
+                row = self.load_key(thing)
+                self.send(writes=True)
+                if row is None:
+                    row = self.view().get(thing.id)
+                if row is None or not self.write(thing.id, row._replace(**values)):
+                    raise Fails(*WRITE_ERRORS)
+        for thing in new:
+            self.send(writes=True)
+            self.write(thing.id, thing.row(), new=True)
+        for thing in deleted:
+            self.load_key(thing)
+            self.send(writes=True)
+            if not self.write(thing.id, None):
+                self.check_snapshot(thing.id)
+        for thing in deleted:
+            self.mark_deleted(thing)
+        for thing in (*changed, *new):
+            (level.new if thing.state == "pending" else level.dirty).append(thing)
+            thing.state, thing.modified, thing.expired = "persistent", False, False
+            thing.old.clear()
+            self.identities[thing.id] = thing
+
+    def load_key(self, thing: Thing) -> Row | None:
+        """SQLAlchemy reads an expired object before it writes it, for the key."""
+        if "id" in thing.values:
+            return None
+        self.send()
+        row = self.view().get(thing.id)
+        if row is None:
+            raise Fails(ObjectDeletedError)
+        thing.fill(row)
+        return row
+
+    def mark_deleted(self, thing: Thing) -> None:
+        thing.gone, thing.waits = True, False
+        thing.state = "deleted"
+        if self.identities.get(thing.id) is thing:
+            del self.identities[thing.id]
+        if self.inside:
+            self.levels[-1].deleted.append(thing)
+        else:
+            thing.state = "detached"
+
+    def restore(self, level: Level, *, all_of_them: bool) -> None:
+        """What a rollback does to the objects."""
+        new = set(level.new) | {thing for thing in self.things if thing.state == "pending"}
+        for thing in new:
+            if self.identities.get(thing.id) is thing:
+                del self.identities[thing.id]
+            thing.state, thing.waits = "transient", False
+        for thing in level.deleted:
+            if thing.state == "deleted":
+                thing.state, thing.gone = "persistent", False
+                self.identities[thing.id] = thing
+        for thing in self.identities.values():
+            thing.waits = False
+            if all_of_them or thing.modified or thing in level.dirty:
+                thing.expire()
+
+    def roll_back_level(self) -> None:
+        """What a failed flush does: the innermost level is rolled back and waits for its end."""
+        level = self.levels[-1]
+        if len(self.levels) > 1 and level.used and not self.noticed:
+            self.aborted = False
+        level.failed = True
+        level.forget_rows()
+        self.restore(level, all_of_them=len(self.levels) == 1)
+        self.roll_back_on_server(level)
+
+    def roll_back_on_server(self, level: Level) -> None:
+        """The ROLLBACK, or ROLLBACK TO, of a level that sent something."""
+        if self.sent and level.used and self.dead and not self.noticed:
+            self.disconnect, self.noticed = False, True
+            raise Fails(exc.DBAPIError, disconnect=True)
+
+    # Transactions
+
+    def begin(self, *, level: str | None, read_only: bool | None, block: bool) -> None:
+        self.levels = [Level()]
+        self.store.open.append(self)
+        self.repeatable = level in ("REPEATABLE READ", "SERIALIZABLE")
+        self.serializable = level == "SERIALIZABLE"
+        self.read_only = bool(read_only)
+        if block:
+            self.blocks.append(True)
+
+    def begin_nested(self) -> None:
+        self.flush_inside()
+        self.levels.append(Level())
+        self.blocks.append(True)
+
+    def commit_root(self, *, expire: bool) -> None:
+        root = self.levels[0]
+        if self.sent or self.noticed:
+            self.meet_disconnect()
+        if self.aborted:
+            raise Fails(exc.PendingRollbackError)
+        self.store.apply(root.rows)
+        if expire:
+            for thing in self.identities.values():
+                thing.expire()
+            for thing in root.deleted:
+                if thing.state == "deleted":
+                    thing.state = "detached"
+        self.end()
+
+    def roll_back_root(self) -> None:
+        """Roll back what is left; the objects first, for the error of a dead connection is last."""
+        root = self.levels[0]
+        try:
+            if not root.failed:
+                self.restore(root, all_of_them=True)
+                self.roll_back_on_server(root)
+        finally:
+            self.end()
+
+    def roll_back_all(self) -> None:
+        while len(self.levels) > 1:
+            self.roll_back_nested()
+        self.roll_back_root()
+
+    def roll_back_nested(self) -> None:
+        level = self.levels[-1]
+        try:
+            if not level.failed:
+                if level.used and not self.dead:
+                    self.aborted = False
+                self.restore(level, all_of_them=False)
+                self.roll_back_on_server(level)
+        finally:
+            self.levels.pop()
+
+    # Operations outside and inside
+
+    def flush(self) -> None:
+        if self.inside:
+            self.flush_inside()
+        elif self.waiting():
+            for thing in self.write_alone(expire=False):
+                thing.state = "detached"
+
+    def write_alone(self, *, expire: bool) -> list[Thing]:
+        """flush() and commit() outside: one transaction.
+
+        :returns: what it has deleted.
+        """
+        if self.spent:
+            raise Fails(exc.InvalidRequestError)
+        self.levels = [Level()]
+        try:
+            self.flush_inside()
+            deleted = self.levels[0].deleted
+            self.commit_root(expire=expire)
+        except Fails:
+            self.end()
+            raise
+        return deleted
+
+    def commit(self) -> None:
+        if not self.inside:
+            self.write_alone(expire=self.expire_on_commit)
+            return
+        # A commit() that fails leaves it to the caller to roll back, see the rule.
+        self.flush_inside()
+        if self.levels[-1].failed:
+            raise Fails(exc.InvalidRequestError)
+        self.commit_root(expire=self.expire_on_commit)
+        self.spend()
+
+    def rollback(self) -> None:
+        if self.inside:
+            try:
+                self.roll_back_all()
+            finally:
+                self.spend()
+        elif not self.spent:
+            self.restore(Level(), all_of_them=True)
+
+    def spend(self) -> None:
+        self.blocks = [False for _ in self.blocks]
+
+    def leave(self, *, error: bool) -> None:
+        """Leave the innermost block."""
+        now = self.blocks.pop()
+        if not now:
+            return
+        if len(self.levels) > 1:
+            self.leave_nested(error=error)
+            return
+        root = self.levels[0]
+        if root.failed:
+            self.end()
+            if not error:
+                raise Fails(exc.PendingRollbackError)
+            return
+        if error:
+            self.roll_back_root()
+            return
+        try:
+            self.flush_inside()
+            self.commit_root(expire=self.expire_on_commit)
+        except Fails:
+            with suppress(Fails):
+                self.roll_back_root()
+            raise
+
+    def leave_nested(self, *, error: bool) -> None:
+        level = self.levels[-1]
+        if level.failed:
+            self.levels.pop()
+            if not error:
+                raise Fails(exc.PendingRollbackError)
+            return
+        if error:
+            self.roll_back_nested()
+            return
+        try:
+            self.flush_inside()
+            if level.used and self.aborted:
+                raise Fails(exc.PendingRollbackError)
+            if level.used:
+                self.exchange()
+        except Fails:
+            self.levels.pop()
+            if not level.failed:
+                self.aborted = False
+                self.restore(level, all_of_them=False)
+                self.roll_back_on_server(level)
+            raise
+        self.levels.pop()
+        self.levels[-1].absorb(level)
+
+    def close(self) -> None:
+        for thing in self.things:
+            if thing.state == "pending":
+                thing.state = "transient"
+            elif thing.state == "persistent":
+                thing.state = "detached"
+            thing.waits = False
+        # What is deleted and not committed stays in limbo, as in any SQLAlchemy session.
+        self.things = [thing for thing in self.things if thing.state != "deleted"]
+        self.identities.clear()
+        self.end()
+        self.spend()
+
+    # Objects
+
+    def see(self, row: Row, real: Item, *, overwrite: bool = False) -> None:
+        """A row came in as an object."""
+        thing = self.identities.get(row.id)
+        if thing is None:
+            thing = Thing(real, row.id, "persistent")
+            thing.fill(row)
+            self.identities[row.id] = thing
+            self.things.append(thing)
+            return
+        assert thing.real is real, "two objects for one row"
+        if overwrite:
+            thing.overwrite(row)
+        elif any(name not in thing.values for name in ATTRIBUTES):
+            thing.fill(row)
+
+    def load(self, thing: Thing) -> None:
+        """Load an object that is expired, at its next use."""
+        self.autoflushes()
+        self.send()
+        row = self.view().get(thing.id)
+        if row is None:
+            raise Fails(ObjectDeletedError)
+        thing.fill(row)
+
+    def get(self, number: int, real: Item | None) -> Item | None:
+        thing = self.identities.get(number)
+        if thing is not None:
+            if not thing.expired:
+                return thing.real
+            try:
+                self.load(thing)
+                return thing.real
+            except Fails as fails:
+                if fails.errors != (ObjectDeletedError,):
+                    raise
+                # not by the flush, which has it as an error of its own
+                if self.levels and self.levels[-1].failed:
+                    raise
+                if thing.state == "persistent":
+                    self.mark_deleted(thing)
+        self.autoflushes()
+        self.send()
+        row = self.view().get(number)
+        if row is None:
+            return None
+        assert real is not None, f"row {number} was not found"
+        self.see(row, real)
+        return real
+
+    def read(self, thing: Thing, name: str) -> Any:
+        if name not in thing.values:
+            if thing.state == "detached":
+                raise Fails(DetachedInstanceError)
+            self.load(thing)
+        return thing.values[name]
+
+    def change(self, thing: Thing, name: str, value: Any) -> None:
+        thing.old.setdefault(name, thing.values.get(name, ABSENT))
+        thing.values[name] = value
+        thing.modified = True
+
+    def add(self, thing: Thing) -> None:
+        if thing.state == "transient":
+            thing.state = "pending"
+            # SQLAlchemy inserts in the order of add().
+            self.things.remove(thing)
+            self.things.append(thing)
+        elif thing.state in ("detached", "deleted"):
+            other = self.identities.get(thing.id)
+            if thing.gone or (other is not None and other is not thing):
+                raise Fails(exc.InvalidRequestError)
+            thing.state = "persistent"
+            self.identities[thing.id] = thing
+        thing.waits = False
+
+    def delete(self, thing: Thing) -> None:
+        if thing.state != "persistent":
+            raise Fails(exc.InvalidRequestError)
+        thing.waits = True
+
+    def expunge(self, thing: Thing) -> None:
+        if thing.state == "pending":
+            thing.state = "transient"
+        else:
+            thing.state = "detached"
+            del self.identities[thing.id]
+        thing.waits = False
+
+    def refresh(self, thing: Thing) -> None:
+        if thing.state != "persistent":
+            raise Fails(exc.InvalidRequestError)
+        thing.expire()
+        self.autoflushes()
+        self.send()
+        row = self.view().get(thing.id)
+        if row is None:
+            raise Fails(exc.InvalidRequestError)
+        thing.overwrite(row)
+
+    def synchronize(self, number: int, name: str, value: Any) -> None:
+        """What an ORM UPDATE does to the object that it evaluates to."""
+        thing = self.identities.get(number)
+        if thing is None or thing.expired:
+            return
+        if name in thing.old:
+            del thing.values[name], thing.old[name]
+        elif name in thing.values:
+            thing.values[name] = value
+        if self.levels:
+            self.levels[-1].dirty.append(thing)

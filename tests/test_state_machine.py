@@ -1,0 +1,1072 @@
+"""Random sequences of what two sessions can do, compared with a model of the contract.
+
+Hypothesis chooses the steps. Each step is done to a real session on a real PostgreSQL, then to the
+model in ``model.py``, which says what must come of it: a result, an error, the rows in the
+database, the state of each object. After each step the two are compared, as are the connections
+with where they have to rest; after each run nothing may be left open.
+
+``MODEL_EXAMPLES=5000 MODEL_SEED=7 pytest tests/test_state_machine.py`` runs more of it.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import exc
+from sqlalchemy.orm import attributes, make_transient
+from sqlalchemy.pool import NullPool, QueuePool, SingletonThreadPool, StaticPool
+
+from fictive_sqlalchemy import (
+    TRANSACTION_CONNECTIONS,
+    OptInEngine,
+    OptInSession,
+    create_engine,
+)
+from tests.connections import Connections
+from tests.model import ATTRIBUTES, Base, Fails, Item, Level, Model, Row, Store, Thing
+from tests.postgres import PostgresServer
+
+# psycopg leaves a server-side cursor open, and warns, when the connection is lost as it closes it.
+pytestmark = pytest.mark.filterwarnings("ignore:<psycopg.ServerCursor:ResourceWarning")
+
+EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "150"))
+STEPS = int(os.environ.get("MODEL_STEPS", "40"))
+SEED = os.environ.get("MODEL_SEED")
+
+#: Who waits longer than this for a lock gets an error, so that one thread can play all parts.
+LOCK_TIMEOUT = 10
+
+TABLE: Any = Item.__table__
+COLUMNS = (TABLE.c.id, TABLE.c.name, TABLE.c.amount)
+
+
+@dataclass
+class Stream:
+    """A result that is read bit by bit, and the rows that it still has to bring."""
+
+    read: Callable[[], list[Any]]
+    close: Callable[[], object]
+    rows: list[Row]
+    depth: int
+    """The levels there were when it was opened: inside, it ends with the innermost of them."""
+    orm: bool
+    buffered: bool
+    """Whether all rows are with the client already."""
+    doomed: bool = False
+    """Whether its server process was killed."""
+
+
+POOLS: dict[str, dict[str, Any]] = {
+    "one": {"poolclass": QueuePool, "pool_size": 1, "max_overflow": 3},
+    "two": {"poolclass": QueuePool, "pool_size": 2, "max_overflow": 2},
+    "five": {"poolclass": QueuePool, "pool_size": 5, "max_overflow": 0},
+    "null": {"poolclass": NullPool},
+    "static": {"poolclass": StaticPool},
+    "thread": {"poolclass": SingletonThreadPool},
+}
+#: Pools that give every session of a thread the same connection: there is one session then.
+SHARED = ("static", "thread")
+
+
+class Fixture(NamedTuple):
+    driver: str
+    control: Any
+    engines: dict[str, tuple[OptInEngine, Connections]]
+
+
+def kinds(**weights: int) -> st.SearchStrategy[str]:
+    return st.sampled_from([kind for kind, weight in weights.items() for _ in range(weight)])
+
+
+#: For the result of an operation that the model has none for.
+ANYTHING = object()
+
+#: What a transaction may begin with, and at the end what it may not.
+OPTIONS: tuple[dict[str, Any], ...] = (
+    {},
+    {},
+    {},
+    {"isolation_level": "READ COMMITTED"},
+    {"isolation_level": "REPEATABLE READ"},
+    {"isolation_level": "SERIALIZABLE", "read_only": False},
+    {"isolation_level": "SERIALIZABLE", "read_only": True, "deferrable": True},
+    {"read_only": True, "deferrable": False},
+    {"deferrable": True},
+)
+
+#: A name, an amount, or none of both for the row to be removed.
+Change = str | int | None
+
+number = st.integers(0, 9)
+who = st.sampled_from((0, 0, 1))
+name = st.sampled_from("abcdefg")
+amount = st.sampled_from((0, 1, 2, 3, 4, 5, 6, 7, -1))
+
+
+class Sessions(RuleBasedStateMachine):
+    """Two sessions, the model of each, and the steps."""
+
+    def __init__(self, fixture: Fixture) -> None:
+        super().__init__()
+        self.driver, self.control, self.engines = fixture
+        self.store = Store()
+        self.last = 0
+        self.models: list[Model] = []
+        self.sessions: list[OptInSession] = []
+        self.blocks: list[list[Any]] = []
+        self.streams: list[Stream | None] = []
+        self.query("DELETE FROM item")
+
+    @initialize(
+        pool=st.sampled_from(sorted(POOLS)),
+        expire_on_commit=st.sampled_from((True, True, True, False)),
+        autoflush=st.sampled_from((True, True, True, False)),
+        rows=st.integers(0, 3),
+    )
+    def start(self, pool: str, expire_on_commit: bool, autoflush: bool, rows: int) -> None:
+        self.pool = pool
+        self.engine, self.connections = self.engines[pool]
+        self.connections.killed.clear()
+        for _ in range(1 if pool in SHARED else 2):
+            self.models.append(Model(self.store, expire_on_commit, autoflush))
+            self.sessions.append(
+                OptInSession(self.engine, expire_on_commit=expire_on_commit, autoflush=autoflush)
+            )
+            self.blocks.append([])
+            self.streams.append(None)
+        for _ in range(rows):
+            row = Row(self.next(), "abcdefg"[self.last - 1], 5)
+            self.query("INSERT INTO item VALUES (%s, %s, %s)", *row)
+            self.store.apply({row.id: row})
+
+    # The steps: a few rules with many kinds, so that Hypothesis comes to all of them
+
+    @rule(who=who, name=name, amount=amount)
+    def add_new_object(self, who: int, name: str, amount: int) -> None:
+        self.new(who, name, amount)
+
+    @rule(who=who, number=number, change=st.one_of(name, amount))
+    def change_object(self, who: int, number: int, change: str | int) -> None:
+        self.change(who, number, change)
+
+    @rule(who=who, number=number, kind=kinds(read=4, delete=3, refresh=2, expunge=1, expire=1))
+    def do_with_object(self, who: int, number: int, kind: str) -> None:
+        if kind == "read":
+            self.read(who, number, ATTRIBUTES[number % 3])
+        else:
+            getattr(self, kind)(who, number)
+
+    @rule(who=who, number=number, name=name, amount=amount, anew=st.booleans())
+    def add_object(self, who: int, number: int, name: str, amount: int, anew: bool) -> None:
+        self.add_again(who, number, name, amount, anew)
+
+    @rule(who=who, number=number, kind=kinds(get=4, lock=2, fail=2, expire_all=1))
+    def do_with_row(self, who: int, number: int, kind: str) -> None:
+        if kind in ("get", "lock"):
+            getattr(self, kind)(who, self.row(who, number))
+        else:
+            getattr(self, kind)(who)
+
+    @rule(
+        who=who,
+        kind=kinds(objects=4, populate_existing=2, core=1, orm=1, text=1, driver=1, connection=1),
+    )
+    def select(self, who: int, kind: str) -> None:
+        if kind in ("objects", "populate_existing"):
+            self.select_objects(who, kind == "populate_existing")
+        else:
+            self.select_rows(who, kind)
+
+    @rule(who=who, kind=kinds(orm=2, rows=1, unread=2, read=4, close=1))
+    def stream(self, who: int, kind: str) -> None:
+        if kind == "read":
+            self.read_stream(who)
+        elif kind == "close":
+            self.close_stream(who)
+        else:
+            self.open_stream(who, orm=kind == "orm", buffered=kind == "unread")
+
+    @rule(
+        who=who,
+        number=number,
+        change=st.one_of(name, amount, st.none()),
+        kind=kinds(core=1, connection=1, orm=2, unsynchronized=1),
+    )
+    def write_one(self, who: int, number: int, change: Change, kind: str) -> None:
+        self.write_row(who, self.row(who, number), change, kind)
+
+    @rule(
+        who=who,
+        rows=st.lists(st.tuples(name, amount), min_size=1, max_size=3),
+        numbers=st.lists(number, min_size=2, max_size=3, unique=True),
+        kind=kinds(core=1, orm=1, returning=1, mappings=1, objects=1, connection=1, driver=1)
+        | st.just("update"),
+    )
+    def write_many(
+        self, who: int, rows: list[tuple[str, int]], numbers: list[int], kind: str
+    ) -> None:
+        if kind == "update":
+            self.update_many(who, numbers, rows[0][1])
+        else:
+            self.insert_many(who, rows, kind)
+
+    @rule(
+        number=number,
+        change=st.one_of(name, amount, st.none()),
+        rows=st.lists(st.tuples(name, amount), min_size=1, max_size=2),
+        kind=kinds(new=1, change=3, begin=1, begin_error=1, connect=1, connect_begin=1, nested=1),
+    )
+    def let_others_write(
+        self, number: int, change: Change, rows: list[tuple[str, int]], kind: str
+    ) -> None:
+        if kind in ("new", "change"):
+            self.write_elsewhere(number, change, kind == "new")
+        else:
+            self.write_on_engine(rows, kind)
+
+    @rule(who=who)
+    def enter_block(self, who: int) -> None:
+        self.begin(who, {}, "block")
+
+    @rule(who=who, options=st.sampled_from(OPTIONS), kind=kinds(block=4, plain=1, nested=1))
+    def begin_as_asked(self, who: int, options: dict[str, Any], kind: str) -> None:
+        self.begin(who, options, kind)
+
+    def begin(self, who: int, options: dict[str, Any], kind: str) -> None:
+        """A transaction; inside, a savepoint, or what is refused."""
+        if self.models[who % len(self.models)].inside and kind != "plain":
+            self.begin_nested(who)
+        else:
+            self.begin_outermost(who, {} if kind == "nested" else options, kind)
+
+    @rule(who=who, error=st.booleans())
+    def leave_block(self, who: int, error: bool) -> None:
+        self.leave(who, error)
+
+    @rule(who=who, kind=kinds(flush=4, commit=1, rollback=1))
+    def flush_or_end(self, who: int, kind: str) -> None:
+        getattr(self, kind)(who)
+
+    @rule(who=who, kind=kinds(give_back=5, close=1, reset=1, invalidate=1, kill=2))
+    def do_with_session(self, who: int, kind: str) -> None:
+        if kind == "kill":
+            self.kill()
+        elif kind == "give_back":
+            self.give_back(who)
+        else:
+            self.close(who, kind)
+
+    # Tools
+
+    def query(self, sql: str, *parameters: Any) -> list[Any]:
+        with self.control.cursor() as cursor:
+            cursor.execute(sql, parameters)
+            return list(cursor.fetchall()) if cursor.description else []
+
+    def wait_for_end(self, pids: list[int]) -> None:
+        deadline = time.monotonic() + 20
+        while pids and self.query("SELECT 1 FROM pg_stat_activity WHERE pid = ANY(%s)", pids):
+            assert time.monotonic() < deadline, "a server process does not end"
+
+    def next(self) -> int:
+        self.last += 1
+        return self.last
+
+    def pick(self, who: int) -> tuple[int, OptInSession, Model]:
+        """One of the sessions; what it takes from the pool from now on is noted as its."""
+        who %= len(self.sessions)
+        self.connections.holder = who
+        return who, self.sessions[who], self.models[who]
+
+    def thing(self, model: Model, number: int, *states: str) -> Thing | None:
+        """One of the objects in these states, or any."""
+        things = [t for t in model.things if not states or t.state in states]
+        return things[number % len(things)] if things else None
+
+    def row(self, who: int, number: int) -> int:
+        """The key of a row that the session sees, or that nobody has."""
+        known = [*sorted(self.models[who % len(self.models)].view()), 99]
+        return known[number % len(known)]
+
+    def both(
+        self,
+        who: int,
+        real: Callable[[], Any],
+        modelled: Callable[[Any], Any] | None = None,
+        *,
+        keeps: bool = False,
+    ) -> Any:
+        """Do it, then compare it with what the model says of it."""
+        who, *_ = self.pick(who)
+        value = error = None
+        try:
+            value = real()
+        except Exception as raised:
+            error = raised
+        try:
+            return self.compare_outcome(who, value, error, modelled, keeps)
+        finally:
+            self.end_streams(who)
+
+    def compare_outcome(
+        self,
+        who: int,
+        value: Any,
+        error: Exception | None,
+        modelled: Callable[[Any], Any] | None,
+        keeps: bool,
+    ) -> Any:
+        model = self.models[who]
+        self.wait_for_end(self.connections.closing)
+        self.connections.closing.clear()
+        disconnected = isinstance(error, exc.DBAPIError) and error.connection_invalidated
+        model.disconnect = disconnected
+        model.talked = False
+        try:
+            expected = modelled(value) if modelled else value
+        except Fails as fails:
+            assert error is not None, f"no error, but {fails.errors} was expected"
+            if not isinstance(error, fails.errors) or fails.disconnect != disconnected:
+                raise AssertionError(f"{fails.errors} was expected") from error
+            if model.talked:
+                self.check_loan(who)
+            return None
+        except AssertionError as failure:  # the model had no result to look at
+            raise failure from error
+        finally:
+            model.disconnect = False
+        if error is not None:
+            raise AssertionError("no error was expected") from error
+        assert expected is ANYTHING or value == expected
+        if model.talked and not keeps:
+            self.check_loan(who)
+        return value
+
+    def check_loan(self, who: int) -> None:
+        """Outside, after a statement, nobody keeps a connection that others may wait for."""
+        if self.models[who].inside or self.streams[who] is not None:
+            return
+        pool = self.engine.pool
+        if isinstance(pool, QueuePool) and who in self.connections.holders.values():
+            assert pool.checkedout() < pool.size()
+
+    # Steps: objects
+
+    def new(self, who: int, name: str, amount: int) -> None:
+        who, session, model = self.pick(who)
+        if not model.usable:
+            return
+        values = {"id": self.next(), "name": name, "amount": amount}
+        thing = Thing(Item(**values), self.last, "pending", values)
+        model.things.append(thing)
+        session.add(thing.real)
+
+    def change(self, who: int, number: int, change: str | int) -> None:
+        who, _, model = self.pick(who)
+        thing = self.thing(model, number, "transient", "pending", "persistent", "detached")
+        if thing is None or not model.usable:
+            return
+        attribute = "name" if isinstance(change, str) else "amount"
+        setattr(thing.real, attribute, change)
+        model.change(thing, attribute, change)
+
+    def read(self, who: int, number: int, attribute: str) -> None:
+        who, _, model = self.pick(who)
+        thing = self.thing(model, number, "persistent", "persistent", "detached")
+        if thing is None:
+            return
+        self.both(
+            who,
+            lambda: getattr(thing.real, attribute),
+            lambda _: model.read(thing, attribute),
+        )
+
+    def delete(self, who: int, number: int) -> None:
+        who, session, model = self.pick(who)
+        thing = self.thing(model, number, "persistent", "pending", "transient")
+        if thing is None or not model.usable:
+            return
+        self.both(who, lambda: session.delete(thing.real), lambda _: model.delete(thing))
+
+    def add_again(self, who: int, number: int, name: str, amount: int, anew: bool) -> None:
+        who, session, model = self.pick(who)
+        thing = self.thing(model, number)
+        if thing is None or not model.usable:
+            return
+        if thing.state == "transient" or (anew and thing.state == "detached"):
+            make_transient(thing.real)
+            thing.state, thing.gone, thing.id = "transient", False, self.next()
+            for key, value in (("id", thing.id), ("name", name), ("amount", amount)):
+                setattr(thing.real, key, value)
+                model.change(thing, key, value)
+        self.both(who, lambda: session.add(thing.real), lambda _: model.add(thing))
+
+    def expunge(self, who: int, number: int) -> None:
+        who, session, model = self.pick(who)
+        thing = self.thing(model, number, "persistent", "pending")
+        if thing is None or not model.usable:
+            return
+        self.both(who, lambda: session.expunge(thing.real), lambda _: model.expunge(thing))
+
+    def expire(self, who: int, number: int) -> None:
+        who, session, model = self.pick(who)
+        thing = self.thing(model, number, "persistent")
+        if thing is None:
+            return
+        session.expire(thing.real)
+        thing.expire()
+
+    def expire_all(self, who: int) -> None:
+        who, session, model = self.pick(who)
+        session.expire_all()
+        for thing in model.identities.values():
+            thing.expire()
+
+    def refresh(self, who: int, number: int) -> None:
+        who, session, model = self.pick(who)
+        thing = self.thing(model, number, "persistent", "pending", "detached")
+        if thing is None:
+            return
+        self.both(who, lambda: session.refresh(thing.real), lambda _: model.refresh(thing))
+
+    # Steps: reads
+
+    def get(self, who: int, number: int) -> None:
+        who, session, model = self.pick(who)
+        self.both(who, lambda: session.get(Item, number), lambda real: model.get(number, real))
+
+    def select_objects(self, who: int, populate_existing: bool) -> None:
+        who, session, model = self.pick(who)
+        statement = sa.select(Item).order_by(Item.id)
+        if populate_existing:
+            statement = statement.execution_options(populate_existing=True)
+
+        def modelled(reals: list[Item] | None) -> list[Item]:
+            model.autoflushes()
+            model.send()
+            assert reals is not None
+            rows = model.rows()
+            for real, row in zip(reals, rows, strict=True):
+                model.see(row, real, overwrite=populate_existing)
+            return [model.identities[row.id].real for row in rows]
+
+        self.both(who, lambda: session.scalars(statement).all(), modelled)
+
+    def select_rows(self, who: int, kind: str) -> None:
+        who, session, model = self.pick(who)
+        text = "SELECT id, name, amount FROM item ORDER BY id"
+
+        def real() -> list[tuple[Any, ...]]:
+            if kind == "core":
+                result = session.execute(sa.select(*COLUMNS).order_by(TABLE.c.id))
+            elif kind == "orm":
+                columns = (Item.id, Item.name, Item.amount)
+                result = session.execute(sa.select(*columns).order_by(Item.id))
+            elif kind == "text":
+                result = session.execute(sa.text(text))
+            elif kind == "driver":
+                result = session.connection().exec_driver_sql(text)
+            else:
+                result = session.connection().execute(sa.text(text))
+            return [tuple(row) for row in result]
+
+        def modelled(_: Any) -> list[Row]:
+            if kind not in ("driver", "connection"):
+                model.autoflushes(orm=kind == "orm")
+            model.send()
+            return model.rows()
+
+        self.both(who, real, modelled)
+
+    def lock(self, who: int, number: int) -> None:
+        who, session, model = self.pick(who)
+        statement = (
+            sa.select(Item)
+            .where(Item.id == number)
+            .with_for_update()
+            .execution_options(populate_existing=True)
+        )
+
+        def modelled(real: Item | None) -> Item | None:
+            if not model.inside:
+                raise Fails(exc.InvalidRequestError)
+            model.autoflushes()
+            model.send()
+            try:
+                if model.read_only:
+                    raise Fails(exc.DBAPIError)
+                row = model.view().get(number)
+                if row is None:
+                    return None
+                if not self.store.is_free(number, model=model):
+                    raise Fails(exc.OperationalError)
+                model.check_snapshot(number)
+            except Fails:
+                model.abort()
+                raise
+            model.levels[-1].locks.add(number)
+            assert real is not None
+            model.see(row, real, overwrite=True)
+            return real
+
+        self.both(who, lambda: session.scalars(statement).one_or_none(), modelled)
+
+    def fail(self, who: int) -> None:
+        """A statement that the database refuses, for a reason of its own."""
+        who, session, model = self.pick(who)
+
+        def modelled(_: Any) -> None:
+            model.autoflushes(orm=False)
+            model.send()
+            if model.inside:
+                model.abort()
+            raise Fails(exc.DataError)
+
+        self.both(who, lambda: session.execute(sa.text("SELECT 1/0")), modelled)
+
+    # Steps: streams
+
+    def open_stream(self, who: int, orm: bool, buffered: bool) -> None:
+        """A result of which not a row is read yet; a buffered one has no cursor on the server."""
+        who, session, model = self.pick(who)
+        if self.streams[who] is not None:
+            return
+        # A cursor on the server is gone with its savepoint, and closing it then is an error that
+        # aborts the transaction: SQLAlchemy's, as ever.
+        buffered = buffered or len(model.levels) > 1
+        orm = orm and not buffered  # the first fetch would make objects of all rows
+        columns: Any = (Item,) if orm else COLUMNS
+        statement = sa.select(*columns).order_by(TABLE.c.id)
+        if not buffered:
+            statement = statement.execution_options(yield_per=2)
+
+        def real() -> Stream:
+            result = session.execute(statement)
+            read: Callable[[], Any] = lambda: result.fetchmany(2)  # noqa: E731
+            return Stream(read, result.close, [], len(model.levels), orm, buffered)
+
+        def modelled(_: Any) -> object:
+            model.autoflushes(orm=orm)
+            model.send()
+            return ANYTHING
+
+        stream = self.both(who, real, modelled, keeps=not buffered)
+        if stream is not None:
+            stream.rows = model.rows()
+            self.streams[who] = stream
+
+    def read_stream(self, who: int) -> None:
+        who, _, model = self.pick(who)
+        stream = self.streams[who]
+        if stream is None:
+            return
+        try:
+            got = stream.read()
+        except exc.DBAPIError as error:
+            # Not asked for in the model: what is buffered comes even so.
+            if not stream.doomed and not model.aborted:
+                raise
+            if error.connection_invalidated and model.connected:
+                model.dead = model.noticed = True
+            self.drop_stream(who)
+            return
+        want, stream.rows = stream.rows[:2], stream.rows[2:]
+        assert len(got) == len(want)
+        for result, row in zip(got, want, strict=True):
+            if stream.orm:
+                model.see(row, result[0])
+            else:
+                assert tuple(result) == row
+        if not want:
+            self.streams[who] = None
+            if not stream.buffered:
+                self.check_loan(who)
+
+    def close_stream(self, who: int) -> None:
+        who, *_ = self.pick(who)
+        self.drop_stream(who)
+
+    def drop_stream(self, who: int) -> None:
+        stream, self.streams[who] = self.streams[who], None
+        if stream is not None:
+            stream.close()
+
+    def end_streams(self, who: int) -> None:
+        """Those that were opened inside end with what they were opened in."""
+        stream, model = self.streams[who], self.models[who]
+        if stream is not None:
+            left = [level for level in model.levels[: stream.depth] if not level.failed]
+            if len(left) < stream.depth:
+                self.drop_stream(who)
+
+    # Steps: writes past the objects
+
+    def write_row(self, who: int, number: int, change: Change, kind: str) -> None:
+        """One UPDATE, or a DELETE."""
+        who, session, model = self.pick(who)
+        entity: Any = Item if kind in ("orm", "unsynchronized") else TABLE
+        identity = entity.id if kind in ("orm", "unsynchronized") else entity.c.id
+        attribute = "name" if isinstance(change, str) else "amount"
+        statement: Any
+        if change is None:
+            statement = sa.delete(entity).where(identity == number)
+        else:
+            statement = sa.update(entity).where(identity == number).values({attribute: change})
+        if kind == "unsynchronized":
+            statement = statement.execution_options(synchronize_session=False)
+
+        def real() -> int:
+            on: Any = session.connection() if kind == "connection" else session
+            result = on.execute(statement)
+            count: int = result.rowcount
+            return count
+
+        def modelled(_: Any) -> int:
+            if kind != "connection":
+                model.autoflushes(orm=kind != "core")
+            count = 0
+
+            def writes() -> None:
+                nonlocal count
+                row = model.view().get(number)
+                if row is None:
+                    return
+                count += model.write(number, row.changed(change))
+
+            model.execute(writes)
+            if kind == "orm":
+                thing = model.identities.get(number)
+                if change is not None:
+                    model.synchronize(number, attribute, change)
+                elif thing is not None and not thing.expired:
+                    model.mark_deleted(thing)
+            return count
+
+        self.both(who, real, modelled)
+
+    def insert_many(self, who: int, given: list[tuple[str, int]], kind: str) -> None:
+        """Several rows in one call: all of them or none."""
+        who, session, model = self.pick(who)
+        rows = [Row(self.next(), *row) for row in given]
+        dicts = [row._asdict() for row in rows]
+        bulk = kind in ("mappings", "objects")
+
+        def real() -> Any:
+            if kind == "mappings":
+                return session.bulk_insert_mappings(sa.inspect(Item), dicts)
+            if kind == "objects":
+                return session.bulk_save_objects([Item(**values) for values in dicts])
+            if kind == "returning":
+                return sorted(session.scalars(sa.insert(Item).returning(Item.id), dicts).all())
+            if kind == "driver":
+                placeholders = "%(id)s, %(name)s, %(amount)s"
+                session.connection().exec_driver_sql(
+                    f"INSERT INTO item VALUES ({placeholders})", dicts
+                )
+                return None
+            on: Any = session.connection() if kind == "connection" else session
+            on.execute(sa.insert(Item if kind == "orm" else TABLE), dicts)
+            return None
+
+        def writes() -> None:
+            for row in rows:
+                model.write(row.id, row, new=True)
+
+        def modelled(_: Any) -> Any:
+            if kind in ("core", "orm", "returning"):
+                model.autoflushes(orm=kind != "core")
+            if bulk and model.spent:
+                raise Fails(exc.InvalidRequestError)
+            if bulk and model.inside and not model.usable:
+                raise Fails(exc.InvalidRequestError)
+            try:
+                if kind == "driver" and model.read_only:
+                    model.send()
+                    model.abort()
+                    raise Fails(exc.DBAPIError)
+                model.execute(writes)
+            except Fails:
+                if bulk and model.inside:
+                    model.roll_back_level()
+                raise
+            return [row.id for row in rows] if kind == "returning" else None
+
+        self.both(who, real, modelled)
+
+    def update_many(self, who: int, numbers: list[int], amount: int) -> None:
+        """Several UPDATEs by key in one call, the last with an amount that may be refused."""
+        who, session, model = self.pick(who)
+        known = sorted(model.view())
+        chosen = sorted({known[number % len(known)] for number in numbers}) if known else []
+        if len(chosen) < 2:
+            return
+        dicts: list[dict[str, Any]] = [{"id": number, "amount": 8} for number in chosen]
+        dicts[-1]["amount"] = amount
+
+        def writes() -> None:
+            for values in dicts:
+                row = model.view()[values["id"]]
+                model.write(values["id"], row._replace(amount=values["amount"]))
+
+        def modelled(_: Any) -> None:
+            if model.spent or not model.usable:
+                raise Fails(exc.InvalidRequestError)
+            try:
+                model.execute(writes)
+            except Fails:
+                if model.inside:
+                    model.roll_back_level()
+                raise
+
+        self.both(who, lambda: session.bulk_update_mappings(sa.inspect(Item), dicts), modelled)
+
+    def write_elsewhere(self, number: int, change: Change, new: bool) -> None:
+        """Another program writes, where it need not wait."""
+        known = sorted(self.store.rows)
+        elsewhere = Model(self.store, True, True)
+        elsewhere.levels = [Level()]
+        if new:
+            row = Row(self.next(), change if isinstance(change, str) else "z", 1)
+        elif known:
+            row = self.store.rows[known[number % len(known)]]
+        else:
+            return
+        after = row if new else row.changed(change)
+        try:
+            elsewhere.write(row.id, after, new=new)
+        except Fails:
+            return
+        if after is not None and new:
+            self.query("INSERT INTO item VALUES (%s, %s, %s)", *after)
+        elif after is None:
+            self.query("DELETE FROM item WHERE id = %s", row.id)
+        else:
+            _, *values = after
+            self.query("UPDATE item SET name = %s, amount = %s WHERE id = %s", *values, row.id)
+        self.store.apply(elsewhere.levels[0].rows)
+
+    def write_on_engine(self, given: list[tuple[str, int]], how: str) -> None:
+        """The engine's own connections, without a session."""
+        if self.pool in SHARED:
+            return
+        self.connections.holder = None
+        rows = [Row(self.next(), *row) for row in given]
+        dicts = [row._asdict() for row in rows]
+        model = Model(self.store, True, True)
+
+        class Stop(Exception):
+            pass
+
+        def real() -> None:
+            if how.startswith("begin"):
+                with self.engine.begin() as connection:
+                    for values in dicts:
+                        connection.execute(sa.insert(TABLE), values)
+                    if how == "begin_error":
+                        raise Stop
+                return
+            with self.engine.connect() as connection:
+                if how == "connect":
+                    for values in dicts:
+                        connection.execute(sa.insert(TABLE), values)
+                else:
+                    with connection.begin_nested() if how == "nested" else connection.begin():
+                        for values in dicts:
+                            connection.execute(sa.insert(TABLE), values)
+
+        error: Exception | None = None
+        try:
+            real()
+        except Stop as raised:
+            error = raised
+        except exc.DBAPIError as raised:
+            error = raised
+            if raised.connection_invalidated:
+                assert self.connections.killed
+                return
+        try:
+            model.levels = [Level()]
+            for row in rows:
+                model.write(row.id, row, new=True)
+                if how == "connect":
+                    self.store.apply(model.levels[0].rows)
+                    model.levels = [Level()]
+            if how == "begin_error":
+                assert isinstance(error, Stop)
+                return
+        except Fails as fails:
+            assert isinstance(error, fails.errors)
+            return
+        assert error is None
+        self.store.apply(model.levels[0].rows)
+
+    # Steps: the unit of work and transactions
+
+    def flush(self, who: int) -> None:
+        who, session, model = self.pick(who)
+        self.both(who, session.flush, lambda _: model.flush())
+
+    def commit(self, who: int) -> None:
+        who, session, model = self.pick(who)
+        if len(model.levels) > 1 or (model.inside and not model.usable):
+            return
+        inside, failed = model.inside, []
+
+        def modelled(_: Any) -> None:
+            try:
+                model.commit()
+            except Fails:
+                failed.append(True)
+                raise
+
+        self.both(who, session.commit, modelled)
+        if inside and failed:
+            # As SQLAlchemy asks for, where the transaction is not a block.
+            self.both(who, session.rollback, lambda _: model.rollback())
+
+    def rollback(self, who: int) -> None:
+        who, session, model = self.pick(who)
+        self.both(who, session.rollback, lambda _: model.rollback())
+
+    def begin_outermost(self, who: int, options: dict[str, Any], kind: str) -> None:
+        who, session, model = self.pick(who)
+        level = options.get("isolation_level")
+        if level == "SERIALIZABLE" and any(each.serializable for each in self.models):
+            return  # two of them may fail where the model does not see why
+
+        def modelled(_: Any) -> object:
+            refused = options.get("deferrable") and level != "SERIALIZABLE"
+            if model.inside or model.spent:
+                raise Fails(exc.InvalidRequestError, exc.ArgumentError)
+            if refused:
+                raise Fails(exc.ArgumentError)
+            if kind == "nested":
+                model.flush()
+            model.begin(level=level, read_only=options.get("read_only"), block=kind != "plain")
+            return ANYTHING
+
+        begin = session.begin_nested if kind == "nested" else session.begin
+        transaction = self.both(who, lambda: begin(**options), modelled)
+        if transaction is not None and kind != "plain":
+            self.blocks[who].append(transaction)
+            transaction.__enter__()
+
+    def begin_nested(self, who: int) -> None:
+        who, session, model = self.pick(who)
+        if not model.usable or len(model.levels) > 3:
+            return
+
+        def modelled(_: Any) -> object:
+            model.begin_nested()
+            return ANYTHING
+
+        savepoint = self.both(who, session.begin_nested, modelled)
+        if savepoint is not None:
+            self.blocks[who].append(savepoint)
+            savepoint.__enter__()
+
+    def leave(self, who: int, error: bool) -> None:
+        """Leave the innermost `with` block, by its end or by an exception."""
+        who, _, model = self.pick(who)
+        if not self.blocks[who]:
+            return
+        block = self.blocks[who].pop()
+
+        def real() -> None:
+            if not error:
+                block.__exit__(None, None, None)
+                return
+            raised = ValueError("out of the block")
+            assert not block.__exit__(ValueError, raised, None)
+
+        self.both(who, real, lambda _: model.leave(error=error))
+
+    # Steps: the session and its connections
+
+    def close(self, who: int, how: str) -> None:
+        who, session, model = self.pick(who)
+        self.drop_stream(who)
+
+        def real() -> None:
+            try:
+                getattr(session, how)()
+            except exc.DBAPIError as error:  # the ROLLBACK of a dead connection may fail, or not
+                if not (error.connection_invalidated and model.dead):
+                    raise
+
+        self.both(who, real, lambda _: model.close())
+
+    def give_back(self, who: int) -> None:
+        who, session, model = self.pick(who)
+        self.both(who, session.give_back)
+        if not model.connected and self.streams[who] is None:
+            assert who not in self.connections.holders.values()
+
+    def kill(self) -> None:
+        """The server ends every connection there is, as it does when it is shut down."""
+        pids = [each.info.backend_pid for each in self.connections.living()]
+        if not pids:
+            return
+        self.connections.killed.update(pids)
+        self.query("SELECT pg_terminate_backend(pid) FROM unnest(%s) AS pid", pids)
+        self.wait_for_end(pids)
+        for model, stream in zip(self.models, self.streams, strict=True):
+            if stream is not None:
+                stream.doomed = True
+            if model.connected:
+                model.dead = True
+                for level in model.levels:
+                    level.forget_rows()
+
+    # What holds after each step
+
+    @invariant()
+    def all_is_as_modelled(self) -> None:
+        if self.sessions:
+            self.check_database()
+            self.check_objects()
+            self.check_connections()
+
+    def check_database(self) -> None:
+        rows = self.query("SELECT id, name, amount FROM item ORDER BY id")
+        known = sorted(self.store.rows.values())
+        assert rows == known, f"{rows} in the database, {known} expected"
+
+    def check_objects(self) -> None:
+        for session, model in zip(self.sessions, self.models, strict=True):
+            for thing in model.things:
+                self.compare(session, thing)
+            assert len(session.new) == sum(t.state == "pending" for t in model.things)
+            assert len(session.identity_map) == len(model.identities)
+            assert session.in_transaction() == model.inside
+            assert (session.get_transaction() is not None) == model.inside
+
+    def compare(self, session: OptInSession, thing: Thing) -> None:
+        state = sa.inspect(thing.real)
+        assert getattr(state, thing.state), f"{thing} is not {thing.state}"
+        values = attributes.instance_dict(thing.real)
+        assert {name: values[name] for name in ATTRIBUTES if name in values} == thing.values
+        assert (thing.real in session.new) == (thing.state == "pending")
+        assert (thing.real in session.deleted) == thing.waits, thing
+        if thing.state == "persistent":
+            assert (thing.real in session.dirty) == (thing.modified and not thing.waits)
+            assert state.expired == thing.expired
+
+    def check_connections(self) -> None:
+        assert not self.connections.surprises
+        known = [each for each in self.connections.alive.values() if not each.closed]
+        statuses = [self.connections.status(each) for each in known]
+        modes = [each.autocommit for each in known]
+        # A driver may know that a connection is dead before SQLAlchemy does.
+        sure = [model for model in self.models if not model.dead]
+        assert (
+            sum(model.in_database for model in sure)
+            <= len([status for status in statuses if status])
+            <= sum(model.in_database for model in self.models)
+        )
+        assert (
+            sum(model.out_of_autocommit for model in sure)
+            <= modes.count(False)
+            <= sum(model.out_of_autocommit for model in self.models)
+        )
+        open_transactions = [model for model in self.models if model.connected]
+        assert len(TRANSACTION_CONNECTIONS) <= len(open_transactions)
+        assert len(TRANSACTION_CONNECTIONS) >= sum(model.in_database for model in self.models)
+
+    def teardown(self) -> None:
+        if not self.sessions:
+            return
+        try:
+            self.leave_everything()
+            self.check_end()
+        finally:
+            for session in self.sessions:
+                with suppress(Exception):
+                    session.invalidate()
+            self.engine.dispose()
+            self.wait_for_end(self.connections.closing)
+            self.connections.closing.clear()
+            self.connections.alive.clear()
+            self.connections.holders.clear()
+
+    def leave_everything(self) -> None:
+        for who, session in enumerate(self.sessions):
+            while self.blocks[who]:
+                self.leave(who=who, error=True)
+            self.drop_stream(who)
+            if self.models[who].inside:
+                self.rollback(who=who)
+            session.close()
+
+    def check_end(self) -> None:
+        assert len(TRANSACTION_CONNECTIONS) == 0
+        assert not self.connections.holders
+        self.connections.check_rest()
+        assert not self.query(
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+            " AND pid <> pg_backend_pid() AND state LIKE 'idle in transaction%%'"
+        )
+
+
+def _control(url: str) -> Any:
+    """A plain connection of the driver."""
+    plain = sa.make_url(url)
+    driver = importlib.import_module(plain.get_driver_name())
+    connection = driver.connect(
+        plain.set(drivername="postgresql").render_as_string(hide_password=False),
+        options=f"-c lock_timeout={LOCK_TIMEOUT}",
+    )
+    connection.autocommit = True
+    return connection
+
+
+@pytest.fixture
+def machine(url: str, driver: str, server: PostgresServer) -> Iterator[Fixture]:
+    engines: dict[str, tuple[OptInEngine, Connections]] = {}
+    for pool, options in POOLS.items():
+        engine = create_engine(
+            url, **options, connect_args={"options": f"-c lock_timeout={LOCK_TIMEOUT}"}
+        )
+        engines[pool] = (engine, Connections(engine, driver))
+    Base.metadata.create_all(engines["null"][0])
+    control = _control(url)
+    yield Fixture(driver, control, engines)
+    control.close()
+    for engine, _ in engines.values():
+        engine.dispose()
+    gc.collect()  # while the filter above is in force
+
+
+def test_random_sequences_do_what_the_contract_says(machine: Fixture) -> None:
+    profile = settings(
+        max_examples=EXAMPLES,
+        stateful_step_count=STEPS,
+        deadline=None,
+        database=None,
+        derandomize=SEED is None,
+        print_blob=False,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=(HealthCheck.too_slow, HealthCheck.data_too_large),
+    )
+    run: Any = lambda: Sessions(machine)  # noqa: E731
+    if SEED is not None:
+        run = seed(int(SEED))(run)
+    run_state_machine_as_test(run, settings=profile)
