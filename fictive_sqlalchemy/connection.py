@@ -157,7 +157,7 @@ class OptInConnection(Connection):
     def __init__(self, engine: OptInEngine) -> None:
         # Before super().__init__(), whose events may use it already.
         self.transaction_options = engine.transaction_options
-        self.on_loan = self.has_streamed = False
+        self.on_loan = self.has_streamed = self._leaves_cursors = False
         self.taken_by = None
         self._left_with: TransactionOptions | None = None
         self._unread: list[CursorResult[Any]] = []
@@ -271,8 +271,12 @@ class OptInConnection(Connection):
     # private: the only place that is told of a stream's end
     def _safe_close_cursor(self, cursor: Any) -> None:
         super()._safe_close_cursor(cursor)  # private: as above
-        if self.has_streamed and self.on_loan:
-            self.give_back_if_wanted()
+        if self.has_streamed:
+            held = self._dbapi_connection  # private: none if the connection is lost
+            if held is not None and self.engine.switch.aborted(held.dbapi_connection):
+                self._leaves_cursors = True  # the server takes no CLOSE now
+            if self.on_loan:
+                self.give_back_if_wanted()
 
     # private: SQLAlchemy logs BEGIN when it may be sent, and COMMIT where it may have been
     def _log_info(self, message: str, *arg: Any, **kw: Any) -> None:
@@ -381,10 +385,15 @@ class OptInConnection(Connection):
         if any(map(_is_stream, self._unread)):
             return
         self._read_unread()
-        if self.has_streamed:
-            lent.info.pop(HELD_CURSORS, None)
+        self._note_closed_cursors()
         self._dbapi_connection = None  # private: as above
         lent.close()
+
+    def _note_closed_cursors(self) -> None:
+        """Spare the pool the CLOSE ALL, if all cursors on the server are closed."""
+        if self.has_streamed and not self._leaves_cursors:
+            self.info.pop(HELD_CURSORS, None)
+        self._leaves_cursors = False
 
     def _read_unread(self) -> None:
         """Read the results that are not read yet, but for streams: they are independent then."""
@@ -401,7 +410,7 @@ class OptInConnection(Connection):
             if self.has_streamed and not self.closed and not self.invalidated:
                 for result in filter(_is_stream, unread):
                     result.close()
-                self.info.pop(HELD_CURSORS, None)
+                self._note_closed_cursors()
         finally:
             super().close()
 
