@@ -21,7 +21,7 @@ import sqlalchemy
 
 import fictive_sqlalchemy
 from benchmarks.apps import OPERATIONS, SIDES, Ours, Stock
-from benchmarks.figures import Cpu, cpu, grown, instructions, round_trips, served
+from benchmarks.figures import Cpu, calls, cpu, grown, instructions, round_trips, served
 from tests.postgres import PostgresServer, server_from_environment
 from tests.wire import WireProxy
 
@@ -107,6 +107,9 @@ def measure(server: PostgresServer, database: str, effort: Effort) -> Iterator[R
             progress(f"round trips, {driver}")
             yield from measure_round_trips(proxy, driver, proxy.url(url))
     for driver, url in urls.items():
+        progress(f"Python calls, {driver}")
+        yield from measure_calls(driver, url)
+    for driver, url in urls.items():
         progress(f"client CPU, {driver}")
         for operation, compared in cpu(url, effort.pairs, effort.rounds).items():
             yield cpu_row(driver, operation, compared)
@@ -136,6 +139,22 @@ def measure_round_trips(proxy: WireProxy, driver: str, url: str) -> Iterator[Row
             f"{ours / stock:.2f}",
             "" if goal is None else str(goal),
             None if goal is None else ours <= goal,
+        )
+    for side in sides:
+        side.close()
+
+
+def measure_calls(driver: str, url: str) -> Iterator[Row]:
+    """Count the calls of Python functions that each operation makes."""
+    sides = [side(url) for side in SIDES]
+    for operation, what in OPERATIONS.items():
+        ours, stock = (calls(side, operation) for side in sides)
+        yield Row(
+            f"Python calls, {what}",
+            driver,
+            f"{ours:.0f}",
+            f"{stock:.0f}",
+            f"{ours / stock:.2f}",
         )
     for side in sides:
         side.close()
