@@ -89,7 +89,9 @@ def main() -> None:
     with server_from_environment() as server:
         database = server.create_database()
         try:
-            Stock(server.url("psycopg2", database)).fill(effort.rows)
+            app = Stock(server.url("psycopg2", database))
+            app.fill(effort.rows)
+            app.close()
             rows = list(measure(server, database, effort))
         finally:
             server.drop_database(database)
