@@ -142,7 +142,7 @@ class Defaults(Base):
     )
     expression: Mapped[int] = mapped_column(default=sa.select(sa.literal(40) + 2).scalar_subquery())
     server: Mapped[datetime] = mapped_column(server_default=sa.func.now())
-    computed: Mapped[str] = mapped_column(sa.Computed("key || '!'"))
+    computed: Mapped[str] = mapped_column(sa.Computed("key || '!'", persisted=True))
     document: Mapped[Any] = mapped_column(sa.JSON, nullable=True)
     large: Mapped[str] = mapped_column(server_default="large", deferred=True)
     loud: Mapped[str] = column_property(sa.func.upper(sa.column("key")))
