@@ -149,14 +149,18 @@ def run(serve: bool, port: int) -> None:
         )
         compare(wire, bases)
         if serve:
-            show(f"\nThe bank is open: {bases[0]}/    Ctrl-C closes it.", BOLD)
-            wait_for_the_end()
+            keep_open(bases[0])
 
 
-def wait_for_the_end() -> None:
-    """Wait until Ctrl-C, which is how serving is meant to end, or until nox is gone."""
+def keep_open(base: str) -> None:
+    """Leave the bank open until Ctrl-C, which is how serving is meant to end, or nox is gone.
+
+    :param base: The URL of the bank.
+    """
     parent = os.getppid()
     try:
+        # From the moment that it is read, Ctrl-C may come.
+        show(f"\nThe bank is open: {base}/    Ctrl-C closes it.", BOLD)
         # A nox that is killed can't tell us.
         while "NOX_CURRENT_SESSION" not in os.environ or os.getppid() == parent:
             time.sleep(1)
