@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import sqlalchemy
-from flask import Flask
+from flask import Flask, has_app_context
 from flask_sqlalchemy.session import Session as FlaskSession
 from sqlalchemy.engine import URL, Engine, make_url
+from sqlalchemy.exc import ArgumentError
 
 from ...engine import engine_from_config
 from ...session import OptInScopedSession, OptInSession
+from ...testing import isolate
 from ...transactions import TRANSACTION_CONNECTIONS, TransactionConnections
 from .declarative import DeclarativeBaseMixin
 
@@ -77,6 +80,52 @@ class OptInTransactionMixin(DeclarativeBaseMixin):
         )
         stock = super()._make_scoped_session(options)  # private: as below
         return OptInScopedSession(stock.session_factory, stock.registry.scopefunc)
+
+    @contextmanager
+    def test_isolation(
+        self, app: Flask | None = None, *, bind_keys: Iterable[str | None] | None = None
+    ) -> Generator[None]:
+        """Undo at the end all that is done meanwhile; until then it seems committed::
+
+            with db.test_isolation():
+                with db.session.begin():
+                    db.session.add(User(email="ada@example.com"))
+
+            assert User.query.count() == 0
+
+        It covers sessions of any number of application contexts, requests of test clients and
+        ``db.engine``, all of which behave as in production. What is sent, and what can't be
+        isolated, see :func:`fictive_sqlalchemy.testing.isolate`. At the end the session of the
+        application context that is current is removed, if there is one.
+
+        :param app: The application; the current one if it is left out.
+        :param bind_keys: The binds; all if it is left out. The default bind is ``None``.
+        :returns: A context manager.
+        :raises RuntimeError: without ``app`` outside an application context.
+        :raises sqlalchemy.exc.ArgumentError: if a bind's driver is not psycopg2 or psycopg.
+        :raises sqlalchemy.exc.InvalidRequestError: if a connection is in use, or, at the end, if
+            something has committed for real.
+        """
+        if app is None and not has_app_context():
+            raise RuntimeError(
+                "test_isolation() needs an application: use it in an application context, or pass "
+                "it: db.test_isolation(app)."
+            )
+        with nullcontext() if app is None else app.app_context():
+            engines = self.engines
+        keys = list(engines) if bind_keys is None else list(bind_keys)
+        if unknown := [key for key in keys if key not in engines]:
+            raise ArgumentError(
+                f"The application has no bind {unknown[0]!r}; it has {sorted(map(repr, engines))}."
+            )
+        if has_app_context():
+            self.session.give_back()
+        try:
+            with isolate(*(engines[key] for key in keys)):
+                yield
+        finally:
+            if has_app_context():
+                self.session.remove()  # its objects are of rows that are no more
 
     # private: Flask-SQLAlchemy 3 calls this where Flask-SQLAlchemy 2 called create_scoped_session
     def _make_scoped_session(self, options: dict[str, Any]) -> OptInScopedSession[Any]:
