@@ -27,7 +27,7 @@ from .autocommit import DEFAULT, TransactionOptions, join_options, split_options
 from .connection import NOTHING_STORED, OptInConnection
 from .engine import OptInEngine
 
-S = TypeVar("S", bound="OptInSession")
+S = TypeVar("S", bound=Session)
 
 
 class State(Enum):
@@ -627,7 +627,10 @@ event.listen(OptInSession, "persistent_to_deleted", OptInSession.object_deleted)
 
 
 class OptInScopedSession(scoped_session[S]):
-    """A ``scoped_session`` with what :class:`OptInSession` adds."""
+    """A ``scoped_session`` with what :class:`OptInSession` adds.
+
+    What it adds is for factories of :class:`OptInSession`; a plain ``sessionmaker`` works, too.
+    """
 
     def begin(
         self,
@@ -638,10 +641,22 @@ class OptInScopedSession(scoped_session[S]):
         deferrable: bool | None = None,
     ) -> SessionTransaction:
         """See :meth:`OptInSession.begin`."""
-        return self().begin(
+        session = self()
+        if isolation_level is None and read_only is None and deferrable is None:
+            return session.begin(nested)
+        return _opt_in(session, "isolation_level=, read_only= and deferrable= are options").begin(
             nested, isolation_level=isolation_level, read_only=read_only, deferrable=deferrable
         )
 
     def give_back(self) -> None:
         """See :meth:`OptInSession.give_back`."""
-        self().give_back()
+        _opt_in(self(), "give_back() is a method").give_back()
+
+
+def _opt_in(session: Session, what: str) -> OptInSession:
+    if not isinstance(session, OptInSession):
+        raise TypeError(
+            f"{what} of OptInSession, and this is a {type(session).__name__}: make the "
+            "factory with sessionmaker(…, class_=OptInSession)."
+        )
+    return session

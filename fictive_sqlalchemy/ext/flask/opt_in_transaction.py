@@ -16,6 +16,7 @@ from ...engine import engine_from_config
 from ...session import OptInScopedSession, OptInSession
 from ...testing import isolate
 from ...transactions import TRANSACTION_CONNECTIONS, TransactionConnections
+from .atomic_requests import AtomicRequestsMixin, atomic_requests_of
 from .declarative import DeclarativeBaseMixin
 
 
@@ -27,7 +28,7 @@ class Session(OptInSession, FlaskSession):
     """
 
 
-class OptInTransactionMixin(DeclarativeBaseMixin):
+class OptInTransactionMixin(AtomicRequestsMixin, DeclarativeBaseMixin):
     """Put it before ``SQLAlchemy`` in the bases of your extension::
 
         class Database(OptInTransactionMixin, SQLAlchemy): ...
@@ -126,6 +127,18 @@ class OptInTransactionMixin(DeclarativeBaseMixin):
         finally:
             if has_app_context():
                 self.session.remove()  # its objects are of rows that are no more
+
+    def init_app(self, app: Flask) -> None:
+        """Initialize an application as Flask-SQLAlchemy does. Sends nothing.
+
+        :param app: The application.
+        """
+        super().init_app(app)
+        atomic_requests_of(self, app)
+
+    def session_of_request(self) -> Session:
+        """Return the session whose transaction a request is."""
+        return self.session()
 
     # private: Flask-SQLAlchemy 3 calls this where Flask-SQLAlchemy 2 called create_scoped_session
     def _make_scoped_session(self, options: dict[str, Any]) -> OptInScopedSession[Any]:

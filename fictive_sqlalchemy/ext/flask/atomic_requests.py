@@ -1,0 +1,341 @@
+"""One transaction per request, committed or rolled back by the status of the response."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from typing import Any, TypeVar, cast
+from weakref import WeakKeyDictionary
+
+import sqlalchemy.event
+from flask import Blueprint, Flask, Request, Response, got_request_exception, request
+from flask.blueprints import BlueprintSetupState
+from sqlalchemy import exc
+from sqlalchemy.engine import Connection
+from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction, SessionTransactionOrigin
+
+from ...autocommit import PSYCOPG, switch_for
+from ...connection import NOTHING_STORED
+from ...engine import OptInEngine
+from ...session import OptInSession
+
+NO_COMMIT = (
+    "This request is one transaction, which commits by itself if the status of the response is "
+    "below 400: leave commit() out. If the view has to commit on its own, put the decorator "
+    "non_atomic_request on it. Nothing was committed."
+)
+LOST = (
+    "Nothing of this request is stored: it is one transaction, and that was ended before the "
+    "response, by close() or remove() of the session, or by rollback() in a begin_nested() block. "
+    "Leave that out: the session is closed at the end of the request, and an error that leaves a "
+    "begin_nested() block undoes it."
+)
+ANOTHER = (
+    "This request can't be a transaction of its own: it shares the application context, and so the "
+    "session, of code that has begun one. End that before, or send the request outside of its "
+    "`with app.app_context():`."
+)
+
+V = TypeVar("V", bound=Callable[..., Any])
+
+WRITING_METHODS = ("POST", "PUT", "PATCH", "DELETE")
+
+_EXTENSION = "fictive_sqlalchemy.atomic_requests"
+_MARKS = "_fictive_atomic_request"
+
+
+class AtomicRequestsMixin:
+    """What gives an extension, or a scoped session, requests that are one transaction each."""
+
+    def atomic_requests(
+        self, app: Flask | Blueprint, methods: Collection[str] = WRITING_METHODS
+    ) -> None:
+        """Make each request with one of these methods one transaction::
+
+            db.atomic_requests(app)
+
+        It begins before the first ``before_request`` function, and ends after the last
+        ``after_request`` function: it commits if the status of the response is below 400, and
+        rolls back otherwise. BEGIN is sent with the first statement, so a request that sends
+        none sends nothing. If the commit fails, the application's error handlers get the
+        exception, and what they make of it is the response.
+
+        Call it again to add a blueprint, or more methods.
+
+        :param app: The application, or a blueprint: then it is the requests of its views, and
+            of those of the blueprints in it.
+        :param methods: The methods. ``"GET"`` includes HEAD, as in Flask.
+        :raises AssertionError: Flask's own, if the application has handled a request already, or
+            the blueprint is registered already.
+        :raises TypeError: if it gets something else.
+        """
+        if isinstance(methods, str):
+            raise TypeError(f"methods is a list of strings, such as methods=[{methods!r}].")
+        names = {method.upper() for method in methods}
+        if "GET" in names:
+            names.add("HEAD")
+        if isinstance(app, Flask):
+            atomic_requests_of(self, app).add(None, names)
+        elif isinstance(app, Blueprint):  # pyright: ignore[reportUnnecessaryIsInstance]
+
+            def register(state: BlueprintSetupState) -> None:
+                assert isinstance(state.app, Flask)
+                name = f"{state.name_prefix}.{state.name}".lstrip(".")
+                atomic_requests_of(self, state.app).add(name, names)
+
+            app.record(register)
+        else:
+            raise TypeError(f"atomic_requests() takes a Flask application or blueprint, not {app}.")
+
+    def atomic_request(self, view: V) -> V:
+        """Mark a view whose requests are one transaction each, whatever the method::
+
+            @app.get("/next-number")
+            @db.atomic_request
+            def next_number(): ...
+
+        It needs no :meth:`atomic_requests`.
+
+        :param view: A function, a ``View`` class, or a method of a ``MethodView``. Of several
+            marks the method's counts before the class's, and on one view the outermost.
+        :returns: The view itself.
+        """
+        return _mark(self, view, True)
+
+    def non_atomic_request(self, view: V) -> V:
+        """Mark a view whose requests are not to be in a transaction::
+
+            @app.post("/import")
+            @db.non_atomic_request
+            def import_rows(): ...
+
+        :param view: As for :meth:`atomic_request`.
+        :returns: The view itself.
+        """
+        return _mark(self, view, False)
+
+    def session_of_request(self) -> Session:
+        """Return the session whose transaction a request is."""
+        raise NotImplementedError
+
+
+def _mark(owner: object, view: V, atomic: bool) -> V:
+    marks: dict[object, bool] = {**getattr(view, _MARKS, {}), owner: atomic}
+    try:
+        setattr(view, _MARKS, marks)
+    except AttributeError:
+        raise TypeError(
+            f"{view!r} can't be marked: put the decorator where the view is defined, below "
+            "@app.route(…) and above the others."
+        ) from None
+    return view
+
+
+def atomic_requests_of(owner: AtomicRequestsMixin, app: Flask) -> AtomicRequests:
+    """Return what handles the requests of an application; make it if it isn't there."""
+    by_owner: dict[object, AtomicRequests] = app.extensions.setdefault(_EXTENSION, {})
+    if owner not in by_owner:
+        by_owner[owner] = AtomicRequests(owner, app)
+    return by_owner[owner]
+
+
+class AtomicRequests:
+    """Which requests of an application are a transaction, and those that are under way.
+
+    :param owner: The extension, or scoped session.
+    :param app: The application.
+    """
+
+    def __init__(self, owner: AtomicRequestsMixin, app: Flask) -> None:
+        self._owner = owner
+        self._app = app
+        self._methods: dict[str | None, set[str]] = {}
+        self._open: WeakKeyDictionary[Request, RequestTransaction] = WeakKeyDictionary()
+        self._come_first()
+        app.teardown_request(self.abandon)
+        got_request_exception.connect(self.fail, app)
+
+    def add(self, blueprint: str | None, methods: set[str]) -> None:
+        """Add methods for a blueprint, or for all of the application."""
+        self._come_first()
+        self._methods.setdefault(blueprint, set()).update(methods)
+
+    def _come_first(self) -> None:
+        """Run before each other function of before_request, and after each of after_request."""
+        self._app.before_request(self.begin)
+        self._app.after_request(self.end)
+        # These run in reverse, so the first in both lists. Flask has no other way to be first, and
+        # nobody can be who is to be before functions that are registered already.
+        begins: list[Any] = self._app.before_request_funcs[None]
+        ends: list[Any] = self._app.after_request_funcs[None]
+        begins[:] = [self.begin, *(each for each in begins if each != self.begin)]
+        ends[:] = [self.end, *(each for each in ends if each != self.end)]
+
+    def _is_atomic(self) -> bool:
+        view = self._app.view_functions.get(request.endpoint or "")
+        view_class = getattr(view, "view_class", None)
+        marked: list[Any] = [view, view_class]
+        if view_class is not None:
+            name = request.method.lower()
+            if name == "head" and not hasattr(view_class, name):
+                name = "get"  # as MethodView does
+            marked[:0] = [getattr(view_class, each, None) for each in (name, "dispatch_request")]
+        for each in marked:
+            mark: bool | None = getattr(each, _MARKS, {}).get(self._owner)
+            if mark is not None:
+                return mark
+        names = (None, *request.blueprints)
+        return any(request.method in self._methods.get(name, ()) for name in names)
+
+    # What Flask calls
+
+    def begin(self) -> None:
+        """Begin the transaction of the request, if it is to be one."""
+        if self._is_atomic():
+            self._open[_current()] = RequestTransaction(self._owner.session_of_request())
+
+    def end(self, response: Response) -> Response:
+        """Commit or roll back, before the response leaves."""
+        transaction = self._open.pop(_current(), None)
+        if transaction is None:
+            return response
+        if response.status_code >= 400:
+            transaction.roll_back()
+            return response
+        try:
+            transaction.commit()
+        except Exception as error:
+            page = self._app.make_response(self._app.handle_user_exception(error))
+            response.close()  # nobody will get it
+            page = self._app.process_response(page)
+            # Flask saves its session after this, too, and would set the cookie twice.
+            cookie = self._app.session_interface.get_cookie_name(self._app)
+            cookies = page.headers.getlist("Set-Cookie")
+            page.headers.setlist(
+                "Set-Cookie", [one for one in cookies if not one.startswith(f"{cookie}=")]
+            )
+            return page
+        return response
+
+    def fail(self, app: Flask, **_: Any) -> None:
+        """Roll back for an exception that no error handler took: handlers of 500 run outside."""
+        self.abandon()
+
+    def abandon(self, exception: BaseException | None = None) -> None:
+        """Roll back where the request has ended without a response."""
+        transaction = self._open.pop(_current(), None)
+        if transaction is not None:
+            transaction.roll_back()
+
+
+def _current() -> Request:
+    request_: Any = request
+    return cast(Request, request_._get_current_object())
+
+
+class RequestTransaction:
+    """The transaction of one request. Its end is for the request to decide, and for nobody else.
+
+    :param session: The session. It is watched until the end: ``commit()`` is refused, after
+        ``rollback()`` the request goes on in a new transaction.
+    :raises sqlalchemy.exc.InvalidRequestError: if a transaction was begun on the session already.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._current = _begun_for_request(session)
+        self._is_lost = False
+        self._stock_connections: list[Connection] = []
+        self._listeners: dict[str, Callable[..., None]] = {
+            "before_commit": self._refuse_commit,
+            "after_begin": self._joined,
+            "after_transaction_end": self._ended,
+            "after_soft_rollback": self._rolled_back,
+        }
+        for name, listener in self._listeners.items():
+            sqlalchemy.event.listen(session, name, listener)
+
+    # What the session tells
+
+    def _refuse_commit(self, session: Session) -> None:
+        if session.in_nested_transaction():
+            return  # a savepoint is released
+        raise exc.InvalidRequestError(LOST if self._is_lost else NO_COMMIT)
+
+    def _joined(
+        self, session: Session, transaction: SessionTransaction, connection: Connection
+    ) -> None:
+        if not isinstance(connection.engine, OptInEngine):  # these look before each COMMIT
+            self._stock_connections.append(connection)
+
+    def _ended(self, session: Session, transaction: SessionTransaction) -> None:
+        if transaction is self._current:
+            self._is_lost = True
+            # What comes now would be stored on its own, if the session is ours.
+            sqlalchemy.event.listen(session, "do_orm_execute", _refuse_statement)
+
+    def _rolled_back(self, session: Session, previous: SessionTransaction) -> None:
+        if previous is self._current:  # by rollback(): it is not lost
+            self._current = session.begin()
+            self._is_lost = False
+            self._stock_connections.clear()
+            sqlalchemy.event.remove(session, "do_orm_execute", _refuse_statement)
+
+    # The end
+
+    def commit(self) -> None:
+        """Commit.
+
+        :raises Exception: what the database says. Nothing is stored then.
+        :raises sqlalchemy.exc.InvalidRequestError: if the transaction is gone.
+        :raises sqlalchemy.exc.PendingRollbackError: if a statement failed, and the error was
+            caught. PostgreSQL would roll back at COMMIT without saying so.
+        """
+        self._stop_watching()
+        try:
+            if self._is_lost:
+                raise exc.InvalidRequestError(LOST)
+            if any(map(_is_aborted, self._stock_connections)):
+                raise exc.PendingRollbackError(NOTHING_STORED)
+            self._session.commit()
+        except BaseException:
+            self._roll_back()
+            raise
+
+    def roll_back(self) -> None:
+        """Roll back."""
+        self._stop_watching()
+        self._roll_back()
+
+    def _roll_back(self) -> None:
+        # The session is at rest after an error, too, and the database rolls a lost connection back.
+        with suppress(exc.DBAPIError):
+            self._session.rollback()
+
+    def _stop_watching(self) -> None:
+        for name, listener in self._listeners.items():
+            sqlalchemy.event.remove(self._session, name, listener)
+        if self._is_lost:
+            sqlalchemy.event.remove(self._session, "do_orm_execute", _refuse_statement)
+
+
+def _begun_for_request(session: Session) -> SessionTransaction:
+    transaction = session.get_transaction()
+    if transaction is None:
+        return session.begin()
+    if transaction.origin is SessionTransactionOrigin.BEGIN:
+        raise exc.InvalidRequestError(ANOTHER)
+    if isinstance(session, OptInSession):
+        return session.begin()  # which says why it can't
+    return transaction  # stock SQLAlchemy has begun by itself, with a read
+
+
+def _refuse_statement(execution: ORMExecuteState) -> None:
+    raise exc.InvalidRequestError(LOST)
+
+
+def _is_aborted(connection: Connection) -> bool:
+    """Tell whether COMMIT would roll back on a connection of stock SQLAlchemy."""
+    if connection.dialect.driver not in PSYCOPG or connection.closed or connection.invalidated:
+        return False
+    return switch_for(connection.dialect).aborted(connection.connection.dbapi_connection)

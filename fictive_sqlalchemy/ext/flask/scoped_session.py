@@ -1,0 +1,101 @@
+"""A session per application context, over models and engines that are plain SQLAlchemy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+from weakref import WeakKeyDictionary, WeakSet
+
+from flask import Flask, current_app
+from flask.ctx import AppContext
+from flask.globals import app_ctx
+from sqlalchemy.orm import Session, sessionmaker
+from werkzeug.local import LocalProxy
+
+from ...session import OptInScopedSession
+from .atomic_requests import AtomicRequestsMixin, atomic_requests_of
+
+S = TypeVar("S", bound=Session)
+
+
+class flask_scoped_session(AtomicRequestsMixin, OptInScopedSession[S]):
+    """A ``scoped_session`` whose scope is the application context::
+
+        engine = create_engine(url)
+        session = flask_scoped_session(sessionmaker(engine, class_=OptInSession), app)
+
+    Each context has a session of its own, made at its first use and removed at the end of the
+    context, after an exception, too.
+
+    :param session_factory: What makes a session: a ``sessionmaker``, or any callable.
+    :param app: The application; for more than one, or for later, see :meth:`init_app`.
+    """
+
+    def __init__(
+        self, session_factory: sessionmaker[S] | Callable[[], S], app: Flask | None = None
+    ) -> None:
+        self._apps: WeakSet[Flask] = WeakSet()
+        super().__init__(cast("sessionmaker[S]", session_factory), self._scope)
+        # By the context itself: an id() comes again, and its session must not.
+        self.registry.registry = WeakKeyDictionary[AppContext, S]()
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Set an application up: ``app.scoped_session`` is this session, and removed in time.
+
+        :param app: The application.
+        :raises AssertionError: Flask's own, if the application has handled a request already.
+        """
+        if app not in self._apps:
+            app.teardown_appcontext(self._remove)
+            atomic_requests_of(self, app)
+            self._apps.add(app)
+        app.scoped_session = self  # type: ignore[attr-defined]  # pyright: ignore
+
+    def _remove(self, exception: BaseException | None) -> None:
+        self.remove()
+
+    def _scope(self) -> AppContext:
+        if not app_ctx:
+            raise RuntimeError(
+                "This session is that of an application context, and there is none: put the code "
+                "into `with app.app_context():`, or use a session of your own, "
+                "`with session_factory() as session:`."
+            )
+        proxy: Any = app_ctx
+        context: AppContext = proxy._get_current_object()
+        if context.app not in self._apps:
+            raise AttributeError(_not_initialised(context.app))
+        return context
+
+    def session_of_request(self) -> S:
+        """Return the session of this context, whose transaction a request is."""
+        return self()
+
+
+def _not_initialised(app: Flask) -> str:
+    return (
+        f"The application {app.name!r} has no scoped_session: call "
+        "flask_scoped_session(session_factory, app), or init_app(app) of one that you have."
+    )
+
+
+def _current_session() -> flask_scoped_session[Any]:
+    if not current_app:
+        raise RuntimeError(
+            "current_session is that of an application context, and there is none: put the code "
+            "into `with app.app_context():`."
+        )
+    session: flask_scoped_session[Any] | None = getattr(current_app, "scoped_session", None)
+    if session is None:
+        raise AttributeError(_not_initialised(current_app))
+    return session
+
+
+current_session: flask_scoped_session[Any] = LocalProxy(_current_session)  # type: ignore[assignment]  # pyright: ignore
+"""The :class:`flask_scoped_session` of the current application.
+
+:raises RuntimeError: at any use outside of an application context.
+:raises AttributeError: at any use if the application was not initialised with one.
+"""
