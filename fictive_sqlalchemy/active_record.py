@@ -1,0 +1,540 @@
+"""Models that store themselves: ``save()``, ``update()``, ``delete()``, ``create()``, ``query``.
+
+Each call is one atomic unit. What may be changed by name is decided before anything is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
+from difflib import get_close_matches
+from itertools import islice
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, overload
+
+from sqlalchemy import Column, exc, inspect
+from sqlalchemy.ext.hybrid import hybrid_property
+from sqlalchemy.orm import (
+    ColumnProperty,
+    CompositeProperty,
+    InstanceState,
+    Mapper,
+    MapperProperty,
+    Query,
+    RelationshipDirection,
+    RelationshipProperty,
+    Session,
+    SessionTransactionOrigin,
+    SynonymProperty,
+    class_mapper,
+    object_session,
+    scoped_session,
+    sessionmaker,
+)
+from sqlalchemy.orm.attributes import set_attribute, set_committed_value
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+T = TypeVar("T")
+Q_co = TypeVar("Q_co", covariant=True)
+
+_NOT_LOADED = object()
+
+#: A form may have any number of wrong names.
+_MOST_NAMED = 5
+
+
+class _HasQueryClass(Protocol[Q_co]):
+    """A model that has its own class of queries, as Flask-SQLAlchemy's have."""
+
+    @property
+    def query_class(self) -> type[Q_co]: ...
+
+
+class QueryProperty:
+    """The descriptor that gives every model its ``query``."""
+
+    @overload
+    def __get__(self, instance: object, owner: _HasQueryClass[Q_co]) -> Q_co: ...
+
+    @overload
+    def __get__(self, instance: object, owner: type[T]) -> Query[T]: ...
+
+    def __get__(self, instance: object, owner: Any) -> Any:
+        following = owner.__mro__[owner.__mro__.index(ActiveRecordMixin) + 1 :]
+        if any("query" in vars(base) for base in following):
+            found: Any = super(ActiveRecordMixin, owner)
+            return found.query
+        return _current_session(owner).query(owner)
+
+
+class ActiveRecordMixin:
+    """Models with ``save()``, ``update()``, ``delete()``, ``create()`` and ``query``.
+
+    For one model, or for all models of a base class::
+
+        from fictive_sqlalchemy.active_record import ActiveRecordMixin
+
+        class Tag(ActiveRecordMixin, db.Model):
+            id: Mapped[int] = mapped_column(primary_key=True)
+            name: Mapped[str]
+
+    Outside a transaction each call is one of its own, committed when it returns: all of it is
+    stored or nothing. Inside it is part of the transaction. They flush the session, so all that
+    waits there is stored with them.
+
+    An error is raised as it is. Outside everything that waited is rolled back, and the session is
+    usable at once. Inside the error ends the transaction, as ever; code that catches it and goes on
+    puts the call into ``with session.begin_nested():``.
+
+    On a session that begins by itself (``sqlalchemy.orm.Session``, Flask-SQLAlchemy without
+    :class:`.OptInTransactionMixin`) outside means that nobody has called ``begin()`` or
+    ``begin_nested()``: each call ends with ``commit()``, or with ``rollback()`` on an error.
+    """
+
+    __scoped_session__: ClassVar[Callable[[], Session]]
+    """Where the current session is found: a ``scoped_session``, or any callable that returns the
+    session. The models of Flask-SQLAlchemy need none, they have ``db.session``."""
+
+    query: ClassVar[QueryProperty] = QueryProperty()
+    """A query of the model in the current session. Flask-SQLAlchemy's own is left as it is, with
+    its ``query_class``."""
+
+    def save(self) -> Self:
+        """Store this object, new or changed, and all that waits in the session.
+
+        Sends what a flush does: ``BEGIN``, ``INSERT`` or ``UPDATE``, ``COMMIT`` outside, the
+        statement alone inside, nothing if nothing has changed. An object that belongs to no session
+        is added to the current one.
+
+        :returns: This object.
+        :raises sqlalchemy.exc.InvalidRequestError: if it belongs to a session that is not the
+            current one, or was deleted. Nothing is sent.
+        :raises sqlalchemy.exc.DBAPIError: what the database says.
+        """
+        session = _session_for(self)
+        session.add(self)
+        _store(session)
+        return self
+
+    def update(
+        self,
+        values: Mapping[str, Any] | None = None,
+        /,
+        *,
+        only: Collection[str] | None = None,
+        **names: Any,
+    ) -> Self:
+        """Change attributes of this object and store it, as :meth:`save` does.
+
+        All names are checked before anything is changed. Without ``only`` primary keys, foreign
+        keys, relationships, hybrid properties, names with a leading underscore, and columns that
+        SQLAlchemy or the database keeps (the discriminator, the version, identity columns) are
+        refused. If an attribute refuses its
+        value, those before it get theirs back.
+
+        :param values: The new values by the names of attributes, such as ``request.form``. Of a
+            name with several values the first counts. Values are not converted.
+        :param only: The names that may be changed, whatever they are; any other is refused.
+        :param names: More values.
+        :returns: This object.
+        :raises sqlalchemy.exc.ArgumentError: if ``values`` is no mapping, ``only`` is no collection
+            of names, a name is given twice, or nothing is given at all. Nothing is changed.
+        :raises sqlalchemy.exc.InvalidRequestError: if a name is no mapped attribute or may not be
+            changed; if the object is not stored, or belongs to another session than the current
+            one. Nothing is changed, nothing is sent.
+        :raises sqlalchemy.exc.DBAPIError: what the database says.
+        """
+        call = f"{type(self).__name__}.update()"
+        session = _session_for(self)
+        _check_is_stored(self, session, call)
+        mapper = class_mapper(type(self))
+        changes = {**_checked_mapping(call, values, names), **names}
+        _check_names(call, mapper, changes, only)
+        if values is None and not names:
+            raise exc.ArgumentError(
+                f"{call} got nothing to change. Give it keywords or a mapping; save() stores what "
+                "was changed before."
+            )
+        before = _Before(self, changes)
+        try:
+            with session.no_autoflush:  # half of the changes must not go anywhere
+                for name, value in changes.items():
+                    setattr(self, name, value)
+        except BaseException as error:
+            before.put_back()
+            if isinstance(error, exc.DBAPIError) and not _is_inside(session):
+                session.rollback()  # a read has failed, in a transaction that began by itself
+            raise
+        _store(session)
+        return self
+
+    def delete(self) -> None:
+        """Delete the row of this object, and store all that waits in the session.
+
+        Sends ``BEGIN``, ``DELETE``, ``COMMIT`` outside, ``DELETE`` inside; before it the SELECTs,
+        with it the statements for related objects, as ``Session.delete()`` does.
+
+        :raises sqlalchemy.exc.InvalidRequestError: if it is not stored, or belongs to another
+            session than the current one. Nothing is sent.
+        :raises sqlalchemy.exc.DBAPIError: what the database says.
+        """
+        session = _session_for(self)
+        _check_is_stored(self, session, f"{type(self).__name__}.delete()")
+        _store(session, deleted=self)
+
+    @classmethod
+    def create(
+        cls,
+        values: Mapping[str, Any] | None = None,
+        /,
+        *,
+        only: Collection[str] | None = None,
+        **names: Any,
+    ) -> Self:
+        """Make an object of this model, and store it as :meth:`save` does.
+
+        Keywords are the constructor's, as they are. The names of a mapping are checked by the rules
+        of :meth:`update`; so a form goes in as the mapping, never as keywords.
+
+        :param values: Values by the names of attributes, such as ``request.form``.
+        :param only: The names that the mapping may have, whatever they are; any other is refused.
+        :param names: Keywords of the constructor.
+        :returns: The object.
+        :raises sqlalchemy.exc.ArgumentError: if ``values`` is no mapping, ``only`` is no collection
+            of names or stands without a mapping, or a name is given twice. Nothing is sent.
+        :raises sqlalchemy.exc.InvalidRequestError: if a name of the mapping is no mapped attribute
+            or may not be set. Nothing is sent.
+        :raises sqlalchemy.exc.DBAPIError: what the database says.
+        """
+        call = f"{cls.__name__}.create()"
+        mapper = class_mapper(cls)
+        if only is not None and values is None:
+            raise exc.ArgumentError(
+                f"{call} got only= without a mapping, and keywords are not checked. Give it the "
+                f"form as it is: {cls.__name__}.create(form, only=…), not **form."
+            )
+        session = _current_session(cls)
+        given = _checked_mapping(call, values, names)
+        _check_names(call, mapper, given, only)
+        created = cls(**given, **names)
+        session.add(created)
+        _store(session)
+        return created
+
+
+# The session
+
+
+def _current_session(model: type[Any]) -> Session:
+    source: Any = getattr(model, "__scoped_session__", None)
+    if source is None:
+        # private: the one way from a model of Flask-SQLAlchemy to the extension it belongs to
+        source = getattr(getattr(model, "__fsa__", None), "session", None)
+    if source is None:
+        raise exc.InvalidRequestError(
+            f"{model.__name__} does not know which session is the current one. Set "
+            "__scoped_session__ on it or on its base class, to a scoped_session or to a callable "
+            "that returns the session; or derive it from Flask-SQLAlchemy's db.Model."
+        )
+    if isinstance(source, (sessionmaker, type)) or not callable(source):
+        raise exc.ArgumentError(
+            f"__scoped_session__ of {model.__name__} has to return the same session each time it "
+            f"is called, until that is done with. {source!r} doesn't: make it a "
+            "scoped_session(sessionmaker(…)), or a callable that returns the session."
+        )
+    session: Any = source()
+    if isinstance(session, scoped_session):
+        session = session()  # pyright: ignore[reportUnknownVariableType]
+    if not isinstance(session, Session):
+        raise exc.ArgumentError(
+            f"__scoped_session__ of {model.__name__} returned {session!r}, which is no "
+            "sqlalchemy.orm.Session."
+        )
+    return session
+
+
+def _session_for(instance: object) -> Session:
+    """Return the current session, if the object belongs to it or to none.
+
+    A session of its own could be that of another thread, and a transaction that is open in the
+    current one would not have the object's changes in it.
+    """
+    name = type(instance).__name__
+    current = _current_session(type(instance))
+    if object_session(instance) not in (None, current):
+        raise exc.InvalidRequestError(
+            f"This {name} belongs to another session than the current one: to that of another "
+            "thread or application context, or to one made by hand. Nothing was sent. Get it from "
+            "the current session, or store it with the flush() or commit() of its own."
+        )
+    return current
+
+
+def _check_is_stored(instance: object, session: Session, call: str) -> None:
+    state = _state(instance)
+    if state.persistent and instance not in session.deleted:
+        return
+    if state.was_deleted or instance in session.deleted:
+        why = "is deleted"
+    elif state.detached:
+        why = "belongs to no session any more: get it from the current one"
+    else:
+        why = "is not stored yet: save() it first"
+    raise exc.InvalidRequestError(f"{call} needs a row, and this object {why}. Nothing was sent.")
+
+
+def _store(session: Session, deleted: object = None) -> None:
+    """Flush: in a transaction of its own outside, as a part of the transaction inside.
+
+    :param deleted: An object to delete with it.
+    """
+    inside = _is_inside(session)
+    try:
+        if deleted is not None:
+            session.delete(deleted)
+        session.flush()
+        # On an OptInSession that is all. SQLAlchemy's own, or a bind of its own, began by itself.
+        if not inside and session.in_transaction():
+            session.commit()
+    except BaseException:
+        if not inside:
+            session.rollback()
+        raise
+
+
+def _is_inside(session: Session) -> bool:
+    """Tell whether somebody has asked for a transaction. SQLAlchemy's autobegin does not count."""
+    transaction = session.get_transaction()
+    return session.get_nested_transaction() is not None or (
+        transaction is not None and transaction.origin is SessionTransactionOrigin.BEGIN
+    )
+
+
+# The names
+
+
+def _checked_mapping(
+    call: str, values: Mapping[str, Any] | None, names: Mapping[str, Any]
+) -> dict[str, Any]:
+    if values is None:
+        return {}
+    if not isinstance(values, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise exc.ArgumentError(
+            f"{call} takes a mapping of names and values, such as request.form or a dict, not "
+            f"{type(values).__name__!r}. Nothing was changed."
+        )
+    twice = [name for name in values if name in names]
+    if twice:
+        raise exc.ArgumentError(
+            f"{call} got {_listed(twice)} both in the mapping and as a keyword. Nothing was "
+            "changed."
+        )
+    # By key: a werkzeug MultiDict is a dict of lists to dict().
+    return {name: values[name] for name in values}
+
+
+def _check_names(
+    call: str, mapper: Mapper[Any], names: Iterable[str], only: Collection[str] | None
+) -> None:
+    if only is not None:
+        given: list[object] = [*only] if isinstance(only, Collection) else [only]  # pyright: ignore
+        if isinstance(only, str) or not all(isinstance(name, str) for name in given):
+            raise exc.ArgumentError(
+                f"{call} takes the names that may be changed as only={{'name', …}}, not as "
+                f"{only!r}. An attribute that is called 'only' goes into the "
+                "mapping. Nothing was changed."
+            )
+        _raise_if_any(f"{call}, only=", ((name, _why_never(mapper, name)) for name in only))
+    _raise_if_any(call, ((name, _why_not(mapper, name, only)) for name in names))
+
+
+def _raise_if_any(call: str, reasons: Iterable[tuple[str, str | None]]) -> None:
+    wrong = islice((f"{name!r} {reason}" for name, reason in reasons if reason), _MOST_NAMED)
+    if said := "; ".join(wrong):
+        raise exc.InvalidRequestError(f"{call}: {said}. Nothing was changed.")
+
+
+def _why_not(mapper: Mapper[Any], name: str, only: Collection[str] | None) -> str | None:
+    """Say why an attribute may not be changed; ``None`` if it may."""
+    reason = _why_never(mapper, name)
+    if reason is not None:
+        return reason
+    if only is not None:
+        return None if name in only else "is not named in only"
+    reason = _why_unless_named(mapper, name)
+    return reason and f"is {reason}: if it may be changed, name it in only={{…}}"
+
+
+def _why_never(mapper: Mapper[Any], name: str) -> str | None:
+    """Say why an attribute can't be changed, not even by name; ``None`` if it can."""
+    descriptor = mapper.all_orm_descriptors.get(name)
+    if descriptor is None:
+        return f"is not a mapped attribute of {mapper.class_.__name__}{_hint(mapper, name)}"
+    attribute = _attribute(mapper, name)
+    if isinstance(attribute, ColumnProperty):
+        if any(not isinstance(column, Column) for column in attribute.columns):
+            return "is a SQL expression, which has no value to set"
+        if any(column.computed is not None for column in _columns(attribute)):
+            return "is computed by the database"
+        return None
+    if isinstance(attribute, RelationshipProperty):
+        if attribute.viewonly:
+            return "is a viewonly relationship: change the columns it depends on"
+        if attribute.lazy in ("dynamic", "write_only"):
+            return "is a collection that is never loaded: use its own add() and remove()"
+        return None
+    if isinstance(attribute, CompositeProperty):
+        reasons = (_why_never(mapper, part.key) for part in attribute.props)
+        return next(filter(None, reasons), None)
+    if isinstance(descriptor, hybrid_property):
+        writable = descriptor.fset is not None  # pyright: ignore[reportUnknownMemberType]
+        return None if writable else "is a hybrid property without a setter"
+    return "is no attribute that stores a value of its own: set it by itself, and save()"
+
+
+def _why_unless_named(mapper: Mapper[Any], name: str) -> str | None:
+    """Say what it is about an attribute that only who names it may change."""
+    attribute = _attribute(mapper, name)
+    if isinstance(attribute, RelationshipProperty):
+        return "a relationship"
+    if isinstance(attribute, CompositeProperty):
+        reasons = (_why_unless_named(mapper, part.key) for part in attribute.props)
+        return next(filter(None, reasons), None)
+    if not isinstance(attribute, ColumnProperty):
+        return "a hybrid property, whose setter may change anything"
+    if name.startswith("_"):
+        return "private by its name"
+    columns = _columns(attribute)
+    family = list(mapper.iterate_to_root())
+    if any(column.primary_key or column in mapper.primary_key for column in columns):
+        return "a primary key"
+    if any(column.foreign_keys for column in columns) or _is_referring(mapper, columns):
+        return "a foreign key"
+    if any(one.polymorphic_on is column for one in family for column in columns):
+        return "the discriminator, which tells the class of the object"
+    if any(one.version_id_col is column for one in family for column in columns):
+        return "the version, which SQLAlchemy counts"
+    if any(column.identity is not None for column in columns):
+        return "an identity column, which the database counts"
+    return None
+
+
+def _is_referring(mapper: Mapper[Any], columns: list[Column[Any]]) -> bool:
+    """Tell whether a relationship takes a column as its foreign key, though the table does not."""
+    return any(
+        column in relationship.local_columns
+        for relationship in mapper.relationships
+        if relationship.direction is RelationshipDirection.MANYTOONE
+        for column in columns
+    )
+
+
+def _attribute(mapper: Mapper[Any], name: str) -> MapperProperty[Any] | None:
+    """Return what a name stands for, synonyms resolved; ``None`` for a hybrid, and the like."""
+    attribute = mapper.attrs.get(name)
+    while isinstance(attribute, SynonymProperty):
+        attribute = mapper.attrs.get(attribute.name)
+    return attribute
+
+
+def _columns(attribute: ColumnProperty[Any]) -> list[Column[Any]]:
+    return [column for column in attribute.columns if isinstance(column, Column)]
+
+
+def _hint(mapper: Mapper[Any], name: object) -> str:
+    for attribute in mapper.column_attrs:
+        if any(column.name == name for column in _columns(attribute)):
+            return f" (the attribute of this column is {attribute.key!r})"
+    similar = get_close_matches(str(name), mapper.all_orm_descriptors.keys(), 1)
+    return f" (did you mean {similar[0]!r}?)" if similar else ""
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) for name in islice(names, _MOST_NAMED))
+
+
+# What was before
+
+
+def _state(instance: Any) -> InstanceState[Any]:
+    state: InstanceState[Any] = inspect(instance)
+    return state
+
+
+class _Before:
+    """What an object was before :meth:`ActiveRecordMixin.update`, for when a value is refused.
+
+    :param instance: The object.
+    :param changes: What will be changed. A collection among it is loaded, as by the change.
+    """
+
+    def __init__(self, instance: object, changes: Mapping[str, Any]) -> None:
+        self.instance = instance
+        self.state = _state(instance)
+        self.columns = self.state.mapper.column_attrs.keys()
+        self.relationships = self.state.mapper.relationships
+        self.others: list[tuple[InstanceState[Any], str, Any]] = []
+        for name, value in changes.items():
+            attribute = _attribute(self.state.mapper, name)
+            if isinstance(attribute, RelationshipProperty):
+                self.note_others(attribute, value)
+        self.values = dict(self.state.dict)
+        self.changed = self.find_changed()
+
+    def note_others(self, relationship: RelationshipProperty[Any], value: Any) -> None:
+        """Note to whom the objects belong that a relationship is about to take from there."""
+        others: Any = [value]
+        if relationship.uselist:
+            getattr(self.instance, relationship.key)
+            others = value.values() if isinstance(value, Mapping) else value  # pyright: ignore
+        back = relationship.mapper.relationships.get(relationship.back_populates or "")
+        if back is None or back.uselist or not isinstance(others, Collection):
+            return
+        for other in others:  # pyright: ignore[reportUnknownVariableType]
+            if isinstance(other, relationship.mapper.class_):
+                state = _state(other)
+                self.others.append((state, back.key, state.dict.get(back.key, _NOT_LOADED)))
+
+    def find_changed(self) -> set[str]:
+        """Return the names of the attributes whose changes wait to be stored. Sends nothing."""
+        attributes = self.state.attrs
+        mapped = [*self.columns, *self.relationships.keys()]
+        return {name for name in mapped if attributes[name].history.has_changes()}
+
+    def put_back(self) -> None:
+        """Give the object's attributes the values that they had, changes that wait included."""
+        now = self.state.dict
+        changed = self.find_changed()
+        for name in [*now]:
+            if name in self.values:
+                continue
+            if name not in self.columns and name not in self.relationships:
+                del now[name]  # a composite, or what a setter has noted
+            elif name in changed:
+                if name in self.relationships:
+                    set_attribute(self.instance, name, None)  # so that the other side takes part
+                _forget(self.state, name)
+        for name, value in self.values.items():
+            if name in now and now[name] is value:
+                continue
+            if name in self.columns or name in self.relationships:
+                # The other side of a relationship takes part, and a Mutable hears of it. If a
+                # validator refuses what was there before, it is put there all the same.
+                with suppress(Exception):
+                    set_attribute(self.instance, name, value)
+            if name in self.columns and name not in self.changed:
+                set_committed_value(self.instance, name, value)
+            elif name not in self.relationships:
+                now[name] = value
+        for state, name, value in self.others:
+            if value is _NOT_LOADED:
+                _forget(state, name)
+            elif state.dict.get(name) is not value:
+                set_attribute(state.object, name, value)
+
+
+def _forget(state: InstanceState[Any], name: str) -> None:
+    """Let an attribute be loaded at its next use."""
+    if state.session is not None and state.persistent:
+        state.session.expire(state.object, [name])
