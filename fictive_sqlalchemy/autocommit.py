@@ -7,6 +7,7 @@ of the driver, and cost no round trip.
 
 from __future__ import annotations
 
+import select
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from operator import attrgetter, methodcaller
@@ -199,6 +200,15 @@ class Switch:
         """
         return False
 
+    def lost(self, connection: Any) -> bool:
+        """Tell whether the server has closed an idle connection, as far as it has said so.
+
+        Sends nothing, and waits for nothing.
+
+        :param connection: The DBAPI connection.
+        """
+        return bool(getattr(connection, "closed", False))
+
     def started_with(self, connection: Any) -> Any:
         """Return the flags that :meth:`reset` brings a connection back to.
 
@@ -230,11 +240,14 @@ class PsycopgSwitch(Switch):
     def __init__(self, dialect: Dialect) -> None:
         super().__init__(dialect)
         self._status: Callable[[Any], int]
+        self._read: Callable[[Any], object]
         if dialect.driver == "psycopg":
             self._status = attrgetter("pgconn.transaction_status")
+            self._read = lambda connection: connection.pgconn.consume_input()
             self._flags = attrgetter("autocommit", "isolation_level", "read_only", "deferrable")
         else:
             self._status = methodcaller("get_transaction_status")
+            self._read = methodcaller("poll")
             self._flags = attrgetter("autocommit", "isolation_level", "readonly", "deferrable")
 
     def rest(
@@ -272,6 +285,17 @@ class PsycopgSwitch(Switch):
     def aborted(self, connection: Any) -> bool:
         return self._status(connection) == _IN_ERROR
 
+    def lost(self, connection: Any) -> bool:
+        if connection.closed:
+            return True
+        if not _has_something_to_read(connection.fileno()):
+            return False
+        try:
+            self._read(connection)  # a notice, or the end
+        except self.dialect.loaded_dbapi.Error:
+            return True
+        return bool(connection.closed)
+
     def started_with(self, connection: Any) -> Any:
         return (True, *self._flags(connection)[1:])
 
@@ -306,6 +330,14 @@ class PysqliteSwitch(Switch):
             self.dialect.set_isolation_level(connection, options.isolation_level)
             connection.isolation_level = None
         connection.execute("BEGIN")
+
+
+def _has_something_to_read(descriptor: int) -> bool:
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(0))
+    return bool(select.select([descriptor], [], [], 0)[0])  # Windows has no poll()
 
 
 def switch_for(dialect: Dialect) -> Switch:

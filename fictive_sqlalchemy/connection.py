@@ -21,7 +21,14 @@ from sqlalchemy.engine.cursor import (
     FullyBufferedCursorFetchStrategy,
 )
 from sqlalchemy.orm import SessionTransaction
-from sqlalchemy.pool import AssertionPool, Pool, QueuePool, SingletonThreadPool, StaticPool
+from sqlalchemy.pool import (
+    AssertionPool,
+    Pool,
+    PoolProxiedConnection,
+    QueuePool,
+    SingletonThreadPool,
+    StaticPool,
+)
 
 from .autocommit import (
     HELD_CURSORS,
@@ -44,6 +51,13 @@ NOTHING_STORED = (
 )
 
 
+class CommitOutcomeUnknown(exc.OperationalError):
+    """The connection was lost during COMMIT: whether it was stored is not known.
+
+    Look it up before you do it again.
+    """
+
+
 class _OutOfAutocommit(Transaction):
     """What our transactions add to SQLAlchemy's: out of autocommit at the begin, back at the end.
 
@@ -63,9 +77,15 @@ class _OutOfAutocommit(Transaction):
         open_transactions.add(connection, connection.taken_by or self)
 
     def commit(self) -> None:
-        _ours(self).refuse_if_aborted()
+        connection = _ours(self)
+        connection.refuse_if_aborted()
+        lost_before = connection.is_lost()
         try:
             super().commit()
+        except exc.DBAPIError as error:
+            if error.connection_invalidated:
+                raise _lost(error, before_commit=lost_before) from error
+            raise
         finally:
             self._end()
 
@@ -89,6 +109,24 @@ class _OutOfAutocommit(Transaction):
     def _end(self) -> None:
         if not self.is_active:
             _ours(self).return_to_autocommit()
+
+
+def _lost(error: exc.DBAPIError, *, before_commit: bool) -> exc.OperationalError:
+    cause = cast(BaseException, error.orig)
+    arguments = (error.statement, error.params, cause)
+    if before_commit:
+        lost = exc.OperationalError(*arguments, connection_invalidated=True)
+        lost.add_detail(
+            "The server had closed the connection before COMMIT: nothing of the transaction is "
+            "stored."
+        )
+        return lost
+    lost = CommitOutcomeUnknown(*arguments, connection_invalidated=True)
+    lost.add_detail(
+        "The connection was lost during COMMIT: the transaction may be stored or not. Look it up "
+        "before you do it again."
+    )
+    return lost
 
 
 def _ours(transaction: Transaction) -> OptInConnection:
@@ -221,10 +259,7 @@ class OptInConnection(Connection):
     def leave_autocommit(self) -> None:
         """Take the driver out of autocommit, for the transaction that begins. Sends nothing."""
         self.transaction_options.check(self.dialect)
-        connection = self.connection
-        if getattr(connection.dbapi_connection, "closed", False):
-            self.invalidate()  # the driver has found it lost, and nothing is begun yet
-            connection = self.connection
+        connection = self._alive()
         if isinstance(self.engine.pool, (StaticPool, SingletonThreadPool)):
             taken_by = connection.info.get(TAKEN_BY)
             if taken_by is not None and (other := taken_by()) and other.in_transaction():
@@ -251,6 +286,25 @@ class OptInConnection(Connection):
             self.invalidate()
             if not isinstance(failure, Exception):
                 raise
+
+    def is_lost(self) -> bool:
+        """Tell whether the server has closed the connection, as far as is known. Sends nothing."""
+        held = self._dbapi_connection  # private: none if the connection is lost
+        return held is None or self.engine.switch.lost(held.dbapi_connection)
+
+    def _alive(self) -> PoolProxiedConnection:
+        """Return the DBAPI connection: another one if the server has closed it while it was idle.
+
+        Nothing was sent on it yet, so nothing can be sent twice.
+        """
+        # Those that are idle in the pool may have been closed with it.
+        idle: Callable[[], int] = getattr(self.engine.pool, "checkedin", int)
+        for _ in range(idle() + 1):
+            connection = self.connection
+            if not self.engine.switch.lost(connection.dbapi_connection):
+                break
+            self.invalidate()
+        return self.connection
 
     def is_inside(self) -> bool:
         """Tell whether a transaction is open, or begins: an event may send something already."""
@@ -346,8 +400,7 @@ class OptInConnection(Connection):
                 "The transaction of the session was ended by hand, on its connection: nothing "
                 "more can belong to it. Leave the block, or commit() or rollback() the session."
             )
-        if self.invalidated:
-            _ = self.connection  # or SQLAlchemy would wrap what the pool says into the statement's
+        self._alive()  # or SQLAlchemy would wrap what the pool says into the statement's error
         self._under_way += 1  # several: one may load what another needs for its parameters
         try:
             if parameters and _are_many(parameters):

@@ -6,10 +6,11 @@ SQLAlchemy notes down, and connections on loan from the pool, which rest in auto
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from enum import Enum
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from sqlalchemy import event, exc
 from sqlalchemy.engine import Connection, TwoPhaseTransaction
@@ -23,9 +24,14 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.orm.attributes import instance_state
 
-from .autocommit import DEFAULT, TransactionOptions, join_options, split_options
-from .connection import NOTHING_STORED, OptInConnection
+from .atomic import Atomic, F
+from .autocommit import DEFAULT, TransactionOptions, split_options
+from .connection import OptInConnection
 from .engine import OptInEngine
+from .replicas import borrow_to_read, source_of
+from .session_transaction import Block, Callback, OptInSavepoint, OptInSessionTransaction
+
+_log = logging.getLogger(__name__)
 
 S = TypeVar("S", bound=Session)
 
@@ -54,75 +60,6 @@ class State(Enum):
     For our binds this is still outside."""
 
 
-class _Reporting(SessionTransaction):
-    """A block that does not end in silence when nothing of it was stored."""
-
-    def __exit__(self, type_: object, value: object, traceback: object) -> None:
-        failed = type_ is None and not self.is_active and self._is_open()
-        super().__exit__(type_, value, traceback)
-        if failed:
-            raise exc.PendingRollbackError(NOTHING_STORED)
-
-    def _is_open(self) -> bool:
-        return self in (self.session.get_nested_transaction(), self.session.get_transaction())
-
-
-class OptInSavepoint(_Reporting):
-    """A savepoint of a session."""
-
-
-class OptInSessionTransaction(_Reporting):
-    """A session's transaction, which goes on with the connections the session has on loan."""
-
-    options: TransactionOptions
-    """What it begins with on each bind."""
-
-    taken: tuple[OptInConnection, ...]
-    """The connections it took out of autocommit."""
-
-    has_begun: bool
-    """Whether any bind has joined."""
-
-    def __init__(self, session: OptInSession, origin: SessionTransactionOrigin) -> None:
-        self.options = DEFAULT
-        self.taken = ()
-        self.has_begun = False
-        super().__init__(session, origin)
-
-    def close(self, invalidate: bool = False) -> None:
-        try:
-            super().close(invalidate)
-        except BaseException:
-            assert isinstance(self.session, OptInSession)
-            self.session.transaction_ended(self)  # SQLAlchemy's event does not come then
-            raise
-
-    # private: flush() and execute() both come here for a connection, and no event comes before
-    def _connection_for_bind(self, bind: Any, execution_options: Any) -> Connection:
-        if not isinstance(bind, OptInEngine):
-            if self.options is not DEFAULT:
-                execution_options = join_options(self.options) | dict(execution_options or {})
-            return super()._connection_for_bind(bind, execution_options)  # private: as above
-        assert isinstance(self.session, OptInSession)
-        connection = self.session.borrow(bind)
-        if connection in self.taken and self.is_active and not execution_options:
-            return connection
-        if connection.get_transaction() is not None:
-            return super()._connection_for_bind(connection, execution_options)  # private: as above
-        options = connection.transaction_options
-        connection.transaction_options = self.options.over(options)
-        connection.taken_by = self
-        try:
-            super()._connection_for_bind(connection, execution_options)  # private: as above
-        except BaseException:
-            connection.taken_by = None
-            raise
-        finally:
-            connection.transaction_options = options
-        self.taken += (connection,)
-        return connection
-
-
 class OptInSession(Session):
     """A session on which nothing is a transaction unless you ask; what you ask for is one.
 
@@ -140,7 +77,11 @@ class OptInSession(Session):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._state = State.OUTSIDE
         self._loans: dict[OptInEngine, OptInConnection] = {}
+        self._from_primary = False
         self._deleted_by_flush: list[object] | None = None
+        self.to_call: tuple[Callback, ...] = ()
+        self._closes_for_good = kwargs.get("close_resets_only") is False
+        self._is_closed = False
         super().__init__(*args, **kwargs)
 
     # The state, and the edges that SQLAlchemy's events drive (see the end of this module)
@@ -157,8 +98,16 @@ class OptInSession(Session):
             if self._state is State.OUTSIDE:
                 self._state = State.STOCK
 
+    def transaction_committed(self) -> None:
+        """Note that the innermost transaction or savepoint is committed."""
+        committed = super().get_nested_transaction() or super().get_transaction()
+        if isinstance(committed, Block):
+            committed.has_committed(self)
+
     def transaction_ended(self, transaction: SessionTransaction) -> None:
         """Go outside, if it is the outermost one."""
+        if isinstance(transaction, Block):
+            transaction.has_ended(self)
         if isinstance(transaction, OptInSessionTransaction):
             self._state = State.OUTSIDE
             for connection in transaction.taken:
@@ -229,7 +178,7 @@ class OptInSession(Session):
                 )
             return self._begin_savepoint()
         if nested and not self._is_on_ours():
-            return super().begin(nested=True)
+            return self._savepoint()
         if options is not DEFAULT:
             self._check(options)
         if nested:
@@ -244,6 +193,9 @@ class OptInSession(Session):
 
     def _begin_savepoint(self) -> SessionTransaction:
         self._state = State.INSIDE
+        return self._savepoint()
+
+    def _savepoint(self) -> SessionTransaction:
         savepoint = super().begin(nested=True)
         savepoint.__class__ = OptInSavepoint  # SQLAlchemy has no parameter for the class
         return savepoint
@@ -304,8 +256,13 @@ class OptInSession(Session):
         if not any(map(_is_ours, binds)):
             flush(*arguments)
         elif self._state is State.OUTSIDE and all(map(_is_ours, binds)):
-            with self._stored_flush(alone=objects is not None):
-                flush(*arguments)
+            try:
+                with self._stored_flush(alone=objects is not None):
+                    flush(*arguments)
+            except BaseException:
+                self.call_back(after_error=True)
+                raise
+            self.call_back()
         else:
             with self._joining():
                 flush(*arguments)
@@ -317,6 +274,126 @@ class OptInSession(Session):
     def get_transaction(self) -> SessionTransaction | None:
         """Return the outermost transaction; outside there is none."""
         return super().get_transaction() if self.in_transaction() else None
+
+    # What is atomic, and what comes after
+
+    @overload
+    def atomic(self, function: F, /) -> F: ...
+
+    @overload
+    def atomic(
+        self,
+        /,
+        *,
+        savepoint: bool = True,
+        durable: bool = False,
+        isolation_level: str | None = None,
+        read_only: bool | None = None,
+        deferrable: bool | None = None,
+    ) -> Atomic: ...
+
+    def atomic(self, function: Any = None, /, **options: Any) -> Any:
+        """Make a block, or each call of a function, a transaction, or a savepoint inside one::
+
+            @session.atomic
+            def rename(user, name):
+                user.name = name
+
+            with session.atomic():
+                rename(session.get(User, 1), "Ada")
+
+        Functions that each need atomicity compose: outermost it is :meth:`begin`, inside it is
+        :meth:`begin_nested`, and an error that is caught outside the inner block undoes just that.
+
+        :param function: The function, where this is a decorator without arguments.
+        :param savepoint: ``False`` joins an open transaction without a savepoint; an error then
+            undoes the block around, too.
+        :param durable: ``True`` is an error unless this is outermost: what is done is stored at
+            its end.
+        :param isolation_level: As :meth:`begin`. This and the next two are refused inside.
+        :param read_only: As :meth:`begin`.
+        :param deferrable: As :meth:`begin`.
+        :returns: A context manager that gives SQLAlchemy's ``SessionTransaction``, and decorates
+            functions; or the decorated function.
+        :raises TypeError: if what is decorated is a generator.
+        :raises sqlalchemy.exc.InvalidRequestError: at the begin, if ``durable`` or an option is
+            given inside; at the end, if a savepoint that was begun inside is still open.
+        """
+        atomic = Atomic(lambda: self, **options)
+        return atomic if function is None else atomic(function)
+
+    def set_rollback(self) -> None:
+        """Ask for a rollback, without an error, at the end of the innermost block.
+
+        It is of ``begin()``, ``begin_nested()`` or ``atomic()``. Sends nothing.
+
+        :raises sqlalchemy.exc.InvalidRequestError: outside.
+        """
+        innermost = self.get_nested_transaction() or self.get_transaction()
+        if not isinstance(innermost, Block):
+            raise exc.InvalidRequestError(
+                "set_rollback() is for a transaction, and none is open: rollback() forgets what is "
+                "waiting."
+            )
+        innermost.roll_back_only = ""
+
+    def on_commit(self, function: Callback) -> None:
+        """Call a function once the open transaction is committed; outside, call it at once.
+
+        It is called after COMMIT, outside the transaction: it may begin another. Functions are
+        called in the order of their registration. One that was registered in a savepoint or a
+        transaction that is rolled back is dropped, and all are if a lost connection leaves open
+        what became of the COMMIT.
+
+        If one raises, the others are called all the same; then the first error is raised, from
+        where the transaction was ended, and others are logged. What is committed stays so.
+
+        :param function: A function without parameters.
+        """
+        innermost = self.get_nested_transaction() or self.get_transaction()
+        if isinstance(innermost, Block):
+            innermost.on_commit += (function,)
+        else:
+            function()
+
+    def on_rollback(self, function: Callback) -> None:
+        """Call a function if the open transaction or savepoint is rolled back.
+
+        It is called after the outermost transaction has ended, in order with those of
+        :meth:`on_commit`. Outside there is nothing to roll back, and it is never called. Errors are
+        treated as those of :meth:`on_commit`; where an error has ended the block, that is raised,
+        and all others are logged.
+
+        :param function: A function without parameters.
+        """
+        innermost = self.get_nested_transaction() or self.get_transaction()
+        if isinstance(innermost, Block):
+            innermost.on_rollback += (function,)
+
+    def call_back(self, *, after_error: bool = False) -> None:
+        """Call what is to be called after the transaction, if it has ended.
+
+        :param after_error: Whether an error is under way, which comes first.
+        """
+        if not self.to_call or self._state is not State.OUTSIDE or self._is_ending():
+            return
+        calls, self.to_call = self.to_call, ()
+        first: Exception | None = None
+        for call in calls:
+            try:
+                call()
+            except Exception as error:
+                if first is None and not after_error:
+                    first = error
+                else:
+                    _log.exception("%r raised this after the end of a transaction", call)
+        if first is not None:
+            raise first
+
+    def _is_ending(self) -> bool:
+        """Tell whether the block of a transaction that has ended is not left yet."""
+        # private: until it is, SQLAlchemy refuses to begin anew
+        return self._trans_context_manager is not None or self._deleted_by_flush is not None
 
     # Statements
 
@@ -396,6 +473,8 @@ class OptInSession(Session):
         """
         connection = self._loans.get(engine)
         if connection is None or connection.closed:
+            if self._is_closed:
+                super()._autobegin_t()  # private: which raises SQLAlchemy's own error
             connection = engine.connect()
             connection.on_loan = True
             self._loans[engine] = connection
@@ -413,12 +492,33 @@ class OptInSession(Session):
         for connection in self._loans.values():
             connection.give_back()
 
+    def read_from_primary(self) -> None:
+        """Send no read to a replica any more, until the session is closed or reset.
+
+        A session that has been to the primary does so by itself, see :mod:`.replicas`.
+        """
+        self._from_primary = True
+
+    def get_bind(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the engine of a mapper or a statement, as SQLAlchemy does.
+
+        :returns: a replica for a SELECT outside, if the engine has some.
+        """
+        bind = super().get_bind(*args, **kwargs)
+        if self._state is State.INSIDE or self._from_primary:
+            return bind
+        if not isinstance(bind, OptInEngine) or not bind.replicas:
+            return bind
+        return source_of(bind, kwargs.get("clause"), self._loans)
+
     def close(self) -> None:
         """Close the session as SQLAlchemy does, and end the loans."""
         try:
             super().close()
         finally:
+            self._is_closed = self._closes_for_good
             self._end_loans()
+        self.call_back()
 
     def reset(self) -> None:
         """Reset the session as SQLAlchemy does, and end the loans."""
@@ -426,6 +526,7 @@ class OptInSession(Session):
             super().reset()
         finally:
             self._end_loans()
+        self.call_back()
 
     def invalidate(self) -> None:
         """Close the session as SQLAlchemy does, with its connections, which the pool drops."""
@@ -436,8 +537,10 @@ class OptInSession(Session):
                 if not connection.closed:
                     connection.invalidate()
             self._end_loans()
+        self.call_back()
 
     def _end_loans(self) -> None:
+        self._from_primary = False
         try:
             while self._loans:
                 self._loans.popitem()[1].close()
@@ -461,6 +564,8 @@ class OptInSession(Session):
                 engine, execution_options, **kw
             )  # private: as above
         if not execution_options:
+            if engine.primary is not None:
+                return borrow_to_read(engine, self.borrow, self._loans)
             return self.borrow(engine)
         if len(split_options(execution_options)[1]) < len(execution_options):
             raise exc.InvalidRequestError(
@@ -529,8 +634,10 @@ class OptInSession(Session):
                     one.prepare()
             for one in begun:
                 one.commit()
+            transaction.has_committed(self)
         finally:
             transaction.close()  # and rolls back what is not committed
+        self.call_back()
 
     def _write(
         self, call: Callable[..., Any], statement: Any, params: Any, kwargs: dict[str, Any]
@@ -622,6 +729,7 @@ def _is_ours(bind: Any) -> bool:
 
 event.listen(OptInSession, "after_transaction_create", OptInSession.transaction_created)
 event.listen(OptInSession, "after_begin", OptInSession.transaction_begun)
+event.listen(OptInSession, "after_commit", OptInSession.transaction_committed)
 event.listen(OptInSession, "after_transaction_end", OptInSession.transaction_ended)
 event.listen(OptInSession, "persistent_to_deleted", OptInSession.object_deleted)
 
@@ -647,6 +755,42 @@ class OptInScopedSession(scoped_session[S]):
         return _opt_in(session, "isolation_level=, read_only= and deferrable= are options").begin(
             nested, isolation_level=isolation_level, read_only=read_only, deferrable=deferrable
         )
+
+    @overload
+    def atomic(self, function: F, /) -> F: ...
+
+    @overload
+    def atomic(
+        self,
+        /,
+        *,
+        savepoint: bool = True,
+        durable: bool = False,
+        isolation_level: str | None = None,
+        read_only: bool | None = None,
+        deferrable: bool | None = None,
+    ) -> Atomic: ...
+
+    def atomic(self, function: Any = None, /, **options: Any) -> Any:
+        """See :meth:`OptInSession.atomic`. Each call of a function asks for the session."""
+        atomic = Atomic(lambda: _opt_in(self(), "atomic() is a method"), **options)
+        return atomic if function is None else atomic(function)
+
+    def set_rollback(self) -> None:
+        """See :meth:`OptInSession.set_rollback`."""
+        _opt_in(self(), "set_rollback() is a method").set_rollback()
+
+    def on_commit(self, function: Callback) -> None:
+        """See :meth:`OptInSession.on_commit`."""
+        _opt_in(self(), "on_commit() is a method").on_commit(function)
+
+    def on_rollback(self, function: Callback) -> None:
+        """See :meth:`OptInSession.on_rollback`."""
+        _opt_in(self(), "on_rollback() is a method").on_rollback(function)
+
+    def read_from_primary(self) -> None:
+        """See :meth:`OptInSession.read_from_primary`."""
+        _opt_in(self(), "read_from_primary() is a method").read_from_primary()
 
     def give_back(self) -> None:
         """See :meth:`OptInSession.give_back`."""

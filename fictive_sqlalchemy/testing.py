@@ -20,6 +20,7 @@ from sqlalchemy import Engine, NullPool, exc
 from sqlalchemy.pool import PoolProxiedConnection
 
 from .autocommit import PSYCOPG
+from .engine import OptInEngine
 from .stand_in import IDLE, IN_ERROR, STAND_INS, StandIn
 
 #: How long a thread waits, in seconds, for a transaction of another thread to end.
@@ -106,13 +107,22 @@ def _isolated(engine: Engine) -> Generator[None]:
         raise
     pool = engine.pool
     engine.pool = NullPool(isolation.connect, reset_on_return=None, dialect=engine.dialect)
+    _set_aside(engine, True)
     _isolations[engine] = isolation
     try:
         yield
     finally:
         del _isolations[engine]
         engine.pool = pool
+        _set_aside(engine, False)
         isolation.end()
+
+
+def _set_aside(engine: Engine, set_aside: bool) -> None:
+    """Keep reads from the replicas, which will never see what is done meanwhile."""
+    if isinstance(engine, OptInEngine):
+        for replica in engine.replicas:
+            replica.health.set_aside = set_aside
 
 
 class Isolation:
@@ -132,7 +142,7 @@ class Isolation:
         self.autocommit: bool = physical.autocommit
         self._lock = threading.Condition()
         self._open: list[StandIn] = []
-        self._connections: WeakSet[StandIn] = WeakSet()
+        self._stand_ins: WeakSet[StandIn] = WeakSet()
         self._abandoned: list[StandIn] = []
         self._busy = False
         self._names = count(1)
@@ -143,7 +153,7 @@ class Isolation:
     def connect(self) -> Any:
         """Return what the pool takes for a new connection."""
         connection = STAND_INS[self.dialect.driver](self)
-        self._connections.add(connection)
+        self._stand_ins.add(connection)
         return connection
 
     def send(self, sql: str) -> None:
@@ -259,20 +269,20 @@ class Isolation:
                     "A transaction is open on this engine, and isolation has to be around it: "
                     "commit it or roll it back before."
                 )
-            before = set(self._connections)
+            before = set(self._stand_ins)
             savepoint = self.new_savepoint()
         try:
             yield
         finally:
             with self._lock:
-                self._close(self._connections - before)
+                self._close(self._stand_ins - before)
                 self.undo(savepoint)
 
     def end(self) -> None:
         """Roll all of it back, and give the connection back to the pool."""
         with self._lock:
             try:
-                self._close(set(self._connections))
+                self._close(set(self._stand_ins))
                 self._undo_all()
             except BaseException:
                 self.held.invalidate()
