@@ -1,0 +1,388 @@
+"""A unit of work: a session for one block or call, which commits as a whole or not at all.
+
+It is for code outside of views: the services of an application, its commands and scripts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import itertools
+import os
+import sys
+import threading
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from types import TracebackType
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+
+from sqlalchemy import event, exc
+from sqlalchemy.orm import (
+    Session,
+    SessionTransaction,
+    SessionTransactionOrigin,
+    scoped_session,
+    sessionmaker,
+)
+
+from .connection import NOTHING_STORED
+from .session import OptInSession
+
+S = TypeVar("S", bound=Session)
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+class unit_of_work(Generic[S]):
+    """A block or a function that commits as a whole, rolls back on an exception, and closes::
+
+        Session = sessionmaker(engine, class_=OptInSession)
+
+        with unit_of_work(Session) as session:
+            session.add(User(email="ada@example.com"))
+
+        @unit_of_work(Session)
+        def rename(session: OptInSession, user_id: int, name: str) -> None:
+            session.get_one(User, user_id).name = name
+
+        rename(1, "Ada")
+
+    The block is one transaction, which is ``session.begin()``: BEGIN with its first statement, and
+    COMMIT or ROLLBACK. It commits however it is left without an exception, ``return`` and
+    ``break`` included. Each exception rolls back, ``KeyboardInterrupt`` and ``SystemExit``
+    included. Either way the session is closed then, unless somebody else has made it.
+
+    Inside another block of the same factory it joins: it gets the same session, and is a
+    savepoint, which its exception rolls back to. The outermost block commits. Each thread,
+    asyncio task and greenlet has units of its own.
+
+    A function with a parameter ``session`` gets the session for it, whatever its place; callers
+    leave it out, or pass a session of their own as ``session=…``, on which the call is a
+    transaction, or a savepoint if one is open.
+
+    :param session_factory: A ``sessionmaker``, a ``scoped_session`` such as ``db.session``, or
+        any callable that returns a session.
+    :raises TypeError: if that can't be a factory.
+    """
+
+    def __init__(self, session_factory: Callable[[], S]) -> None:
+        if isinstance(session_factory, Session) or not callable(session_factory):
+            raise TypeError(
+                f"unit_of_work() takes what makes sessions, such as a sessionmaker or db.session, "
+                f"not {_a(session_factory)}."
+            )
+        self._factory = session_factory
+        self._uses = itertools.count()
+        self._block: AbstractContextManager[S]
+
+    def __enter__(self) -> S:
+        """Begin, or join the block around this one.
+
+        :raises sqlalchemy.exc.InvalidRequestError: if this object was used for a block before, or
+            if SQLAlchemy has begun a transaction by itself on a session that was there before.
+        :raises TypeError: if what the factory returned is no session.
+        """
+        if next(self._uses):  # in one step: threads may share the object
+            raise exc.InvalidRequestError(
+                "A unit_of_work() object is good for one block: write "
+                "`with unit_of_work(session_factory) as session:` each time."
+            )
+        self._block = _block(self._factory)
+        return self._block.__enter__()
+
+    def __exit__(
+        self,
+        type_: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Commit, or roll back on an exception, and close.
+
+        :raises sqlalchemy.exc.InvalidRequestError: if the block did not end in order, or its
+            transaction was ended inside. Nothing of it is stored.
+        :raises Exception: what the database says to COMMIT. Nothing of the block is stored.
+        """
+        self._block.__exit__(type_, value, traceback)
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[S, P], R]) -> Callable[P, R]: ...
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[T, S, P], R]
+    ) -> Callable[Concatenate[T, P], R]: ...
+
+    @overload
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]: ...
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Make each call of a function a unit of work.
+
+        :param function: A plain function or method.
+        :returns: The function, which needs no argument for its parameter ``session``.
+        :raises TypeError: if the function would run, or go on running, after the call.
+        """
+        _check_function(function)
+        factory = self._factory
+        signature = inspect.signature(function)
+        parameter = signature.parameters.get("session")
+        if parameter is None or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+
+            @wraps(function)
+            def call(*args: Any, **kwargs: Any) -> Any:
+                with _block(factory):
+                    return function(*args, **kwargs)
+
+            return call
+
+        by_name = parameter.kind is parameter.KEYWORD_ONLY
+        place = list(signature.parameters).index("session")
+
+        @wraps(function)
+        def call_with_session(*args: Any, **kwargs: Any) -> Any:
+            with _block(factory, kwargs.pop("session", None)) as session:
+                if by_name or len(args) < place:
+                    return function(*args, **kwargs, session=session)
+                return function(*args[:place], session, *args[place:], **kwargs)
+
+        call_with_session.__signature__ = _without_session(signature)  # type: ignore[attr-defined]
+        return call_with_session
+
+
+class _Unit:
+    """An outermost block, and those that have joined it."""
+
+    def __init__(
+        self,
+        factory: Callable[[], Any],
+        scope: scoped_session[Any] | None,
+        session: Session,
+        is_ours: bool,
+    ) -> None:
+        self.factory = factory
+        self.scope = scope
+        self.session = session
+        self.is_ours = is_ours
+        self.here = _here()
+        self.is_ending = False
+        self.has_ended = False
+        self.transactions: list[SessionTransaction] = []
+        """That of the outermost block, and the savepoints of those in it."""
+
+    def is_open(self) -> bool:
+        """Tell whether the outermost block runs."""
+        # Either is enough; an interruption may keep one from being noted.
+        return bool(self.transactions) and not self.has_ended
+
+    def begin(self) -> SessionTransaction:
+        """Begin the transaction of a block."""
+        if self.transactions:
+            self.check_active(self.transactions[-1])
+        if self.session.in_transaction():
+            return self.session.begin_nested()
+        return self.session.begin()
+
+    def check_end(self, transaction: SessionTransaction) -> None:
+        """Refuse to commit what is not in order."""
+        if self.has_ended or transaction is not self.transactions[-1]:
+            raise exc.InvalidRequestError(
+                "The blocks of a unit of work end in the order in which they are nested, and this "
+                "one did not. Nothing of them is stored. A generator that yields inside such a "
+                "block keeps it open: let it yield after the block."
+            )
+        if self.here != _here():
+            raise exc.InvalidRequestError(
+                "A unit of work ends in the thread, asyncio task and greenlet in which it began, "
+                "and this one did not. Nothing of it is stored."
+            )
+        self.check_active(transaction)
+
+    def check_active(self, transaction: SessionTransaction) -> None:
+        """Refuse to go on with a transaction that has ended, or whose flush has failed."""
+        if transaction.is_active:
+            return
+        if transaction in (self.session.get_nested_transaction(), self.session.get_transaction()):
+            raise exc.PendingRollbackError(NOTHING_STORED)
+        raise exc.InvalidRequestError(
+            "The transaction of this unit of work was ended inside it, by rollback(), close() or "
+            "remove(), and nothing of it is stored: leave these out. An exception that leaves the "
+            "block rolls it back, and its end closes the session."
+        )
+
+    def refuse_commit(self, session: Session) -> None:
+        """Before a commit: refuse it if it is not the one at the end of a block."""
+        committing = session.get_nested_transaction() or session.get_transaction()
+        if committing in self.transactions and not self.is_ending:
+            raise exc.InvalidRequestError(
+                "A unit of work commits at its end, as a whole: leave session.commit() out. Use "
+                "session.flush() to send what is waiting before."
+            )
+
+    def close(self) -> None:
+        """Close the session, if it was made for this unit."""
+        if not self.is_ours:
+            if isinstance(self.session, OptInSession):
+                self.session.give_back()  # objects stay attached to it
+            return
+        try:
+            self.session.close()
+        finally:
+            if self.scope is not None and self.is_in_scope():
+                self.scope.remove()
+
+    def is_in_scope(self) -> bool:
+        """Tell whether the session is still the one of the scope, if it came from one."""
+        if self.scope is None:
+            return True
+        try:
+            return self.scope.registry.has() and self.scope() is self.session
+        except RuntimeError:  # outside of any scope, such as Flask's application context
+            return False
+
+
+_units: ContextVar[tuple[_Unit, ...]] = ContextVar("units of work", default=())
+
+
+@contextmanager
+def _block(factory: Callable[[], S], given: object = None) -> Generator[S]:
+    # A generator, so that a block whose end is interrupted before its first line, or that nobody
+    # ends, rolls back when it is collected.
+    unit = _unit_to_join(factory, given)
+    if unit is not None:
+        with _transaction(unit):
+            yield unit.session  # type: ignore[misc]  # the factory is the same
+        return
+    unit = _make_unit(factory, given)
+    try:
+        event.listen(unit.session, "before_commit", unit.refuse_commit)
+        _units.set((*filter(_Unit.is_open, _units.get()), unit))
+        with _transaction(unit):
+            yield unit.session  # type: ignore[misc]  # it is the factory's, or the caller's
+    finally:
+        unit.has_ended = True
+        try:
+            _units.set(tuple(filter(_Unit.is_open, _units.get())))
+            if event.contains(unit.session, "before_commit", unit.refuse_commit):
+                event.remove(unit.session, "before_commit", unit.refuse_commit)
+        finally:
+            unit.close()
+
+
+@contextmanager
+def _transaction(unit: _Unit) -> Generator[None]:
+    transaction = unit.begin()
+    unit.transactions.append(transaction)
+    try:
+        with transaction:
+            yield
+            unit.check_end(transaction)
+            unit.is_ending = True
+    finally:
+        unit.is_ending = False
+        unit.transactions.remove(transaction)
+
+
+def _unit_to_join(factory: Callable[[], Any], given: object) -> _Unit | None:
+    """Return the innermost open unit of a factory in this thread, task and greenlet."""
+    here = None
+    for unit in reversed(_units.get()):
+        if not unit.is_open() or unit.factory != factory:
+            continue
+        here = here or _here()
+        if unit.here != here:
+            continue  # the context was copied
+        if given is not None:
+            if given is unit.session:
+                return unit
+            continue
+        if unit.is_in_scope():
+            return unit
+        unit.check_active(unit.transactions[0])  # or this is another scope, inside
+    return None
+
+
+def _make_unit(factory: Callable[[], Any], given: object) -> _Unit:
+    make: Any = factory
+    scope: scoped_session[Any] | None = None
+    is_ours = given is None
+    if given is not None:
+        session: Any = given
+    elif issubclass(type(factory), scoped_session):
+        scope = make
+        is_ours = not make.registry.has()
+        session = make()
+    elif issubclass(type(factory), sessionmaker):
+        session = make(close_resets_only=False)  # SQLAlchemy refuses to use it after its end
+    else:
+        session = make()
+    if not issubclass(type(session), Session):  # isinstance() is true for proxies
+        source = "session=… is" if given is not None else f"{factory!r} returned"
+        raise TypeError(
+            f"A unit of work needs a session of SQLAlchemy's, and {source} {_a(session)}."
+        )
+    transaction = session.get_transaction()
+    if transaction is None or transaction.origin is SessionTransactionOrigin.BEGIN:
+        return _Unit(factory, scope, session, is_ours and transaction is None)
+    raise exc.InvalidRequestError(
+        "SQLAlchemy has begun a transaction by itself on this session, at its first use, before "
+        "the unit of work, which would commit that, too. commit() or rollback() before, or make "
+        "the session an OptInSession, whose reads begin nothing."
+    )
+
+
+class _Thread(threading.local):
+    def __init__(self) -> None:
+        self.mark = object()  # the ident of a thread that has ended is used again
+
+
+_thread = _Thread()
+
+
+def _here() -> tuple[object, ...]:
+    """Return what tells this flow of control from others. A context may be copied to them."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no event loop
+        task = None
+    greenlet = sys.modules.get("greenlet")  # or there are none
+    return _thread.mark, task, greenlet and greenlet.getcurrent(), os.getpid()
+
+
+def _check_function(function: Any) -> None:
+    if inspect.isclass(function):
+        raise TypeError(
+            "unit_of_work() does not decorate classes: decorate the methods that need it."
+        )
+    if isinstance(function, (classmethod, staticmethod, property)):
+        raise TypeError(
+            "Put @unit_of_work(…) next to the function, below @classmethod, @staticmethod and "
+            "@property."
+        )
+    if not callable(function):
+        raise TypeError(
+            f"unit_of_work() takes the session factory and decorates a function, as in "
+            f"@unit_of_work(Session), not {_a(function)}."
+        )
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(
+            "unit_of_work() does not decorate async functions, whose sessions would be another "
+            "kind. Put what needs the session into a plain function, and call that."
+        )
+    if inspect.isgeneratorfunction(function):
+        raise TypeError(
+            "unit_of_work() does not decorate generator functions: a generator runs after the "
+            "call, when its caller likes, or never ends. Return a list, or use "
+            "`with unit_of_work(…):` around the loop that reads it."
+        )
+
+
+def _without_session(signature: inspect.Signature) -> inspect.Signature:
+    kept = [one for one in signature.parameters.values() if one.name != "session"]
+    return signature.replace(parameters=kept)
+
+
+def _a(value: object) -> str:
+    return f"a {type(value).__name__}"
