@@ -252,12 +252,11 @@ def test_a_stream_has_one_to_its_end(
 ) -> None:
     @web.get("/")
     def view() -> Any:
-        @stream_with_context
         def lines() -> Iterator[str]:
             for author in session.scalars(sa.select(Author).order_by(Author.id)):
                 yield f"{author.name}\n"
 
-        return lines()
+        return stream_with_context(lines())
 
     response = web.test_client().get("/")
     assert response.text == "Ada\nBob\nCid\n"
