@@ -175,7 +175,10 @@ class _Unit:
     def is_open(self) -> bool:
         """Tell whether the outermost block runs."""
         # Either is enough; an interruption may keep one from being noted.
-        return bool(self.transactions) and not self.has_ended
+        if self.has_ended or not self.transactions:
+            return False
+        # What is called after the end of the transaction is no part of it.
+        return self.transactions[0].is_active or not self.is_ending
 
     def begin(self) -> SessionTransaction:
         """Begin the transaction of a block."""
@@ -208,8 +211,9 @@ class _Unit:
             raise exc.PendingRollbackError(NOTHING_STORED)
         raise exc.InvalidRequestError(
             "The transaction of this unit of work was ended inside it, by rollback(), close() or "
-            "remove(), and nothing of it is stored: leave these out. An exception that leaves the "
-            "block rolls it back, and its end closes the session."
+            "remove(), and nothing of it is stored: leave these out. The end of the block closes "
+            "the session, and rolls back if an exception leaves the block; session.set_rollback() "
+            "asks for that without one."
         )
 
     def refuse_commit(self, session: Session) -> None:
@@ -277,9 +281,11 @@ def _transaction(unit: _Unit) -> Generator[None]:
     unit.transactions.append(transaction)
     try:
         with transaction:
-            yield
-            unit.check_end(transaction)
-            unit.is_ending = True
+            try:
+                yield
+                unit.check_end(transaction)
+            finally:
+                unit.is_ending = True
     finally:
         unit.is_ending = False
         unit.transactions.remove(transaction)
@@ -310,7 +316,7 @@ def _make_unit(factory: Callable[[], Any], given: object) -> _Unit:
     is_ours = given is None
     if given is not None:
         session: Any = given
-    elif issubclass(type(factory), scoped_session):
+    elif _is_scoped(factory):
         scope = make
         is_ours = not make.registry.has()
         session = make()
@@ -331,6 +337,10 @@ def _make_unit(factory: Callable[[], Any], given: object) -> _Unit:
         "the unit of work, which would commit that, too. commit() or rollback() before, or make "
         "the session an OptInSession, whose reads begin nothing."
     )
+
+
+def _is_scoped(factory: object) -> bool:
+    return isinstance(factory, scoped_session)  # which a proxy of one is, too
 
 
 class _Thread(threading.local):

@@ -11,15 +11,19 @@ import inspect
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from flask import Flask
+from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError, PendingRollbackError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from typing_extensions import assert_type
 
 from fictive_sqlalchemy import OptInEngine, OptInScopedSession, OptInSession
+from fictive_sqlalchemy.ext.flask.scoped_session import current_session, flask_scoped_session
 from fictive_sqlalchemy.unit_of_work import unit_of_work
 from tests.library import (
     Author,
@@ -463,6 +467,96 @@ class TestASessionThatSomebodyElseHasMade:
         assert onlooker.names() == ["new"]
         with pytest.raises(RuntimeError, match="outside of any scope"), unit_of_work(scope):
             pytest.fail("it began")
+
+
+class TestWhatElseASessionCanDo:
+    def test_is_to_be_rolled_back_without_an_error(
+        self, maker: sessionmaker[OptInSession], onlooker: Onlooker
+    ) -> None:
+        with unit_of_work(maker) as session:
+            session.add(Author(name="outer"))
+            with unit_of_work(maker):
+                session.add(Author(name="inner"))
+                session.set_rollback()
+        assert onlooker.names() == ["outer"]
+        with unit_of_work(maker) as session:
+            session.add(Author(name="lost"))
+            session.set_rollback()
+        assert onlooker.names() == ["outer"]
+
+    def test_is_atomic_inside_and_around(
+        self, scope: OptInScopedSession[OptInSession], onlooker: Onlooker
+    ) -> None:
+        with unit_of_work(scope), suppress(ZeroDivisionError), scope.atomic():
+            scope.add(Author(name="lost"))
+            raise ZeroDivisionError
+        with scope.atomic():
+            with unit_of_work(scope):
+                scope.add(Author(name="new"))
+            assert onlooker.names() == []
+        assert onlooker.names() == ["new"]
+
+    @pytest.mark.parametrize("fails", [False, True])
+    def test_calls_services_after_its_end_that_are_units_of_their_own(
+        self, maker: sessionmaker[OptInSession], onlooker: Onlooker, fails: bool
+    ) -> None:
+        def add(session: OptInSession, name: str) -> None:
+            session.add(Author(name=name))
+
+        factories: list[Callable[[], OptInSession]] = [maker, OptInScopedSession(maker)]
+        for factory in factories:
+            service = unit_of_work(factory)(add)
+            with suppress(ZeroDivisionError), unit_of_work(factory) as session:
+                session.on_commit(partial(service, "committed"))
+                session.on_rollback(partial(service, "rolled back"))
+                session.add(Author(name="new"))
+                session.flush()
+                if fails:
+                    raise ZeroDivisionError
+            assert onlooker.names() == (["rolled back"] if fails else ["committed", "new"])
+            onlooker.run("DELETE FROM author WHERE id > 3")
+
+    def test_has_listeners_that_call_services_before_its_end(
+        self, maker: sessionmaker[OptInSession], onlooker: Onlooker
+    ) -> None:
+        def audit(session: Session) -> None:
+            with unit_of_work(maker) as joined:
+                assert joined is session
+                joined.add(Author(name="audited"))
+
+        with unit_of_work(maker) as session:
+            event.listen(session, "before_commit", audit, once=True)
+            session.add(Author(name="new"))
+        assert onlooker.names() == ["audited", "new"]
+
+
+class TestInFlask:
+    def test_the_proxy_of_a_scoped_session_is_a_factory(
+        self, maker: sessionmaker[OptInSession], onlooker: Onlooker
+    ) -> None:
+        app = Flask(__name__)
+        flask_scoped_session(maker, app)
+
+        @unit_of_work(current_session)
+        def add(session: OptInSession, name: str, outer: Session | None = None) -> None:
+            assert outer is None or session is outer
+            session.add(Author(name=name))
+
+        with pytest.raises(RuntimeError, match="app_context"):
+            add("new")
+        with app.app_context():
+            add("one")
+            assert not current_session.registry.has()
+            author = current_session.get_one(Author, 1)
+            with unit_of_work(current_session) as session:
+                add("two", session)
+                with app.app_context(), suppress(ZeroDivisionError):
+                    with unit_of_work(current_session) as other:
+                        assert other is not session
+                        add("lost", other)
+                        raise ZeroDivisionError
+            assert author in current_session
+        assert onlooker.names() == ["one", "two"]
 
 
 class TestEndingItByHand:
