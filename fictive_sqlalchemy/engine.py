@@ -23,6 +23,7 @@ from .autocommit import (
     without_autocommit,
 )
 from .connection import OptInConnection
+from .replicas import Health, attach, copy_replicas, options_of_replicas
 from .statements import stand_alone
 
 
@@ -38,6 +39,15 @@ class OptInEngine(Engine):
 
     transaction_options: TransactionOptions = DEFAULT
     """What its transactions begin with unless they ask for something else."""
+
+    replicas: tuple[OptInEngine, ...] = ()
+    """Where the reads of sessions go that are outside a transaction, see :func:`create_engine`."""
+
+    primary: OptInEngine | None = None
+    """What it is a replica of, if it is one."""
+
+    health: Health = Health()
+    """Whether it can be used, if it is a replica."""
 
     def connect(self) -> OptInConnection:
         """Return a connection, which rests in autocommit. Sends nothing."""
@@ -65,6 +75,7 @@ class OptInEngine(Engine):
         assert isinstance(copy, OptInOptionEngine)
         copy.switch = self.switch
         copy.transaction_options = self.transaction_options
+        copy_replicas(self, copy)
         copy.update_execution_options(**opt)
         return copy
 
@@ -79,6 +90,17 @@ class OptInEngine(Engine):
         without_autocommit(options).check(self.dialect)
         self.transaction_options = options
         super().update_execution_options(**rest)
+        for replica in self.replicas:
+            replica.update_execution_options(**opt)
+
+    def dispose(self, close: bool = True) -> None:
+        """Dispose of the pool, and of those of the replicas.
+
+        :param close: As SQLAlchemy takes it.
+        """
+        super().dispose(close)
+        for replica in self.replicas:
+            replica.dispose(close)
 
 
 class OptInOptionEngine(OptInEngine, OptionEngine):
@@ -94,9 +116,13 @@ def create_engine(url: str | URL, **kwargs: Any) -> OptInEngine:
 
     :param url: The database, as ``sqlalchemy.create_engine()`` takes it.
     :param kwargs: As ``sqlalchemy.create_engine()`` takes them, but ``isolation_level`` is that
-        of the transactions. Outside of them a statement has the server's default.
+        of the transactions. Outside of them a statement has the server's default. And
+        ``replicas`` is a list of the URLs of read replicas, to which the reads of sessions go
+        that are outside a transaction. An item may be a dictionary of a ``url`` and of options
+        that are not the primary's.
     :raises sqlalchemy.exc.ArgumentError: if the database does not know the isolation level, if
-        an option contradicts autocommit, or if the dialect does not offer AUTOCOMMIT.
+        an option contradicts autocommit, if the dialect does not offer AUTOCOMMIT, or if a replica
+        has no URL or is of another database system.
     """
     return _opt_in(sqlalchemy.create_engine, url, kwargs)
 
@@ -125,6 +151,7 @@ def _create_from_config(url: str | URL, **options: Any) -> Engine:
 
 
 def _opt_in(create: Callable[..., Engine], url: str | URL, kwargs: dict[str, Any]) -> OptInEngine:
+    replicas = options_of_replicas(kwargs.pop("replicas", None) or (), kwargs)
     if kwargs.pop("server_side_cursors", False):
         raise exc.ArgumentError(
             "server_side_cursors=True would make every read a cursor on the server. Leave it "
@@ -170,4 +197,5 @@ def _opt_in(create: Callable[..., Engine], url: str | URL, kwargs: dict[str, Any
     assert isinstance(engine, OptInEngine)
     engine.switch = switch
     engine.transaction_options = options
+    attach(engine, [_opt_in(create, *replica) for replica in replicas])
     return engine

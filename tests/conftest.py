@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.postgres import PostgresServer, server_from_environment
+from tests.postgres import PostgresServer, ReplicaServer, server_from_environment
 from tests.wire import WireProxy
 
 
@@ -33,6 +33,27 @@ def wire(server: PostgresServer) -> Iterator[WireProxy]:
     """The proxy before the server; it passes on no delay and no hook from one test to the next."""
     with WireProxy(server.host, server.port) as proxy:
         yield proxy
+
+
+@pytest.fixture(scope="session")
+def replica_server(server: PostgresServer) -> Iterator[ReplicaServer]:
+    """A streaming replica of the server."""
+    try:
+        replica = server.start_replica()
+    except NotImplementedError as error:
+        pytest.skip(str(error))
+    with replica:
+        yield replica
+
+
+@pytest.fixture
+def replica(replica_server: ReplicaServer, database: str) -> Iterator[ReplicaServer]:
+    """The replica, on which the database is as empty."""
+    replica_server.catch_up()
+    yield replica_server
+    if not replica_server.is_running:
+        replica_server.restart()
+    replica_server.resume_replay()
 
 
 @pytest.fixture(scope="session")

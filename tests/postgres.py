@@ -42,6 +42,8 @@ _SETTINGS = {
     "synchronous_commit": "off",
     "full_page_writes": "off",
     "autovacuum": "off",
+    # A replica that has lost its primary looks for it every 5 seconds otherwise.
+    "wal_retrieve_retry_interval": "100ms",
     # Timestamps, backend and database of each line; who connected explains most surprises.
     "log_line_prefix": "%m [%p] %d ",
 }
@@ -158,6 +160,28 @@ class PostgresServer:
             " unset DATABASE_URL to use an embedded one."
         )
 
+    def shut_down(self, mode: str = "fast") -> None:
+        """Stop the server and keep its data: :meth:`restart` starts it again.
+
+        :param mode: As for :meth:`restart`.
+        :raises NotImplementedError: If :meth:`start` did not start this server.
+        """
+        raise NotImplementedError(
+            "The server of DATABASE_URL is not ours to stop;"
+            " unset DATABASE_URL to use an embedded one."
+        )
+
+    def start_replica(self) -> ReplicaServer:
+        """Start a streaming replica of this server, a hot standby.
+
+        :returns: The running replica; stop it before this server.
+        :raises NotImplementedError: If :meth:`start` did not start this server.
+        """
+        raise NotImplementedError(
+            "The server of DATABASE_URL is not ours to make a replica of;"
+            " unset DATABASE_URL to use an embedded one."
+        )
+
     def stop(self) -> None:
         """Stop the server and remove its data, if :meth:`start` started it. May be called twice."""
 
@@ -205,7 +229,7 @@ class _EmbeddedServer(PostgresServer):
                 installation = self._reachable(installation, account)
             self._bin = installation / "bin"
             self._start_keeper()
-            self._initdb()
+            self._make_data()
             self._start()
         except BaseException:
             self.stop()
@@ -225,6 +249,12 @@ class _EmbeddedServer(PostgresServer):
 
     def restart(self, mode: str = "fast") -> None:
         self._pg_ctl("restart", f"--mode={mode}")
+
+    def shut_down(self, mode: str = "fast") -> None:
+        self._pg_ctl("stop", f"--mode={mode}")
+
+    def start_replica(self) -> ReplicaServer:
+        return ReplicaServer(self)
 
     def stop(self) -> None:
         if os.getpid() != self._owner:
@@ -251,7 +281,7 @@ class _EmbeddedServer(PostgresServer):
         )
         atexit.register(self.stop)
 
-    def _initdb(self) -> None:
+    def _make_data(self) -> None:
         self._call(
             "initdb",
             f"--pgdata={self.directory / 'data'}",
@@ -324,6 +354,60 @@ class _EmbeddedServer(PostgresServer):
             # So that the keeper, which runs as this account, can remove it.
             os.lchown(path, account.pw_uid, account.pw_gid)
         return copy
+
+
+class ReplicaServer(_EmbeddedServer):
+    """A streaming replica, a hot standby: get one from :meth:`PostgresServer.start_replica`.
+
+    https://www.postgresql.org/docs/current/warm-standby.html#STREAMING-REPLICATION
+
+    :param primary: The server that it is a replica of.
+    """
+
+    def __init__(self, primary: _EmbeddedServer) -> None:
+        self._primary = primary
+        super().__init__(primary.version)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was not shut down."""
+        return (self.directory / "data" / "postmaster.pid").exists()
+
+    def catch_up(self) -> None:
+        """Wait until all that is committed on the primary can be read here."""
+        with self._primary._connect("postgres") as connection:
+            # The test's own commits don't wait for the disk; only what is on it is sent here.
+            connection.execute(text("SET synchronous_commit = on"))
+            connection.execute(text("SELECT pg_logical_emit_message(true, '', '')"))
+            position = connection.scalar(text("SELECT pg_current_wal_flush_lsn()"))
+        self._wait_for(f"SELECT pg_last_wal_replay_lsn() >= '{position}'")
+
+    def pause_replay(self) -> None:
+        """Show what there is now, and nothing newer, until :meth:`resume_replay`."""
+        self._run("SELECT pg_wal_replay_pause()")
+        self._wait_for("SELECT pg_get_wal_replay_pause_state() = 'paused'")
+
+    def resume_replay(self) -> None:
+        """Show what is new again."""
+        self._run("SELECT pg_wal_replay_resume()")
+
+    def _wait_for(self, condition: str) -> None:
+        deadline = time.monotonic() + 30
+        with self._connect("postgres") as connection:
+            while not connection.scalar(text(condition)):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"Not so after 30 seconds: {condition}\n{self.log}")
+                time.sleep(0.002)
+
+    def _make_data(self) -> None:
+        self._call(
+            "pg_basebackup",
+            f"--pgdata={self.directory / 'data'}",
+            f"--dbname=host={self._primary.host} port={self._primary.port} user=postgres",
+            "--checkpoint=fast",
+            "--write-recovery-conf",  # where it streams from, and that it is a standby
+            "--no-sync",
+        )
 
 
 def server_from_environment() -> PostgresServer:

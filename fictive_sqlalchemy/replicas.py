@@ -1,0 +1,186 @@
+"""Read replicas: where a session's reads outside a transaction go.
+
+A session that has been to the primary stays there, so that it reads what it has written; one that
+has read from a replica keeps to it, so that it does not go back in time. Where it has been is
+told by the connections that it has on loan.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+from sqlalchemy import GenerativeSelect, event, exc
+from sqlalchemy.engine import URL, ExceptionContext, make_url
+from sqlalchemy.orm import FromStatement
+from sqlalchemy.sql import visitors
+
+if TYPE_CHECKING:
+    from .connection import OptInConnection
+    from .engine import OptInEngine
+
+#: How long, in seconds, a replica that was lost is left alone before it is tried again.
+RETRY_AFTER = 10.0
+
+#: What ``create_engine(replicas=…)`` takes.
+ReplicaOptions: TypeAlias = "str | Iterable[str | URL | Mapping[str, Any]]"
+
+# What would make each replica's engine connect to the primary.
+_CONNECTS = ("creator", "pool", "async_creator")
+
+_READ_ONLY = "25006"  # https://www.postgresql.org/docs/current/errcodes-appendix.html
+
+
+class Health:
+    """Whether a replica can be used, as far as is known. An engine's copies share it."""
+
+    def __init__(self) -> None:
+        self._down_until = 0.0
+        self._lock = threading.Lock()
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it is not known to be down."""
+        return not self._down_until
+
+    def may_be_tried(self) -> bool:
+        """Tell whether to read from it; of one that is down, one caller at a time finds out."""
+        if self.is_up:
+            return True
+        with self._lock:
+            now = time.monotonic()
+            if now < self._down_until:
+                return False
+            self._down_until = now + RETRY_AFTER
+            return True
+
+    def note(self, *, up: bool) -> None:
+        """Note that it was reached, or was not."""
+        if up != self.is_up:
+            with self._lock:
+                self._down_until = 0.0 if up else time.monotonic() + RETRY_AFTER
+
+
+def options_of_replicas(
+    replicas: ReplicaOptions, options: Mapping[str, Any]
+) -> list[tuple[str | URL, dict[str, Any]]]:
+    """Return the URL and the engine's options of each replica.
+
+    :param replicas: URLs, in one string or each by itself, or dictionaries of a ``url`` and of
+        options that are not the primary's.
+    :param options: The primary's.
+    :raises sqlalchemy.exc.ArgumentError: if one has no URL, or would connect to the primary.
+    """
+    if isinstance(replicas, (URL, Mapping)):
+        replicas = [cast("URL | Mapping[str, Any]", replicas)]
+    elif isinstance(replicas, str):
+        replicas = replicas.split()
+    result: list[tuple[str | URL, dict[str, Any]]] = []
+    for replica in replicas:
+        own = dict(replica) if isinstance(replica, Mapping) else {"url": replica}
+        if "url" not in own:
+            raise exc.ArgumentError(f"A replica needs a URL: {{'url': …}}, but this has {own!r}.")
+        for name in _CONNECTS:
+            if options.get(name) is not None and name not in own:
+                raise exc.ArgumentError(
+                    f"With {name}=… the replicas would connect to the primary: give each one of "
+                    f"its own, as in replicas=[{{'url': …, {name!r}: …}}]."
+                )
+        result.append((make_url(own.pop("url")), {**options, **own}))
+    return result
+
+
+def attach(primary: OptInEngine, replicas: Iterable[OptInEngine]) -> None:
+    """Make engines the replicas of another.
+
+    :raises sqlalchemy.exc.ArgumentError: if one is of another database system.
+    """
+    primary.replicas = tuple(replicas)
+    for replica in primary.replicas:
+        if replica.dialect.name != primary.dialect.name:
+            raise exc.ArgumentError(
+                f"{replica.url!r} can't be a replica of {primary.url!r}, which is another database "
+                "system."
+            )
+        replica.primary = primary
+        health = replica.health = Health()
+
+        @event.listens_for(replica, "handle_error")
+        def note(context: ExceptionContext, health: Health = health) -> Exception | None:
+            error = context.original_exception
+            if context.is_disconnect or context.connection is None:
+                health.note(up=False)
+            elif _READ_ONLY in (getattr(error, "sqlstate", ""), getattr(error, "pgcode", "")):
+                return exc.InvalidRequestError(
+                    f"This SELECT writes, and it went to a replica, which refused it ({error}). "
+                    "Put it into `with session.begin():`, or call read_from_primary() before."
+                )
+            return None
+
+
+def copy_replicas(engine: OptInEngine, copy: OptInEngine) -> None:
+    """Give a copy of an engine copies of its replicas, with the same pools."""
+    copy.primary, copy.health = engine.primary, engine.health
+    copy.replicas = tuple(replica.execution_options() for replica in engine.replicas)
+    for replica in copy.replicas:
+        replica.primary = copy
+
+
+def source_of(primary: OptInEngine, statement: Any, loans: Collection[OptInEngine]) -> OptInEngine:
+    """Return the engine that a statement outside a transaction goes to. Sends nothing.
+
+    :param primary: An engine with replicas.
+    :param statement: What ``get_bind()`` got as ``clause``.
+    :param loans: The engines the session has been to.
+    """
+    # By the pool: a copy with other execution options is the same database. If that is isolated
+    # for a test, no replica will ever see what is done in it.
+    been_there = any(engine.pool is primary.pool for engine in loans)
+    if been_there or hasattr(primary.pool, "isolation") or not _only_reads(statement):
+        return primary
+    for replica in primary.replicas:
+        if replica in loans:
+            return replica if replica.health.is_up else primary
+    for replica in random.sample(primary.replicas, len(primary.replicas)):
+        if replica.health.may_be_tried():
+            return replica
+    return primary
+
+
+def _only_reads(statement: Any) -> bool:
+    if isinstance(statement, FromStatement):
+        statement = cast(Any, statement).element
+    return isinstance(statement, GenerativeSelect) and not any(
+        getattr(part, "is_dml", False) for part in visitors.iterate(statement)
+    )
+
+
+def borrow_to_read(
+    replica: OptInEngine,
+    borrow: Callable[[OptInEngine], OptInConnection],
+    loans: Collection[OptInEngine],
+) -> OptInConnection:
+    """Return a connection to a replica; to another, or to the primary, if it can't be reached.
+
+    :param replica: The replica.
+    :param borrow: What lends a connection to an engine.
+    :param loans: The engines the session has been to: from one of them it goes to the primary.
+    """
+    primary = replica.primary
+    assert primary is not None
+    others = [] if replica in loans else [one for one in primary.replicas if one is not replica]
+    for one in (replica, *others):
+        if one is not replica and not one.health.may_be_tried():
+            continue
+        try:
+            connection = borrow(one)
+            connection._alive()  # pyright: ignore[reportPrivateUsage]
+        except (exc.DBAPIError, one.dialect.loaded_dbapi.Error):
+            one.health.note(up=False)
+        else:
+            one.health.note(up=True)
+            return connection
+    return borrow(primary)
