@@ -7,7 +7,9 @@ of the driver, and cost no round trip.
 
 from __future__ import annotations
 
+import os
 import select
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from operator import attrgetter, methodcaller
@@ -27,6 +29,10 @@ PSYCOPG = ("psycopg2", "psycopg")
 # PQtransactionStatus of libpq, the same numbers in psycopg2 and psycopg:
 # https://www.postgresql.org/docs/current/libpq-status.html
 _IDLE, _IN_TRANSACTION, _IN_ERROR = 0, 2, 3
+
+# To an idle client the server sends it before it goes, and then only:
+# https://www.postgresql.org/docs/current/protocol-message-formats.html
+_ERROR_RESPONSE = b"E"
 
 
 @dataclass(frozen=True)
@@ -288,11 +294,16 @@ class PsycopgSwitch(Switch):
     def lost(self, connection: Any) -> bool:
         if connection.closed:
             return True
-        if not _has_something_to_read(connection.fileno()):
+        descriptor = connection.fileno()
+        if not _has_something_to_read(descriptor):
             return False
+        if _peek(descriptor) in (b"", _ERROR_RESPONSE):
+            return True
         try:
-            self._read(connection)  # a notice, or the end
-        except self.dialect.loaded_dbapi.Error:
+            # A notice; or encrypted, and then the driver reads on to the end, if there is one.
+            while _has_something_to_read(descriptor):
+                self._read(connection)
+        except (self.dialect.loaded_dbapi.Error, OSError, ValueError):
             return True
         return bool(connection.closed)
 
@@ -330,6 +341,15 @@ class PysqliteSwitch(Switch):
             self.dialect.set_isolation_level(connection, options.isolation_level)
             connection.isolation_level = None
         connection.execute("BEGIN")
+
+
+def _peek(descriptor: int) -> bytes:
+    """Return the first byte of what is to be read, and leave it there."""
+    with socket.socket(fileno=os.dup(descriptor)) as copy:
+        try:
+            return copy.recv(1, socket.MSG_PEEK)
+        except OSError:  # it was reset
+            return b""
 
 
 def _has_something_to_read(descriptor: int) -> bool:

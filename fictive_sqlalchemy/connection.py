@@ -200,6 +200,7 @@ class OptInConnection(Connection):
         self._left_with: TransactionOptions | None = None
         self._unread: list[CursorResult[Any]] = []
         self._under_way = 0
+        self._has_sent = False
         self._begin_to_log: str | None = None
         super().__init__(engine)
 
@@ -269,6 +270,7 @@ class OptInConnection(Connection):
                 )
             connection.info[TAKEN_BY] = ref(self)
         self._left_with = self.transaction_options
+        self._has_sent = False
         self.engine.switch.leave(connection.dbapi_connection, self.transaction_options)
 
     def return_to_autocommit(self) -> None:
@@ -305,6 +307,20 @@ class OptInConnection(Connection):
                 break
             self.invalidate()
         return self.connection
+
+    def _begin_on_another(self, options: TransactionOptions) -> None:
+        """Go on with another DBAPI connection in a transaction that has sent nothing yet."""
+        lost = self._dbapi_connection  # private: for leave_autocommit() to get another one
+        assert lost is not None
+        another = self.engine.raw_connection()
+        try:
+            self.engine.switch.leave(another.dbapi_connection, options)
+        except BaseException:
+            another.close()
+            raise
+        self._dbapi_connection = another  # private: as above
+        lost.invalidate()
+        lost.close()
 
     def is_inside(self) -> bool:
         """Tell whether a transaction is open, or begins: an event may send something already."""
@@ -389,6 +405,10 @@ class OptInConnection(Connection):
     ) -> Any:
         if self.is_inside():
             used = self._left_with
+            if used is not None and not self._has_sent:
+                self._has_sent = True
+                while self._dbapi_connection is not None and self.is_lost():  # private: as above
+                    self._begin_on_another(used)
             if used is not None and used.read_only and getattr(statement, "is_dml", False):
                 raise exc.InvalidRequestError(
                     "This transaction is read-only: begin() it without read_only=True to "
