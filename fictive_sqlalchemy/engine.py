@@ -10,6 +10,7 @@ from sqlalchemy import event, exc
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.engine.base import OptionEngine
 from sqlalchemy.pool import PoolProxiedConnection, PoolResetState, StaticPool
+from sqlalchemy.util import asbool
 
 from .autocommit import (
     DEFAULT,
@@ -23,7 +24,9 @@ from .autocommit import (
     without_autocommit,
 )
 from .connection import OptInConnection
+from .forks import leave_connection_to_parent, leave_to_parent
 from .replicas import Health, attach, copy_replicas, options_of_replicas
+from .read_only import forbid_writes
 from .statements import stand_alone
 
 
@@ -51,7 +54,9 @@ class OptInEngine(Engine):
 
     def connect(self) -> OptInConnection:
         """Return a connection, which rests in autocommit. Sends nothing."""
-        return OptInConnection(self)
+        connection = OptInConnection(self)
+        leave_connection_to_parent(connection)
+        return connection
 
     def raw_connection(self) -> PoolProxiedConnection:
         """Return a DBAPI connection from the pool, in autocommit. Sends nothing."""
@@ -116,7 +121,8 @@ def create_engine(url: str | URL, **kwargs: Any) -> OptInEngine:
 
     :param url: The database, as ``sqlalchemy.create_engine()`` takes it.
     :param kwargs: As ``sqlalchemy.create_engine()`` takes them, but ``isolation_level`` is that
-        of the transactions. Outside of them a statement has the server's default. And
+        of the transactions. Outside of them a statement has the server's default.
+        ``read_only_outside=True`` makes the server refuse writes outside of transactions. And
         ``replicas`` is a list of the URLs of read replicas, to which the reads of sessions go
         that are outside a transaction. An item may be a dictionary of a ``url`` and of options
         that are not the primary's.
@@ -157,9 +163,12 @@ def _opt_in(create: Callable[..., Engine], url: str | URL, kwargs: dict[str, Any
             "server_side_cursors=True would make every read a cursor on the server. Leave it "
             "out, and stream the reads that need it: execution_options(stream_results=True)."
         )
+    read_only_outside = asbool(kwargs.pop("read_only_outside", False))
     by_option, execution_options = split_options(kwargs.pop("execution_options", None) or {})
     by_keyword, _ = split_options({"isolation_level": kwargs.pop("isolation_level", None)})
     options = by_keyword.over(by_option)
+    if read_only_outside:
+        options = options.over(TransactionOptions(read_only=False))
     # Our own reset() knows when there is nothing to do.
     if "pool" not in kwargs:
         kwargs.setdefault("pool_reset_on_return", None)
@@ -167,6 +176,9 @@ def _opt_in(create: Callable[..., Engine], url: str | URL, kwargs: dict[str, Any
     switch = switch_for(engine.dialect)
     options.check(engine.dialect)
     stand_alone(engine.dialect)
+
+    if read_only_outside:
+        forbid_writes(engine)
 
     # First of all listeners: SQLAlchemy's own read from the database.
     @event.listens_for(engine, "connect", insert=True)
@@ -197,5 +209,6 @@ def _opt_in(create: Callable[..., Engine], url: str | URL, kwargs: dict[str, Any
     assert isinstance(engine, OptInEngine)
     engine.switch = switch
     engine.transaction_options = options
+    leave_to_parent(engine)
     attach(engine, [_opt_in(create, *replica) for replica in replicas])
     return engine
