@@ -1976,8 +1976,6 @@ class TestAKilledServerProcess:
         author = session.get_one(Author, 1)
         author.age = 44
         onlooker.kill(backend_pid(session.connection()))
-        with pytest.raises(OperationalError):
-            session.get(Author, 2)
         assert session.get_one(Author, 2).name == "Bob"
         assert author.age == 44
         session.commit()
@@ -2008,22 +2006,18 @@ class TestAKilledServerProcess:
 
     def test_before_a_flush_outside(self, session: OptInSession, onlooker: Onlooker) -> None:
         session.get(Author, 1)
-        session.add(Author(name="gone"))
+        session.add(Author(name="waiting"))
         onlooker.kill(backend_pid(session.connection()))
-        with pytest.raises(OperationalError):
-            session.flush()
-        session.add(Author(name="after"))
         session.flush()
-        assert onlooker.names() == ["after"]
+        assert onlooker.names() == ["waiting"]
 
     def test_while_idle_in_the_pool(self, sessions: Sessions, onlooker: Onlooker) -> None:
         with sessions() as session:
             pid = backend_pid(session.connection())
         onlooker.kill(pid)
         with sessions() as session:
-            with pytest.raises(OperationalError), session.begin():
-                session.get(Author, 1)
             with session.begin():
+                assert session.get_one(Author, 1).name == "Ada"
                 session.add(Author(name="after"))
         assert onlooker.names() == ["after"]
 
