@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _engines: WeakSet[Engine] = WeakSet()
 _entries: WeakSet[Any] = WeakSet()  # of each place in a pool that has had a connection
-_connections: WeakSet[OptInConnection] = WeakSet()
+_held: WeakSet[OptInConnection] = WeakSet()
 
 
 def leave_to_parent(engine: Engine) -> None:
@@ -48,7 +48,7 @@ def leave_connection_to_parent(connection: OptInConnection) -> None:
 
     :param connection: The connection, of an engine that :func:`leave_to_parent` was called for.
     """
-    _connections.add(connection)
+    _held.add(connection)
 
 
 def _after_fork_in_child() -> None:
@@ -56,7 +56,7 @@ def _after_fork_in_child() -> None:
     for entry in list(_entries):
         entry.dbapi_connection = None  # so that the pool neither resets nor closes it
     _cut(filter(None, inherited))
-    for connection in list(_connections):
+    for connection in list(_held):
         open_transactions.discard(connection)
         # private: `invalidated` from here on, which only invalidate() makes public: that closes
         connection._dbapi_connection = None  # pyright: ignore[reportPrivateUsage]
