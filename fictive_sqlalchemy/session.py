@@ -632,8 +632,13 @@ class OptInSession(Session):
             for one in begun:
                 if isinstance(one, TwoPhaseTransaction):
                     one.prepare()
-            for one in begun:
-                one.commit()
+            try:
+                for one in begun:
+                    one.commit()
+            except BaseException:
+                for one in begun:
+                    one.close()  # which SQLAlchemy leaves to who commits by hand
+                raise
             transaction.has_committed(self)
         finally:
             transaction.close()  # and rolls back what is not committed

@@ -643,6 +643,27 @@ class TestRow9OneCallThatWritesManyRowsOutside:
         assert onlooker.column("SELECT name FROM person") == ["E"]
         assert session.scalars(sa.select(Person)).one().name == "E"
 
+    @pytest.mark.parametrize(
+        "call",
+        [
+            lambda session, rows: session.execute(sa.insert(Seat), rows),
+            lambda session, rows: session.bulk_insert_mappings(sa.inspect(Seat), rows),
+            lambda session, rows: session.bulk_save_objects([Seat(**row) for row in rows]),
+        ],
+        ids=["execute", "bulk_insert_mappings", "bulk_save_objects"],
+    )
+    def test_whose_commit_fails_stores_nothing_and_leaves_the_session_usable(
+        self, session: OptInSession, onlooker: Onlooker, call: Callable[..., Any]
+    ) -> None:
+        with pytest.raises(IntegrityError):
+            call(session, [{"place": 1}, {"place": 1}])
+        assert session.scalars(sa.select(Seat)).all() == []
+        with session.begin():
+            session.add(Author(name="after"))
+        call(session, [{"place": 1}, {"place": 2}])
+        assert onlooker.names() == ["after"]
+        assert onlooker.column("SELECT place FROM seat ORDER BY 1") == [1, 2]
+
     def test_leaves_what_is_waiting_in_the_session_to_wait(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
