@@ -3,19 +3,24 @@
 Reads run untransacted; ``with session.begin():`` is a transaction.
 """
 
-from .connection import OptInConnection
+from .active_record import ActiveRecordMixin
+from .connection import CommitOutcomeUnknown, OptInConnection
 from .engine import OptInEngine, create_engine, engine_from_config
 from .session import OptInScopedSession, OptInSession
 from .transactions import TRANSACTION_CONNECTIONS
+from .unit_of_work import unit_of_work
 
 __version__ = "0.1.0"
 
 __all__ = [
     "TRANSACTION_CONNECTIONS",
+    "ActiveRecordMixin",
+    "CommitOutcomeUnknown",
     "OptInConnection",
     "OptInEngine",
     "OptInScopedSession",
     "OptInSession",
     "create_engine",
     "engine_from_config",
+    "unit_of_work",
 ]

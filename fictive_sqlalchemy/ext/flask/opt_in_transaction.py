@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import sqlalchemy
 from flask import Flask, has_app_context
+from flask_sqlalchemy import record_queries
 from flask_sqlalchemy.session import Session as FlaskSession
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError
 
-from ...engine import engine_from_config
+from ...atomic import Atomic, F
+from ...engine import OptInEngine, engine_from_config
 from ...session import OptInScopedSession, OptInSession
 from ...testing import isolate
 from ...transactions import TRANSACTION_CONNECTIONS, TransactionConnections
@@ -48,12 +50,63 @@ class OptInTransactionMixin(AtomicRequestsMixin, DeclarativeBaseMixin):
         # What create_scoped_session() makes; Flask-SQLAlchemy declares its own.
         session: OptInScopedSession[Session]  # type: ignore[assignment]  # pyright: ignore
 
+    @overload
+    def atomic(self, function: F, /) -> F: ...
+
+    @overload
+    def atomic(
+        self,
+        /,
+        *,
+        savepoint: bool = True,
+        durable: bool = False,
+        isolation_level: str | None = None,
+        read_only: bool | None = None,
+        deferrable: bool | None = None,
+    ) -> Atomic: ...
+
+    def atomic(self, function: Any = None, /, **options: Any) -> Any:
+        """Make a block, or each call of a function, a transaction, or a savepoint inside one::
+
+            @db.atomic
+            def register(email):
+                db.session.add(User(email=email))
+
+            with db.atomic():
+                register("ada@example.com")
+                register("grace@example.com")
+
+        See :meth:`fictive_sqlalchemy.OptInSession.atomic`.
+        """
+        return self.session.atomic(**options) if function is None else self.session.atomic(function)
+
+    def set_rollback(self) -> None:
+        """Ask for a rollback at the end of the innermost block, without an error.
+
+        See :meth:`fictive_sqlalchemy.OptInSession.set_rollback`.
+        """
+        self.session.set_rollback()
+
+    def on_commit(self, function: Callable[[], object]) -> None:
+        """Call a function once the open transaction is committed; outside, call it at once.
+
+        See :meth:`fictive_sqlalchemy.OptInSession.on_commit`.
+        """
+        self.session.on_commit(function)
+
+    def on_rollback(self, function: Callable[[], object]) -> None:
+        """Call a function if the open transaction or savepoint is rolled back.
+
+        See :meth:`fictive_sqlalchemy.OptInSession.on_rollback`.
+        """
+        self.session.on_rollback(function)
+
     def create_engine(self, sa_url: str | URL, engine_opts: Mapping[str, Any]) -> Engine:
         """Create the engine of one bind. Sends nothing.
 
         :param sa_url: The database.
-        :param engine_opts: As ``sqlalchemy.create_engine()`` takes them. An ``isolation_level``
-            is that of the transactions.
+        :param engine_opts: As :func:`fictive_sqlalchemy.create_engine` takes them. An
+            ``isolation_level`` is that of the transactions.
         :returns: an :class:`.OptInEngine` if the backend is in :attr:`AUTOCOMMIT_DRIVERS`, else
             an engine as SQLAlchemy makes it.
         :raises sqlalchemy.exc.ArgumentError: if the database does not know the isolation level,
@@ -147,4 +200,19 @@ class OptInTransactionMixin(AtomicRequestsMixin, DeclarativeBaseMixin):
     # private: Flask-SQLAlchemy 3 calls this where Flask-SQLAlchemy 2 called create_engine
     def _make_engine(self, bind_key: str | None, options: dict[str, Any], app: Flask) -> Engine:
         options = dict(options)
-        return self.create_engine(options.pop("url"), options)
+        if bind_key is not None and "replicas" in options:
+            given: str | URL | Mapping[str, Any] = app.config["SQLALCHEMY_BINDS"][bind_key]
+            if not isinstance(given, Mapping) or "replicas" not in given:
+                raise ArgumentError(
+                    "The extension's engine_options are for every bind, and their replicas would "
+                    f"be those of the bind {bind_key!r}, too: put those of the default bind into "
+                    "SQLALCHEMY_ENGINE_OPTIONS, and those of others into SQLALCHEMY_BINDS = "
+                    f"{{{bind_key!r}: {{'url': …, 'replicas': […]}}}}."
+                )
+        engine = self.create_engine(options.pop("url"), options)
+        config: dict[str, Any] = app.config
+        if isinstance(engine, OptInEngine) and config.get("SQLALCHEMY_RECORD_QUERIES"):
+            for replica in engine.replicas:
+                # private: Flask-SQLAlchemy listens to the engines that it knows of
+                record_queries._listen(replica)  # pyright: ignore[reportPrivateUsage]
+        return engine
