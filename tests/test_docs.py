@@ -300,13 +300,14 @@ def docstring_examples() -> Iterator[Any]:
                 name = getattr(node, "name", "module")
                 code = textwrap.dedent(match[1])
                 if "─" not in code:  # a diagram
-                    yield pytest.param(code, id=f"{module.stem}-{name}")
+                    yield pytest.param(module, code, id=f"{module.stem}-{name}")
 
 
 # What the docstrings take for granted.
 GIVEN = """
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import text
 from sqlalchemy.orm import Mapped, mapped_column, sessionmaker
 
 from fictive_sqlalchemy import *
@@ -325,16 +326,25 @@ class User(db.Model):
 
 app = Flask("app")
 app.config["SQLALCHEMY_DATABASE_URI"] = url
+
+engine = create_engine(url)
+session = OptInSession(engine)
 """
 
 
-@pytest.mark.parametrize("code", list(docstring_examples()))
-def test_a_docstrings_example_runs(code: str, url: str) -> None:
-    namespace: dict[str, Any] = {"__name__": "example", "url": url}
+@pytest.mark.parametrize(("module", "code"), list(docstring_examples()))
+def test_a_docstrings_example_runs(module: Path, code: str, url: str) -> None:
+    name = ".".join(module.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    own = vars(importlib.import_module(name))
+    namespace = {key: value for key, value in own.items() if not key.startswith("_")}
+    namespace |= {"__name__": "example", "url": url}
     with disposed_engines():
         exec(compile(GIVEN, "given", "exec", dont_inherit=True), namespace)
         with namespace["example"].app_context():
             namespace["db"].create_all()
+            if ".get(User, 1)" in code:
+                namespace["db"].session.add(namespace["User"](email="first@example.com"))
+                namespace["db"].session.commit()
             exec(compile(code, "docstring", "exec", dont_inherit=True), namespace)
 
 
