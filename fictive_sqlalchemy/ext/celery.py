@@ -1,0 +1,255 @@
+"""Celery tasks that run in an application context of their own, each as a transaction if you ask.
+
+::
+
+    from celery import Celery
+
+    from fictive_sqlalchemy.ext.celery import DatabaseTask
+
+    celery = Celery("example", task_cls=DatabaseTask.of(example))
+
+    @celery.task(atomic=True)
+    def rename(user_id, name):
+        db.session.get(User, user_id).name = name
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import ExitStack, contextmanager
+from contextvars import copy_context
+from functools import wraps
+from threading import Lock
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+from weakref import WeakSet
+
+from celery import Task
+from celery.exceptions import ImproperlyConfigured
+from celery.signals import worker_process_init
+from flask import Flask
+from sqlalchemy import event, exc
+from sqlalchemy.engine import Engine
+from sqlalchemy.orm import Session, scoped_session
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["DatabaseTask"]
+
+_apps: WeakSet[Flask] = WeakSet()
+"""What was given to DatabaseTask.of(), or made for it, in this process."""
+
+
+class _App:
+    """The Flask app of a task class: given, or made by the process that first runs a task."""
+
+    def __init__(self, app: Flask | Callable[[], Flask]) -> None:
+        self._lock = Lock()  # the first two tasks may run in two threads
+        # An app is callable, too: it is a WSGI application.
+        self._make = None if isinstance(app, Flask) else app
+        self._made = app if isinstance(app, Flask) else None
+        if self._made is not None:
+            _apps.add(self._made)
+
+    def get(self) -> Flask:
+        with self._lock:
+            if self._made is None:
+                assert self._make is not None
+                made: Any = self._make()
+                if not isinstance(made, Flask):
+                    raise ImproperlyConfigured(
+                        f"The function given to DatabaseTask.of() returned {made!r}: let it "
+                        "return the Flask app."
+                    )
+                _apps.add(made)
+                self._made = made
+            return self._made
+
+
+class DatabaseTask(Task[..., Any]):
+    """A task that runs in an application context of its own, and leaves no session behind.
+
+    Make it the task class of your Celery app with :meth:`of`, and every task has it:
+    ``@celery.task``, ``@shared_task`` and task classes alike. Called from within another context
+    (a view, another task, eager mode) a task has a new one all the same, and with it a session of
+    its own.
+
+    Outside a transaction the session behaves as in a view: a read is one statement, and
+    ``with db.session.begin():`` is a transaction. With :attr:`atomic` all of the task is one.
+    """
+
+    abstract = True
+
+    atomic: bool = False
+    """Whether the task is a transaction: ``@celery.task(atomic=True)``.
+
+    BEGIN is sent with its first statement. COMMIT is sent when it returns, before Celery stores
+    the result, sends what is linked to it, or, with ``acks_late``, acknowledges the message; an
+    error of COMMIT is the task's error. ROLLBACK is sent on any exception, Celery's ``Retry``,
+    ``Ignore``, ``Reject`` and ``SoftTimeLimitExceeded`` included. At the hard time limit Celery
+    kills the process, and PostgreSQL rolls back.
+    """
+
+    _app_of_task: ClassVar[_App | None] = None
+
+    @classmethod
+    def of(cls, app: Flask | Callable[[], Flask]) -> type[Self]:
+        """Return this class for an app, to be the ``task_cls`` of a Celery app.
+
+        :param app: The Flask app, or a function that makes it. The function is called once in
+            each process that runs tasks, with the first of them.
+        :raises TypeError: if it is neither.
+        """
+        if not callable(app) or isinstance(app, type):
+            raise TypeError(
+                f"DatabaseTask.of() takes the Flask app, or a function that makes it, and not "
+                f"{app!r}."
+            )
+
+        of_app = type("DatabaseTask", (cls,), {"abstract": True, "_app_of_task": _App(app)})
+        return cast("type[Self]", of_app)
+
+    @property
+    def flask_app(self) -> Flask:
+        """The Flask app: of the task's class, or of the ``task_cls`` of its Celery app.
+
+        :raises celery.exceptions.ImproperlyConfigured: if neither says which it is.
+        """
+        for task_class in (type(self), self.app.Task):
+            if issubclass(task_class, DatabaseTask) and task_class._app_of_task is not None:
+                return task_class._app_of_task.get()
+        raise ImproperlyConfigured(
+            f"The task {self.name} does not know its Flask app: make its Celery app with "
+            "Celery(…, task_cls=DatabaseTask.of(app))."
+        )
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Wrap ``run()``, which every way to execute a task comes to.
+
+        On the instance, as Celery's ``autoretry_for`` does it. That is added later and stands
+        around this, so it sees an error of COMMIT, and the rollback is done before the task is
+        sent again.
+        """
+        task = super().__new__(cls)
+        run = task.run
+
+        @wraps(run)
+        def run_in_context(*args: Any, **kwargs: Any) -> Any:
+            app = task.flask_app
+            with _context(app), ExitStack() as stack:
+                if task.atomic:
+                    stack.enter_context(_transaction(_session(app, task.name)))
+                result: Any = run(*args, **kwargs)
+                _refuse_unfinished(task.name, result)
+                return result
+
+        instance: Any = task
+        instance.run = run_in_context
+        return task
+
+
+@contextmanager
+def _context(app: Flask) -> Generator[None]:
+    """A new application context, and no session of it left at its end."""
+    with ExitStack() as at_the_end, app.app_context():
+        # The app removes a session in a teardown function, which does not get its turn when
+        # another one fails. The next context may be at the same address, and would find that
+        # session, with all that waits in it.
+        inside = copy_context()
+        for sessions in _scoped_sessions(app):
+            at_the_end.callback(inside.run, sessions.remove)
+        yield
+
+
+@contextmanager
+def _transaction(session: Session) -> Generator[None]:
+    """A transaction that only the end of this block ends."""
+    with session.begin() as transaction:
+        event.listen(session, "before_commit", _refuse_commit)
+        try:
+            yield
+        finally:
+            event.remove(session, "before_commit", _refuse_commit)
+        if session.get_transaction() is not transaction:
+            raise exc.InvalidRequestError(
+                "An atomic task has ended its own transaction, so that nothing is stored: leave "
+                "rollback(), close() and remove() out. To roll back raise an exception, such as "
+                "celery.exceptions.Ignore; what may fail goes into `with session.begin_nested():`."
+            )
+
+
+def _refuse_commit(session: Session) -> None:
+    if not session.in_nested_transaction():
+        raise exc.InvalidRequestError(
+            "An atomic task is committed when it returns, and not before: leave commit() out, or "
+            "leave atomic=True out and put each part that is to be stored at once into "
+            "`with session.begin():`. Nothing was sent."
+        )
+
+
+def _scoped_sessions(app: Flask) -> list[scoped_session[Any]]:
+    """The sessions of an app: Flask-SQLAlchemy's and that of ``flask_scoped_session``."""
+    found = (
+        getattr(app.extensions.get("sqlalchemy"), "session", None),
+        getattr(app, "scoped_session", None),
+    )
+    return [sessions for sessions in found if isinstance(sessions, scoped_session)]
+
+
+def _session(app: Flask, name: str) -> Session:
+    found = _scoped_sessions(app)
+    if len(found) == 1:
+        session: Session = found[0]()
+        return session
+    if found:
+        raise ImproperlyConfigured(
+            f"The app of the atomic task {name} has two sessions, db.session and "
+            "app.scoped_session, which can't be committed as one: leave atomic=True out and put "
+            "`with session.begin():` around what one of them does."
+        )
+    raise ImproperlyConfigured(
+        f"The app of the atomic task {name} has no session: call db.init_app(app) or "
+        "flask_scoped_session(session_factory, app)."
+    )
+
+
+def _refuse_unfinished(name: str, result: object) -> None:
+    if isinstance(result, (Generator, Coroutine)):
+        unfinished: Any = result  # pyright: ignore[reportUnknownVariableType]
+        unfinished.close()
+        raise TypeError(
+            f"The task {name} returned a {type(unfinished).__name__}, whose code would run, if "
+            "ever, when the context and the transaction of the task have ended: return a list, "
+            "or the result of asyncio.run()."
+        )
+
+
+# After a fork
+
+_imported_by = os.getpid()
+
+
+@worker_process_init.connect
+def _leave_connections_to_the_parent(**_: Any) -> None:
+    """Begin with empty pools in a child, whose parent goes on with the connections.
+
+    A child that closed them would end them for the parent, hence ``close=False``: see "Using
+    Connection Pools with Multiprocessing or os.fork()" in the documentation of SQLAlchemy.
+    """
+    if os.getpid() == _imported_by:  # the solo pool sends the signal, and has no children
+        return
+    for app in list(_apps):
+        for engine in _engines(app):
+            engine.dispose(close=False)
+
+
+def _engines(app: Flask) -> set[Engine]:
+    binds: list[Any] = []
+    with app.app_context():
+        binds += getattr(app.extensions.get("sqlalchemy"), "engines", {}).values()
+    for sessions in _scoped_sessions(app):
+        factory: Any = sessions.session_factory
+        options: dict[str, Any] = getattr(factory, "kw", {})
+        binds += [options.get("bind"), *(options.get("binds") or {}).values()]
+    return {bind for bind in binds if isinstance(bind, Engine)}
