@@ -291,6 +291,8 @@ class _Wanted(Generic[T]):
                 )
         # No thread holds two connections: as many threads as the pool has could wait for ever.
         _give_back(self.session)
+        if isinstance(self.session, OptInSession):
+            self.session.read_from_primary()  # for it is the other one that goes there
         try:
             with other.begin():
                 other.add(created)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from flask import Flask
-from flask_sqlalchemy import SQLAlchemy
+from flask_sqlalchemy import SQLAlchemy, record_queries
 from sqlalchemy.engine.base import OptionEngine
 from sqlalchemy.engine.cursor import (
     BufferedRowCursorFetchStrategy,
@@ -415,6 +415,21 @@ class TestFlaskSQLAlchemy:
 
         db = Spy()
         assert [db.Model] == made
+
+    def test__listen(self) -> None:
+        """What records the queries of an engine."""
+        assert parameters(record_queries._listen) == ["engine"]
+        app = Flask(__name__)
+        app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
+        SQLAlchemy(app)
+        engine = sa.create_engine("sqlite://")
+        record_queries._listen(engine)
+        with app.app_context(), engine.connect() as connection:
+            connection.execute(sa.text("SELECT 1"))
+            assert [query.statement for query in record_queries.get_recorded_queries()] == [
+                "SELECT 1"
+            ]
+        engine.dispose()
 
     def test___fsa__(self) -> None:
         """The way from a model to its extension."""

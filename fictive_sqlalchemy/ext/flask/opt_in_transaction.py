@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, cast, overload
 
 import sqlalchemy
 from flask import Flask, has_app_context
@@ -200,8 +200,9 @@ class OptInTransactionMixin(AtomicRequestsMixin, DeclarativeBaseMixin):
     # private: Flask-SQLAlchemy 3 calls this where Flask-SQLAlchemy 2 called create_engine
     def _make_engine(self, bind_key: str | None, options: dict[str, Any], app: Flask) -> Engine:
         options = dict(options)
+        config = cast("Mapping[str, Any]", app.config)
         if bind_key is not None and "replicas" in options:
-            given: str | URL | Mapping[str, Any] = app.config["SQLALCHEMY_BINDS"][bind_key]
+            given: Any = config["SQLALCHEMY_BINDS"][bind_key]
             if not isinstance(given, Mapping) or "replicas" not in given:
                 raise ArgumentError(
                     "The extension's engine_options are for every bind, and their replicas would "
@@ -210,7 +211,6 @@ class OptInTransactionMixin(AtomicRequestsMixin, DeclarativeBaseMixin):
                     f"{{{bind_key!r}: {{'url': …, 'replicas': […]}}}}."
                 )
         engine = self.create_engine(options.pop("url"), options)
-        config: dict[str, Any] = app.config
         if isinstance(engine, OptInEngine) and config.get("SQLALCHEMY_RECORD_QUERIES"):
             for replica in engine.replicas:
                 # private: Flask-SQLAlchemy listens to the engines that it knows of
