@@ -10,12 +10,13 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from flask import Flask
+from flask import Blueprint, Flask, after_this_request
 from flask_sqlalchemy import SQLAlchemy, record_queries
 from sqlalchemy.engine.base import OptionEngine
 from sqlalchemy.engine.cursor import (
@@ -435,6 +436,37 @@ class TestFlaskSQLAlchemy:
         """The way from a model to its extension."""
         db = SQLAlchemy()
         assert db.Model.__fsa__ is db
+
+
+class TestFlask:
+    """Not private by name, but Flask calls them internal."""
+
+    def test_before_request_funcs_and_after_request_funcs(self) -> None:
+        """The first of both lists runs around all other functions of a request."""
+        order: list[str] = []
+        app = Flask(__name__)
+        blueprint = Blueprint("blueprint", __name__)
+
+        def add(name: str, response: Any = None) -> Any:
+            order.append(name)
+            return response
+
+        @blueprint.get("/")
+        def view() -> str:
+            after_this_request(partial(add, "this"))
+            return ""
+
+        for target in (app, blueprint):
+            target.before_request(partial(add, f"before {target.name}"))
+            target.after_request(partial(add, f"after {target.name}"))
+        app.register_blueprint(blueprint)
+        app.before_request_funcs[None].insert(0, partial(add, "first"))
+        app.after_request_funcs[None].insert(0, partial(add, "last"))
+        app.test_client().get("/")
+        assert order == [
+            *("first", f"before {app.name}", "before blueprint"),
+            *("this", "after blueprint", f"after {app.name}", "last"),
+        ]
 
 
 def names_with_a_test() -> set[str]:

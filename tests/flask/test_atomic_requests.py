@@ -1404,6 +1404,84 @@ def test_reads_are_of_the_transaction(house: House, wire: WireProxy) -> None:
     assert sent(recording) == ["BEGIN", "SELECT", "UPDATE", "COMMIT"]
 
 
+def test_atomic_blocks_are_savepoints(opt_in: House, wire: WireProxy, onlooker: Onlooker) -> None:
+    sessions: Any = opt_in.session
+
+    @opt_in.web.post("/")
+    def view() -> str:
+        with sessions.atomic():
+            opt_in.add("one")
+        with suppress(IntegrityError), sessions.atomic():
+            opt_in.add("Ada")
+        return "stored"
+
+    with wire.record() as recording:
+        assert post(opt_in) == (200, "stored")
+    assert sent(recording) == [
+        *("BEGIN", "SAVEPOINT", "INSERT", "RELEASE"),
+        *("SAVEPOINT", "INSERT", "ROLLBACK TO", "COMMIT"),
+    ]
+    assert onlooker.names() == ["one"]
+
+
+def test_set_rollback_rolls_back_whatever_the_status(
+    opt_in: House, wire: WireProxy, onlooker: Onlooker
+) -> None:
+    sessions: Any = opt_in.session
+
+    @opt_in.web.post("/")
+    def view() -> str:
+        opt_in.add()
+        sessions.set_rollback()
+        return "a rehearsal"
+
+    with wire.record() as recording:
+        assert post(opt_in) == (200, "a rehearsal")
+    assert sent(recording) == UNDONE
+    assert onlooker.names() == []
+
+
+@pytest.mark.parametrize(("status", "called"), [(200, ["commit"]), (409, ["rollback"])])
+def test_what_is_called_after_the_transaction(
+    opt_in: House, onlooker: Onlooker, status: int, called: list[str]
+) -> None:
+    sessions: Any = opt_in.session
+    calls: list[str] = []
+
+    @opt_in.web.post("/")
+    def view() -> tuple[str, int]:
+        sessions.on_commit(lambda: calls.append("commit"))
+        sessions.on_rollback(lambda: calls.append("rollback"))
+        opt_in.add()
+        return "", status
+
+    @opt_in.web.after_request
+    def after(response: Response) -> Response:
+        assert calls == []
+        return response
+
+    assert post(opt_in)[0] == status
+    assert calls == called
+
+
+def test_an_error_after_the_commit_is_a_500_of_what_is_stored(
+    opt_in: House, onlooker: Onlooker
+) -> None:
+    sessions: Any = opt_in.session
+
+    def fail() -> None:
+        raise ValueError
+
+    @opt_in.web.post("/")
+    def view() -> str:
+        sessions.on_commit(fail)
+        opt_in.add()
+        return "stored"
+
+    assert post(opt_in)[0] == 500
+    assert onlooker.names() == ["new"]
+
+
 # -- Streams --------------------------------------------------------------------------------------
 
 

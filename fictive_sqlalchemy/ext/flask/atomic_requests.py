@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -18,6 +17,7 @@ from ...autocommit import PSYCOPG, switch_for
 from ...connection import NOTHING_STORED
 from ...engine import OptInEngine
 from ...session import OptInSession
+from ...session_transaction import Block
 
 NO_COMMIT = (
     "This request is one transaction, which commits by itself if the status of the response is "
@@ -164,10 +164,10 @@ class AtomicRequests:
         """Run before each other function of before_request, and after each of after_request."""
         self._app.before_request(self.begin)
         self._app.after_request(self.end)
-        # These run in reverse, so the first in both lists. Flask has no other way to be first, and
-        # nobody can be who is to be before functions that are registered already.
+        # private: Flask calls these lists internal, but who registers late can't be first by other
+        # means. Those of after_request run from the end.
         begins: list[Any] = self._app.before_request_funcs[None]
-        ends: list[Any] = self._app.after_request_funcs[None]
+        ends: list[Any] = self._app.after_request_funcs[None]  # private: as above
         begins[:] = [self.begin, *(each for each in begins if each != self.begin)]
         ends[:] = [self.end, *(each for each in ends if each != self.end)]
 
@@ -184,8 +184,10 @@ class AtomicRequests:
             mark: bool | None = getattr(each, _MARKS, {}).get(self._owner)
             if mark is not None:
                 return mark
-        names = (None, *request.blueprints)
-        return any(request.method in self._methods.get(name, ()) for name in names)
+        method = request.method
+        return method in self._methods.get(None, ()) or (
+            any(method in self._methods.get(name, ()) for name in request.blueprints)
+        )
 
     # What Flask calls
 
@@ -289,7 +291,8 @@ class RequestTransaction:
         :raises Exception: what the database says. Nothing is stored then.
         :raises sqlalchemy.exc.InvalidRequestError: if the transaction is gone.
         :raises sqlalchemy.exc.PendingRollbackError: if a statement failed, and the error was
-            caught. PostgreSQL would roll back at COMMIT without saying so.
+            caught. PostgreSQL would roll back at COMMIT without saying so:
+            https://www.postgresql.org/docs/current/sql-commit.html
         """
         self._stop_watching()
         try:
@@ -297,7 +300,10 @@ class RequestTransaction:
                 raise exc.InvalidRequestError(LOST)
             if any(map(_is_aborted, self._stock_connections)):
                 raise exc.PendingRollbackError(NOTHING_STORED)
-            self._session.commit()
+            if isinstance(self._current, Block) and self._current.roll_back_only == "":
+                self._roll_back()  # set_rollback() asked for it
+            else:
+                self._session.commit()
         except BaseException:
             self._roll_back()
             raise
@@ -308,9 +314,11 @@ class RequestTransaction:
         self._roll_back()
 
     def _roll_back(self) -> None:
-        # The session is at rest after an error, too, and the database rolls a lost connection back.
-        with suppress(exc.DBAPIError):
+        try:
             self._session.rollback()
+        except exc.DBAPIError as error:
+            if not error.connection_invalidated:
+                raise  # but from a lost connection there is nothing left to roll back
 
     def _stop_watching(self) -> None:
         for name, listener in self._listeners.items():
