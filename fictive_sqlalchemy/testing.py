@@ -9,40 +9,55 @@ savepoint, too. All that is above the driver is as in production.
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from itertools import count
-from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from typing import Any, cast
+from weakref import WeakSet
 
-from sqlalchemy import Engine, NullPool, exc
+from sqlalchemy import Connection, Engine, NullPool, event, exc
 from sqlalchemy.pool import PoolProxiedConnection
 
 from .autocommit import PSYCOPG
-from .engine import OptInEngine
-from .stand_in import IDLE, IN_ERROR, STAND_INS, StandIn
+from .stand_in import IDLE, IN_ERROR, STAND_INS, StandIn, State
 
-#: How long a thread waits, in seconds, for a transaction of another thread to end.
+#: How long a thread waits, in seconds, for a transaction of another thread to end, and a statement
+#: for a lock that a connection has which is not isolated.
 PATIENCE = 30.0
 
-# COMMIT checks the constraints that are deferred until then; the next transaction defers them
-# again. https://www.postgresql.org/docs/current/sql-set-constraints.html
-_CHECK_DEFERRED = """
-SET CONSTRAINTS ALL IMMEDIATE;
-DO $$
-DECLARE deferred text;
-BEGIN
-    FOR deferred IN
-        SELECT DISTINCT format('%I.%I', nspname, conname) FROM pg_catalog.pg_constraint
-        JOIN pg_catalog.pg_namespace ON pg_namespace.oid = connamespace WHERE condeferred
-    LOOP
-        EXECUTE 'SET CONSTRAINTS ' || deferred || ' DEFERRED';
-    END LOOP;
-END $$;
+_MARK = "fictive_sqlalchemy_isolation"
+
+# A test that waits for itself, on a connection that is not isolated, would wait for ever.
+_LOCK_TIMEOUT = """
+SELECT pg_catalog.set_config('lock_timeout', '{milliseconds}', true)
+WHERE pg_catalog.current_setting('lock_timeout') = '0'
 """
 
-_MARK = "fictive_sqlalchemy_isolation"
+# COMMIT checks the constraints that are deferred until then, and the next transaction begins with
+# each as it was declared. By their names, because SET CONSTRAINTS ALL would also hold for those
+# that are made later. https://www.postgresql.org/docs/current/sql-set-constraints.html
+_DEFERRABLE = """
+SELECT string_agg(name, ', '), string_agg(name, ', ') FILTER (WHERE deferred) FROM (
+    SELECT format('%I.%I', nspname, conname) AS name, bool_and(condeferred) AS deferred
+    FROM pg_catalog.pg_constraint
+    JOIN pg_catalog.pg_namespace ON pg_namespace.oid = connamespace
+    WHERE has_schema_privilege(connamespace, 'USAGE') AND NOT pg_is_other_temp_schema(connamespace)
+    GROUP BY 1 HAVING bool_or(condeferrable)
+) AS named
+"""
+
+# A transaction, and a savepoint, gets an id and a lock on it with the first thing it writes.
+# https://www.postgresql.org/docs/current/subxacts.html
+_IDS = """
+SELECT count(*) FROM pg_catalog.pg_locks
+WHERE locktype = 'transactionid' AND mode = 'ExclusiveLock' AND pid = pg_backend_pid()
+AND transactionid::text::bigint IS DISTINCT FROM txid_current_if_assigned() % 4294967296
+"""
+
+_ANEW = "create the schema anew for this test instead, so that each connection is a real one"
 
 
 @contextmanager
@@ -60,8 +75,9 @@ def isolate(*engines: Engine) -> Generator[None]:
 
     It may be used within itself: what is done in the inner block is undone at the end of that.
 
-    Two transactions of one thread have to end in the reverse order of their begin, and a thread
-    waits for the transaction of another one. Isolation levels have no effect.
+    While one transaction has changes, no other connection can be used: a thread waits for a
+    transaction of another thread, and an error is raised where that would be its own. Isolation
+    levels have no effect.
 
     :param engines: The engines, of psycopg2 or psycopg. Each has a transaction of its own, so
         two engines don't see each other's work, even in one database.
@@ -70,19 +86,22 @@ def isolate(*engines: Engine) -> Generator[None]:
     :raises sqlalchemy.exc.InvalidRequestError: if a connection of an engine is in use, or, at the
         end, if something has committed for real.
     """
+    if not engines or not all(isinstance(one, Engine) for one in cast(tuple[object, ...], engines)):
+        raise exc.ArgumentError(
+            "isolate() takes engines, such as isolate(engine); of a Flask-SQLAlchemy extension "
+            "db.test_isolation() isolates all."
+        )
     with ExitStack() as stack:
         for engine in engines:
             stack.enter_context(_isolated(engine))
         yield
 
 
-_isolations: WeakKeyDictionary[Engine, Isolation] = WeakKeyDictionary()
-
-
 @contextmanager
 def _isolated(engine: Engine) -> Generator[None]:
-    if engine in _isolations:
-        with _isolations[engine].level():
+    pool = engine.pool
+    if isinstance(pool, IsolatedPool):
+        with pool.isolation.level():
             yield
         return
     driver = engine.dialect.driver
@@ -91,7 +110,7 @@ def _isolated(engine: Engine) -> Generator[None]:
             f"Only what is done with psycopg2 or psycopg can be isolated, and {engine.url!r} is "
             f"used with {driver}: leave this engine out, and clean up after it yourself."
         )
-    in_use: Callable[[], int] | None = getattr(engine.pool, "checkedout", None)
+    in_use: Callable[[], int] | None = getattr(pool, "checkedout", None)
     if in_use is not None and in_use():
         raise exc.InvalidRequestError(
             f"{in_use()} connections to {engine.url!r} are in use, and what is done with them "
@@ -103,32 +122,53 @@ def _isolated(engine: Engine) -> Generator[None]:
         isolation = Isolation(engine, held)
     except BaseException:
         held.invalidate()
-        held.close()
         raise
-    pool = engine.pool
-    engine.pool = NullPool(isolation.connect, reset_on_return=None, dialect=engine.dialect)
-    _set_aside(engine, True)
-    _isolations[engine] = isolation
+    isolated = IsolatedPool(isolation)
+    dispatch: Any = pool.dispatch
+    for name in ("checkout", "checkin"):  # a user's, such as one that says which tenant it is
+        for listener in getattr(dispatch, name):
+            event.listen(isolated, name, listener)
+    event.listen(engine, "engine_connect", isolation.note)
+    engine.pool = isolated
     try:
         yield
     finally:
-        del _isolations[engine]
         engine.pool = pool
-        _set_aside(engine, False)
-        isolation.end()
+        event.remove(engine, "engine_connect", isolation.note)
+        try:
+            isolation.end()
+        finally:
+            if isolated.disposed:
+                engine.dispose()
 
 
-def _set_aside(engine: Engine, set_aside: bool) -> None:
-    """Keep reads from the replicas, which will never see what is done meanwhile."""
-    if isinstance(engine, OptInEngine):
-        for replica in engine.replicas:
-            replica.health.set_aside = set_aside
+class IsolatedPool(NullPool):
+    """The pool of an engine while it is isolated: it gives out stand-ins.
+
+    :param isolation: The isolation.
+    """
+
+    def __init__(self, isolation: Isolation) -> None:
+        super().__init__(isolation.connect, reset_on_return=None, dialect=isolation.dialect)
+        self.isolation = isolation
+        self.disposed = False
+
+    def dispose(self) -> None:
+        """Note it: the connections of the pool behind are closed at the end."""
+        self.disposed = True
+
+    def recreate(self) -> IsolatedPool:
+        """Return itself: ``engine.dispose()`` does not end the isolation."""
+        return self
 
 
 class Isolation:
     """The one connection, and who is in a transaction on it.
 
-    Its driver is out of autocommit and knows of one transaction; savepoints are sent as SQL.
+    Its driver is out of autocommit and knows of one transaction; savepoints are sent as SQL. One
+    stand-in at a time has a savepoint, the *current* one: it is in a transaction, and as long as
+    it has written something no other one can be used. If it has not, it is *parked* when another
+    one is: its savepoint is released, and it gets a new one with its next statement.
 
     :param engine: The engine.
     :param held: Its connection, from the pool.
@@ -136,123 +176,227 @@ class Isolation:
 
     def __init__(self, engine: Engine, held: PoolProxiedConnection) -> None:
         self.dialect: Any = engine.dialect
-        self.held = held
-        physical: Any = held.dbapi_connection
-        self.physical = physical
-        self.autocommit: bool = physical.autocommit
+        self.dbapi: Any = engine.dialect.loaded_dbapi
+        self._connections: WeakSet[Connection] = WeakSet()
+        self._class = STAND_INS[engine.dialect.driver]
+        self._held = held
+        self.physical: Any = held.dbapi_connection
+        self._process = os.getpid()
         self._lock = threading.Condition()
-        self._open: list[StandIn] = []
+        self._busy: int | None = None  # the thread that is in the middle of a statement
+        self._current: StandIn | None = None
         self._stand_ins: WeakSet[StandIn] = WeakSet()
-        self._abandoned: list[StandIn] = []
-        self._busy = False
+        self._to_undo: list[str] = []
         self._names = count(1)
-        physical.autocommit = False
-        self._cursor = physical.cursor()
-        self.send(f"SAVEPOINT {_MARK}")
+        self.started_with = self._class.leave_autocommit(self.physical)
+        self._cursor = self._class.plain_cursor(self.dbapi, self.physical)
+        self._send(_LOCK_TIMEOUT.format(milliseconds=int(PATIENCE * 1000)))
+        self._send(f"SAVEPOINT {_MARK}")
 
     def connect(self) -> Any:
         """Return what the pool takes for a new connection."""
-        connection = STAND_INS[self.dialect.driver](self)
-        self._stand_ins.add(connection)
-        return connection
+        self._refuse_if_over()
+        stand_in = self._class(self)
+        self._stand_ins.add(stand_in)
+        return stand_in
 
-    def send(self, sql: str) -> None:
-        """Send SQL of our own."""
-        self._cursor.execute(sql)
+    def note(self, connection: Connection) -> None:
+        """Note a connection of SQLAlchemy, for the end."""
+        self._connections.add(connection)
 
     @property
     def status(self) -> Any:
         """The driver's transaction status."""
         return self.physical.info.transaction_status
 
+    # Statements
+
     @contextmanager
-    def turn(self, connection: StandIn) -> Generator[None]:
-        """Wait until a connection may use the one connection, and keep others from it meanwhile."""
+    def statement(self, stand_in: StandIn, joins: bool = False) -> Generator[None]:
+        """What surrounds a statement of a stand-in.
+
+        :param stand_in: The stand-in.
+        :param joins: Whether it may be sent in the middle of the transaction of another one: a
+            FETCH, because a cursor has its rows from when it was opened.
+        """
+        with self._turn(stand_in, joins) as joined:
+            if stand_in.autocommit or joined:
+                with self._alone(stand_in, check=not joined):
+                    yield
+                return
+            if stand_in is not self._current:
+                self._begin(stand_in)
+            stand_in.thread = threading.get_ident()
+            yield
+            self._refuse_if_over()
+
+    @contextmanager
+    def _turn(self, stand_in: StandIn, joins: bool = False) -> Generator[bool]:
+        """Wait until a stand-in may use the one connection, and keep others from it meanwhile."""
         with self._lock:
-            if self._busy:  # by this thread, or we would wait: a callback of the driver
-                raise exc.InvalidRequestError(
-                    "A statement was sent in the middle of another one, and under isolation both "
-                    "have the same connection. Read the first to its end before."
-                )
-            me = threading.get_ident()
-            if not self._lock.wait_for(lambda: self._may_go_on(connection, me), PATIENCE):
-                raise exc.InvalidRequestError(
-                    f"Another thread has been in a transaction for {PATIENCE:.0f} seconds, and "
-                    "under isolation a thread waits for its end. Don't wait for one thread in a "
-                    "transaction of another, or create the schema anew for this test instead."
-                )
-            if connection in self._open and self._open[-1] is not connection:
-                raise exc.InvalidRequestError(
-                    "Under isolation the transaction that was begun last has to end first, and "
-                    "here one is used that was begun before. Create the schema anew for this test "
-                    "instead, so that each has a connection of its own."
-                )
-            self._busy = True
-            try:
-                yield
-            finally:
-                self._busy = False
-                while self._abandoned:
-                    self.roll_back(self._abandoned.pop())
+            joined = self._wait(stand_in, joins)
+            self._busy = threading.get_ident()
+        try:
+            yield joined
+        finally:
+            with self._lock:
+                self._busy = None
+                self._undo_noted()
                 self._lock.notify_all()
 
-    def _may_go_on(self, connection: StandIn, thread: int) -> bool:
-        return not self._open or self._open[-1] is connection or self._open[-1].thread == thread
+    def _wait(self, stand_in: StandIn | None, joins: bool = False) -> bool:
+        me = threading.get_ident()
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            self._refuse_if_over()
+            current = self._current
+            if self._busy == me:
+                raise exc.InvalidRequestError(
+                    "A statement was sent in the middle of another one, and under isolation both "
+                    "have the same connection. Let the first one end before."
+                )
+            if self._busy is None:
+                if current is None or current is stand_in or self._park(current):
+                    return False
+                if joins and self.status != IN_ERROR:
+                    return True
+                if current.thread == me:
+                    raise exc.InvalidRequestError(
+                        "Another connection of this thread is in a transaction with changes. In "
+                        "production this one would not see them, and its work would not be rolled "
+                        f"back with them: commit that transaction before, or {_ANEW}."
+                    )
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise exc.InvalidRequestError(
+                    f"Another thread has been in a transaction or a statement for {PATIENCE:.0f} "
+                    "seconds, and under isolation a thread waits for its end. Don't wait for one "
+                    f"thread in a transaction of another, or {_ANEW}."
+                )
+            self._lock.wait(left)
 
-    def begin(self, connection: StandIn) -> None:
-        """Begin a transaction of a connection, in its turn."""
-        connection.savepoint = self.new_savepoint()
-        connection.thread = threading.get_ident()
-        self._open.append(connection)
-
-    def new_savepoint(self) -> str:
-        """Set a savepoint, and return its name."""
-        name = f"{_MARK}_{next(self._names)}"
-        self.send(f"SAVEPOINT {name}")
-        return name
-
-    def release(self, savepoint: str) -> None:
-        """Do what COMMIT would do; if that fails, what ROLLBACK would do."""
-        if self.status == IN_ERROR:
-            self.undo(savepoint)
-            return
+    @contextmanager
+    def _alone(self, stand_in: StandIn, check: bool) -> Generator[None]:
+        """A savepoint around one statement, as the server has a transaction around it."""
+        savepoint = self._set_savepoint()
         try:
-            self.send(f"{_CHECK_DEFERRED} RELEASE SAVEPOINT {savepoint}")
+            if stand_in.is_read_only_outside:
+                self._send("SET TRANSACTION READ ONLY")
+            yield
+            self._refuse_if_over()
+            if check:
+                self._release(savepoint)
+            else:
+                self._send(f"RELEASE SAVEPOINT {savepoint}")
         except BaseException:
-            self.undo(savepoint)
+            if self._cursor.statusmessage != "RELEASE":  # or the interruption came after it
+                self._undo(savepoint)
             raise
 
-    def undo(self, savepoint: str) -> None:
-        """Do what ROLLBACK would do."""
-        self.send(f"ROLLBACK TO SAVEPOINT {savepoint}; RELEASE SAVEPOINT {savepoint}")
+    # Transactions
 
-    def commit(self, connection: StandIn) -> None:
-        """Commit the transaction of a connection, in its turn."""
-        savepoint = connection.savepoint
-        assert savepoint is not None
-        self._open.remove(connection)
-        connection.savepoint = None
-        self.release(savepoint)
+    def _begin(self, stand_in: StandIn) -> None:
+        stand_in.ids_before = self._count_ids()
+        stand_in.savepoint = self._set_savepoint()
+        stand_in.state = State.CURRENT
+        self._current = stand_in
+        if stand_in.read_only:
+            self._send("SET TRANSACTION READ ONLY")  # until the savepoint is released or undone
 
-    def roll_back(self, connection: StandIn) -> None:
-        """Roll the transaction of a connection back, whether or not it is its turn."""
+    def _park(self, current: StandIn) -> bool:
+        """End the savepoint of a transaction that nothing would be lost with."""
+        if current.is_bound:
+            return False
+        if self.status == IN_ERROR:
+            current.state, self._current = State.ABORTED, None
+            self._undo(current.savepoint)
+        elif self._count_ids() == current.ids_before:
+            current.state, self._current = State.PARKED, None
+            self._send(f"RELEASE SAVEPOINT {current.savepoint}")
+        else:
+            return False
+        return True
+
+    def commit(self, stand_in: StandIn) -> None:
+        """Commit the transaction of a stand-in."""
+        with self._turn(stand_in):
+            self._current = None
+            stand_in.forget()
+            if self.status == IN_ERROR:  # COMMIT would roll back, and say nothing
+                self._undo(stand_in.savepoint)
+                return
+            try:
+                self._release(stand_in.savepoint)
+            except BaseException:
+                if self._cursor.statusmessage != "RELEASE":  # as above
+                    self._undo(stand_in.savepoint)
+                raise
+
+    def roll_back(self, stand_in: StandIn) -> None:
+        """Roll the transaction of a stand-in back. The garbage collector may call it, any time."""
         with self._lock:
-            if connection not in self._open:
-                return
-            if self._busy:
-                self._abandoned.append(connection)  # the garbage collector, in a statement
-                return
-            savepoint = connection.savepoint
-            assert savepoint is not None
-            while connection in self._open:
-                one = self._open.pop()
-                one.savepoint = None
-                one.undone = one is not connection
-            self.undo(savepoint)
+            if self._current is stand_in:
+                self._current = None
+                self._to_undo.append(stand_in.savepoint)
+            stand_in.forget()
+            if self._busy is None:
+                self._undo_noted()
             self._lock.notify_all()
 
-    def refuse_committed(self) -> None:
-        """Say so if a statement has ended the one transaction."""
+    # What is sent
+
+    def _send(self, sql: str) -> None:
+        self._cursor.execute(sql)
+
+    def _set_savepoint(self) -> str:
+        name = f"{_MARK}_{next(self._names)}"
+        self._send(f"SAVEPOINT {name}")
+        return name
+
+    def _count_ids(self) -> int:
+        self._send(_IDS)
+        return int(self._cursor.fetchone()[0])
+
+    def _release(self, savepoint: str) -> None:
+        """Do what COMMIT would do."""
+        self._send(_DEFERRABLE)
+        deferrable, deferred = self._cursor.fetchone()
+        sql = f"SET CONSTRAINTS {deferrable} IMMEDIATE; " if deferrable else ""
+        sql += f"SET CONSTRAINTS {deferred} DEFERRED; " if deferred else ""
+        self._send(f"{sql}RELEASE SAVEPOINT {savepoint}")
+
+    def _undo(self, savepoint: str) -> None:
+        """Do what ROLLBACK would do."""
+        self._to_undo.insert(0, savepoint)  # it is the innermost
+        self._undo_noted()
+
+    def _undo_noted(self) -> None:
+        while self._to_undo:
+            savepoint = self._to_undo[0]
+            try:
+                if not self._is_over():
+                    self._send(f"ROLLBACK TO SAVEPOINT {savepoint}")
+            except self.dbapi.Error:
+                self.physical.close()  # who goes on is told
+            self._to_undo.remove(savepoint)  # interrupted before, it is undone once more
+            if not self._is_over():
+                self._send(f"RELEASE SAVEPOINT {savepoint}")
+
+    def _is_over(self) -> bool:
+        return bool(self.physical.closed) or self.status == IDLE
+
+    def _refuse_if_over(self) -> None:
+        if os.getpid() != self._process:
+            raise exc.InvalidRequestError(
+                "This process was forked from one that isolates the engine, and has no connection "
+                "of its own: don't use the database in it, or create the schema anew for this "
+                "test instead."
+            )
+        if self.physical.closed:
+            raise exc.InvalidRequestError(
+                "The connection that isolates this test is lost or at its end, and with it all "
+                "that was done: what happens after that can't be tested under isolation."
+            )
         if self.status == IDLE:
             raise exc.InvalidRequestError(
                 "A statement has ended the transaction that isolates this test, and what was "
@@ -260,50 +404,71 @@ class Isolation:
                 "connection."
             )
 
+    # The end
+
     @contextmanager
     def level(self) -> Generator[None]:
         """Isolation within isolation."""
         with self._lock:
-            if self._open:
+            try:
+                self._wait(None)
+            except exc.InvalidRequestError as error:
                 raise exc.InvalidRequestError(
                     "A transaction is open on this engine, and isolation has to be around it: "
                     "commit it or roll it back before."
-                )
-            before = set(self._stand_ins)
-            savepoint = self.new_savepoint()
+                ) from error
+            stand_ins, connections = set(self._stand_ins), set(self._connections)
+            savepoint = self._set_savepoint()
         try:
             yield
         finally:
             with self._lock:
-                self._close(self._stand_ins - before)
-                self.undo(savepoint)
+                self._lock.wait_for(lambda: self._busy is None, PATIENCE)
+                self._current, current = None, self._current
+                if current is not None:
+                    current.state = State.ABORTED
+                self._undo(savepoint)
+                self._close(self._stand_ins - stand_ins, self._connections - connections)
 
     def end(self) -> None:
         """Roll all of it back, and give the connection back to the pool."""
         with self._lock:
+            self._lock.wait_for(lambda: self._busy is None, PATIENCE)
+            self._current = None
+            self._close(self._stand_ins, self._connections)
             try:
-                self._close(set(self._stand_ins))
-                self._undo_all()
+                self._end()
             except BaseException:
-                self.held.invalidate()
+                self._held.invalidate()
                 raise
-            finally:
-                self.held.close()
+            self._held.close()
 
-    def _close(self, connections: WeakSet[StandIn] | set[StandIn]) -> None:
+    def _close(self, stand_ins: WeakSet[StandIn], connections: WeakSet[Connection]) -> None:
+        for stand_in in list(stand_ins):
+            stand_in.close()
         for connection in list(connections):
-            connection.close()
+            # Who still has it gets another DBAPI connection with the next statement.
+            if not connection.closed and not connection.invalidated:
+                connection.invalidate()
 
-    def _undo_all(self) -> None:
+    def _end(self) -> None:
+        if self._busy is not None:
+            raise exc.InvalidRequestError(
+                "Another thread is still in the middle of a statement. All was undone, but wait "
+                "for the threads of a test in the test."
+            )
+        if self.physical.closed:
+            self._held.invalidate()  # the server has rolled back
+            return
         committed = self.status == IDLE
         if not committed:
             try:
-                self.send(f"ROLLBACK TO SAVEPOINT {_MARK}")
-            except self.dialect.loaded_dbapi.Error:
+                self._send(f"ROLLBACK TO SAVEPOINT {_MARK}")
+            except self.dbapi.Error:
                 committed = True
         self._cursor.close()
         self.physical.rollback()
-        self.physical.autocommit = self.autocommit
+        self._class.return_to_autocommit(self.physical, self.started_with)
         if committed:
             raise exc.InvalidRequestError(
                 "The transaction that isolated this test was ended in it, and what was done before "
