@@ -1678,14 +1678,21 @@ def test_threads(house: House, onlooker: Onlooker) -> None:
     assert sorted(onlooker.names()) == sorted(expected)
 
 
+@pytest.mark.parametrize("twophase", [False, True])
 def test_several_binds(
-    filled: str, wire: WireProxy, wire_url: str, other_database: str, onlooker: Onlooker
+    filled: str,
+    wire: WireProxy,
+    wire_url: str,
+    other_database: str,
+    onlooker: Onlooker,
+    twophase: bool,
 ) -> None:
+    """One transaction each, or one for all."""
     other_url = sa.make_url(wire_url).set(database=other_database).render_as_string(False)
     web = Flask("binds")
     web.config["SQLALCHEMY_DATABASE_URI"] = wire_url
     web.config["SQLALCHEMY_BINDS"] = {"other": other_url}
-    db: Any = Database(web)
+    db: Any = Database(web, session_options={"twophase": twophase})
 
     class Note(db.Model):  # type: ignore[misc]
         __bind_key__ = "other"
@@ -1702,15 +1709,26 @@ def test_several_binds(
         db.session.flush()
         return "", status
 
+    @web.post("/fails")
+    def fails() -> str:
+        db.session.add_all([Seat(place=1), Seat(place=1), Note()])
+        return "stored"
+
     client = web.test_client()
     with wire.record() as recording:
         assert client.post("/409").status_code == 409
     assert sorted(sent(recording)) == sorted([*UNDONE, *UNDONE])
     with wire.record() as recording:
         assert client.post("/200").status_code == 200
-    assert sorted(sent(recording)) == sorted([*WRITTEN, *WRITTEN])
+    if not twophase:
+        assert sorted(sent(recording)) == sorted([*WRITTEN, *WRITTEN])
     assert onlooker.names() == ["new"]
+    assert client.post("/fails").status_code == 500
+    assert onlooker.scalar("SELECT count(*) FROM seat") == 0
     with web.app_context():
+        if twophase:
+            assert db.session.scalar(sa.select(sa.func.count(Note.id))) == 1
+        db.session.remove()
         for engine in db.engines.values():
             assert_at_rest(engine)
             engine.dispose()
