@@ -8,7 +8,6 @@ told by the connections that it has on loan.
 from __future__ import annotations
 
 import random
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -39,7 +38,6 @@ class Health:
 
     def __init__(self) -> None:
         self._down_until = 0.0
-        self._lock = threading.Lock()
 
     @property
     def is_up(self) -> bool:
@@ -50,18 +48,16 @@ class Health:
         """Tell whether to read from it; of one that is down, one caller at a time finds out."""
         if self.is_up:
             return True
-        with self._lock:
-            now = time.monotonic()
-            if now < self._down_until:
-                return False
-            self._down_until = now + RETRY_AFTER
-            return True
+        now = time.monotonic()
+        if now < self._down_until:
+            return False
+        # Without a lock, which a fork might copy while it is held: if two find out it's no harm.
+        self._down_until = now + RETRY_AFTER
+        return True
 
     def note(self, *, up: bool) -> None:
         """Note that it was reached, or was not."""
-        if up != self.is_up:
-            with self._lock:
-                self._down_until = 0.0 if up else time.monotonic() + RETRY_AFTER
+        self._down_until = 0.0 if up else time.monotonic() + RETRY_AFTER
 
 
 def options_of_replicas(
@@ -115,8 +111,9 @@ def attach(primary: OptInEngine, replicas: Iterable[OptInEngine]) -> None:
                 health.note(up=False)
             elif _READ_ONLY in (getattr(error, "sqlstate", ""), getattr(error, "pgcode", "")):
                 return exc.InvalidRequestError(
-                    f"This SELECT writes, and it went to a replica, which refused it ({error}). "
-                    "Put it into `with session.begin():`, or call read_from_primary() before."
+                    f"This statement writes, and it went to a replica, which refused it "
+                    f"({str(error).strip()}). Put it into `with session.begin():`, or call "
+                    "read_from_primary() before."
                 )
             return None
 

@@ -74,6 +74,32 @@ def test_a_restarted_server_keeps_its_address_and_data(driver: str) -> None:
             assert scalar(url, "SELECT count(*) FROM t") == 1
 
 
+@pytest.mark.parametrize("version", [16, 18])
+def test_a_replica_follows_stands_still_and_comes_back(version: int, driver: str) -> None:
+    with PostgresServer.start(version) as primary, primary.start_replica() as replica:
+        name = primary.create_database()
+        url, copy = primary.url(driver, name), replica.url(driver, name)
+        scalar(url, "CREATE TABLE t AS SELECT 1 AS x")
+        replica.catch_up()
+        assert scalar(copy, "SELECT pg_is_in_recovery()") is True
+        assert scalar(copy, "SELECT count(*) FROM t") == 1
+        replica.pause_replay()
+        scalar(url, "INSERT INTO t VALUES (2)")
+        assert scalar(copy, "SELECT count(*) FROM t") == 1
+        replica.resume_replay()
+        replica.catch_up()
+        assert scalar(copy, "SELECT count(*) FROM t") == 2
+        replica.shut_down("immediate")
+        assert not replica.is_running
+        with pytest.raises(OperationalError):
+            scalar(copy, "SELECT 1")
+        scalar(url, "INSERT INTO t VALUES (3)")
+        replica.restart()
+        assert replica.is_running
+        replica.catch_up()
+        assert scalar(copy, "SELECT count(*) FROM t") == 3
+
+
 def test_a_new_database_is_empty_and_gone_when_dropped(server: PostgresServer, driver: str) -> None:
     name = server.create_database()
     url = server.url(driver, name)
@@ -148,6 +174,10 @@ def test_the_server_of_the_environment_is_used_and_left_alone(
         assert not same.can_restart
         with pytest.raises(NotImplementedError, match="unset DATABASE_URL"):
             same.restart()
+        with pytest.raises(NotImplementedError, match="unset DATABASE_URL"):
+            same.shut_down()
+        with pytest.raises(NotImplementedError, match="unset DATABASE_URL"):
+            same.start_replica()
         name = same.create_database()
         assert scalar(same.url(driver, name), "SELECT 1") == 1
         same.drop_database(name)
