@@ -96,7 +96,8 @@ class ActiveRecordMixin:
     """Where the current session is found: a ``scoped_session``, or any callable that returns the
     session. The models of Flask-SQLAlchemy need none, they have ``db.session``."""
 
-    query: ClassVar[QueryProperty] = QueryProperty()
+    # Without a declaration, with which it would contradict that of Flask-SQLAlchemy's models.
+    query = QueryProperty()
     """A query of the model in the current session. Flask-SQLAlchemy's own is left as it is, with
     its ``query_class``."""
 

@@ -206,7 +206,7 @@ class Awkward(Base):
     values: Mapped[str | None]
     only: Mapped[str | None]
     self: Mapped[str | None]
-    query: Mapped[str | None]  # type: ignore[assignment,misc]  # pyright: ignore
+    query: Mapped[str | None]  # type: ignore[assignment]  # pyright: ignore
     save: Mapped[str | None]  # type: ignore[assignment]  # pyright: ignore
     delete: Mapped[str | None]  # type: ignore[assignment]  # pyright: ignore
 
@@ -935,6 +935,22 @@ def test_a_collection_is_put_back(store: Store) -> None:
         store().flush()
     player.update({"goals": [other, goal]}, only={"goals"})
     assert store.onlooker.column("SELECT player_id FROM goal ORDER BY id") == [1, 1]
+
+
+def test_a_read_that_fails_midway_leaves_a_usable_session(any_store: Store) -> None:
+    player = any_store.player()
+
+    def look(*_: Any) -> None:
+        current().execute(sa.text("SELECT nothing FROM nowhere"))
+
+    event.listen(Player.mood, "set", look)
+    try:
+        with pytest.raises(exc.ProgrammingError):
+            player.update(name="Augusta", mood="fine")
+    finally:
+        event.remove(Player.mood, "set", look)
+    assert (player.name, player.mood) == ("Ada", "good")
+    Team.create(name="Green")
 
 
 def test_half_of_the_changes_go_nowhere(store: Store) -> None:
