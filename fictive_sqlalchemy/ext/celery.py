@@ -174,8 +174,8 @@ def _transaction(session: Session) -> Generator[None]:
         if session.get_transaction() is not transaction:
             raise exc.InvalidRequestError(
                 "An atomic task has ended its own transaction, so that nothing is stored: leave "
-                "rollback(), close() and remove() out. To roll back raise an exception, such as "
-                "celery.exceptions.Ignore; what may fail goes into `with session.begin_nested():`."
+                "rollback(), close() and remove() out. To roll back raise an exception, or call "
+                "session.set_rollback(); what may fail goes into `with session.begin_nested():`."
             )
 
 

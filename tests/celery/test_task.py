@@ -359,6 +359,35 @@ class TestAtomic:
             write.apply().get()
         assert items(onlooker) == []
 
+    def test_set_rollback_rolls_back_a_success(self, task: Any, onlooker: Onlooker) -> None:
+        @task(atomic=True)
+        def write() -> str:
+            db.session.add(Item(name="new"))
+            db.session.flush()
+            db.session.set_rollback()
+            return "nothing to do"
+
+        assert write.apply().get() == "nothing to do"
+        assert items(onlooker) == []
+
+    @pytest.mark.parametrize("fails", [False, True])
+    def test_a_task_can_be_sent_on_commit(self, task: Any, onlooker: Onlooker, fails: bool) -> None:
+        seen: list[list[str]] = []
+
+        @task()
+        def look() -> None:
+            seen.append(items(onlooker))
+
+        @task(atomic=True)
+        def write() -> None:
+            db.session.on_commit(look.apply)
+            db.session.add(Item(name="new"))
+            if fails:
+                raise ValueError
+
+        write.apply()
+        assert seen == ([] if fails else [["new"]])
+
     def test_begin_inside_points_at_begin_nested(self, task: Any) -> None:
         @task(atomic=True)
         def write() -> None:
