@@ -524,7 +524,7 @@ def test_threads_go_on_while_a_replica_dies_and_comes_back(
         for thread in threads:
             thread.join()
     # Those whose SELECT was under way when the server died.
-    assert all(isinstance(one, exc.DBAPIError) and one.connection_invalidated for one in errors)
+    assert [one for one in errors if not getattr(one, "connection_invalidated", False)] == []
     assert len(errors) <= len(threads) * len(two.replicas)
 
 
