@@ -35,6 +35,10 @@ from sqlalchemy.orm import Session, scoped_session
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    _Task = Task[..., Any]
+else:
+    _Task = Task  # not generic in Celery 5.4
+
 __all__ = ["DatabaseTask"]
 
 _apps: WeakSet[Flask] = WeakSet()
@@ -67,7 +71,7 @@ class _App:
             return self._made
 
 
-class DatabaseTask(Task[..., Any]):
+class DatabaseTask(_Task):
     """A task that runs in an application context of its own, and leaves no session behind.
 
     Make it the task class of your Celery app with :meth:`of`, and every task has it:
