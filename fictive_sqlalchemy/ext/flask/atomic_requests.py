@@ -6,10 +6,9 @@ from collections.abc import Callable, Collection
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
-import sqlalchemy.event
 from flask import Blueprint, Flask, Request, Response, got_request_exception, request
 from flask.blueprints import BlueprintSetupState
-from sqlalchemy import exc
+from sqlalchemy import event, exc
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction, SessionTransactionOrigin
 
@@ -42,6 +41,7 @@ WRITING_METHODS = ("POST", "PUT", "PATCH", "DELETE")
 
 _EXTENSION = "fictive_sqlalchemy.atomic_requests"
 _MARKS = "_fictive_atomic_request"
+_WATCHED_BY = "fictive_sqlalchemy.request_transaction"
 
 
 class AtomicRequestsMixin:
@@ -248,40 +248,34 @@ class RequestTransaction:
         self._current = _begun_for_request(session)
         self._is_lost = False
         self._stock_connections: list[Connection] = []
-        self._listeners: dict[str, Callable[..., None]] = {
-            "before_commit": self._refuse_commit,
-            "after_begin": self._joined,
-            "after_transaction_end": self._ended,
-            "after_soft_rollback": self._rolled_back,
-        }
-        for name, listener in self._listeners.items():
-            sqlalchemy.event.listen(session, name, listener)
+        session.info[_WATCHED_BY] = self
 
-    # What the session tells
+    # What the session tells, by its events (see the end of this module)
 
-    def _refuse_commit(self, session: Session) -> None:
-        if session.in_nested_transaction():
-            return  # a savepoint is released
-        raise exc.InvalidRequestError(LOST if self._is_lost else NO_COMMIT)
+    def refuse_commit(self) -> None:
+        """Refuse it, if it is not that of a savepoint."""
+        if not self._session.in_nested_transaction():
+            raise exc.InvalidRequestError(LOST if self._is_lost else NO_COMMIT)
 
-    def _joined(
-        self, session: Session, transaction: SessionTransaction, connection: Connection
-    ) -> None:
-        if not isinstance(connection.engine, OptInEngine):  # these look before each COMMIT
+    def has_joined(self, connection: Connection) -> None:
+        """Note a connection that nobody asks before COMMIT whether its transaction is aborted."""
+        if not isinstance(connection.engine, OptInEngine):
             self._stock_connections.append(connection)
 
-    def _ended(self, session: Session, transaction: SessionTransaction) -> None:
+    def has_ended(self, transaction: SessionTransaction) -> None:
+        """Note that nothing can be stored any more, unless it turns out to be a rollback()."""
         if transaction is self._current:
             self._is_lost = True
             # What comes now would be stored on its own, if the session is ours.
-            sqlalchemy.event.listen(session, "do_orm_execute", _refuse_statement)
+            event.listen(self._session, "do_orm_execute", _refuse_statement)
 
-    def _rolled_back(self, session: Session, previous: SessionTransaction) -> None:
-        if previous is self._current:  # by rollback(): it is not lost
-            self._current = session.begin()
-            self._is_lost = False
+    def has_rolled_back(self, transaction: SessionTransaction) -> None:
+        """Go on in a new one."""
+        if transaction is self._current:
+            self._current = self._session.begin()
             self._stock_connections.clear()
-            sqlalchemy.event.remove(session, "do_orm_execute", _refuse_statement)
+            self._is_lost = False
+            event.remove(self._session, "do_orm_execute", _refuse_statement)
 
     # The end
 
@@ -321,10 +315,9 @@ class RequestTransaction:
                 raise  # but from a lost connection there is nothing left to roll back
 
     def _stop_watching(self) -> None:
-        for name, listener in self._listeners.items():
-            sqlalchemy.event.remove(self._session, name, listener)
+        del self._session.info[_WATCHED_BY]
         if self._is_lost:
-            sqlalchemy.event.remove(self._session, "do_orm_execute", _refuse_statement)
+            event.remove(self._session, "do_orm_execute", _refuse_statement)
 
 
 def _begun_for_request(session: Session) -> SessionTransaction:
@@ -347,3 +340,36 @@ def _is_aborted(connection: Connection) -> bool:
     if connection.dialect.driver not in PSYCOPG or connection.closed or connection.invalidated:
         return False
     return switch_for(connection.dialect).aborted(connection.connection.dbapi_connection)
+
+
+# On all sessions once, because to listen on one and to stop again takes longer than a transaction.
+
+
+def _before_commit(session: Session) -> None:
+    if watched_by := _watched_by(session):
+        watched_by.refuse_commit()
+
+
+def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+    if watched_by := _watched_by(session):
+        watched_by.has_joined(connection)
+
+
+def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
+    if watched_by := _watched_by(session):
+        watched_by.has_ended(transaction)
+
+
+def _after_soft_rollback(session: Session, previous_transaction: SessionTransaction) -> None:
+    if watched_by := _watched_by(session):
+        watched_by.has_rolled_back(previous_transaction)
+
+
+def _watched_by(session: Session) -> RequestTransaction | None:
+    return session.info.get(_WATCHED_BY)
+
+
+event.listen(Session, "before_commit", _before_commit)
+event.listen(Session, "after_begin", _after_begin)
+event.listen(Session, "after_transaction_end", _after_transaction_end)
+event.listen(Session, "after_soft_rollback", _after_soft_rollback)
