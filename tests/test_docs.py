@@ -18,6 +18,7 @@ import gc
 import importlib
 import os
 import re
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -121,7 +122,7 @@ class Commands:
                 self.environment[export[1]] = export[2].replace(DATABASE, self.database)
                 continue
             done = subprocess.run(
-                command.replace(DATABASE, self.database),
+                command.replace(DATABASE, shlex.quote(self.database)),
                 shell=True,
                 cwd=self.directory,
                 env=self.environment,
