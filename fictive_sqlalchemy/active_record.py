@@ -364,6 +364,8 @@ def _why_not(mapper: Mapper[Any], name: str, only: Collection[str] | None) -> st
     if only is not None:
         return None if name in only else "is not named in only"
     reason = _why_unless_named(mapper, name)
+    if reason is None and name.startswith("_"):
+        reason = "private by its name"
     return reason and f"is {reason}: if it may be changed, name it in only={{…}}"
 
 
@@ -404,8 +406,6 @@ def _why_unless_named(mapper: Mapper[Any], name: str) -> str | None:
         return next(filter(None, reasons), None)
     if not isinstance(attribute, ColumnProperty):
         return "a hybrid property, whose setter may change anything"
-    if name.startswith("_"):
-        return "private by its name"
     columns = _columns(attribute)
     family = list(mapper.iterate_to_root())
     if any(column.primary_key or column in mapper.primary_key for column in columns):

@@ -105,6 +105,8 @@ class Player(Base):
     login: Mapped[str] = synonym("name")
     key: Mapped[int] = synonym("id")
     club: Mapped[Team | None] = synonym("team")
+    _z: Mapped[int | None] = mapped_column("z")
+    above: Mapped[Point] = composite("x", "_z")
     home_at: Mapped[Point] = composite("home_id", "x")
 
     team: Mapped[Team | None] = relationship(back_populates="players", foreign_keys=team_id)
@@ -656,9 +658,11 @@ def test_update_takes_a_mapping_and_keywords_together(store: Store) -> None:
 
 def test_update_sets_what_has_columns_of_its_own(store: Store) -> None:
     player = store.player()
-    player.update(login="Augusta", at=Point(5, 6), data={"b": 2}, tags=["x"], mood=None)
-    sql = "SELECT concat_ws(' ', name, x, y, data, tags, mood) FROM player WHERE id = 1"
-    assert store.onlooker.scalar(sql) == 'Augusta 5 6 {"b": 2} {x}'
+    player.update(
+        login="Augusta", at=Point(5, 6), above=Point(5, 7), data={"b": 2}, tags=["x"], mood=None
+    )
+    sql = "SELECT concat_ws(' ', name, x, y, z, data, tags, mood) FROM player WHERE id = 1"
+    assert store.onlooker.scalar(sql) == 'Augusta 5 6 7 {"b": 2} {x}'
     assert player.data is not None
     player.data["c"] = 3
     player.save()
