@@ -38,6 +38,7 @@ from .autocommit import (
     split_options,
     without_autocommit,
 )
+from .errors import close_lost_cursor
 from .transactions import open_transactions
 
 if TYPE_CHECKING:
@@ -94,6 +95,9 @@ class _OutOfAutocommit(Transaction):
             # Or it is over, and an error came after that.
             if id(self.connection.get_transaction()) == id(self):
                 super().rollback()
+        except exc.DBAPIError as error:
+            if not error.connection_invalidated:
+                raise  # but where the connection is lost the server has rolled back
         finally:
             self._end()
 
@@ -305,6 +309,7 @@ class OptInConnection(Connection):
             connection = self.connection
             if not self.engine.switch.lost(connection.dbapi_connection):
                 break
+            self._read_unread()  # from the driver, which has them
             self.invalidate()
         return self.connection
 
@@ -342,6 +347,7 @@ class OptInConnection(Connection):
     def _safe_close_cursor(self, cursor: Any) -> None:
         super()._safe_close_cursor(cursor)  # private: as above
         if self.has_streamed:
+            close_lost_cursor(cursor)
             held = self._dbapi_connection  # private: none if the connection is lost
             if held is not None and self.engine.switch.aborted(held.dbapi_connection):
                 self._leaves_cursors = True  # the server takes no CLOSE now

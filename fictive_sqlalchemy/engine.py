@@ -24,9 +24,10 @@ from .autocommit import (
     without_autocommit,
 )
 from .connection import OptInConnection
+from .errors import explain_errors
 from .forks import leave_connection_to_parent, leave_to_parent
-from .replicas import Health, attach, copy_replicas, options_of_replicas
 from .read_only import forbid_writes
+from .replicas import Health, attach, copy_replicas, options_of_replicas
 from .statements import stand_alone
 
 
@@ -176,6 +177,7 @@ def _opt_in(create: Callable[..., Engine], url: str | URL, kwargs: dict[str, Any
     switch = switch_for(engine.dialect)
     options.check(engine.dialect)
     stand_alone(engine.dialect)
+    explain_errors(engine)
 
     if read_only_outside:
         forbid_writes(engine)

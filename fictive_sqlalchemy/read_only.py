@@ -5,10 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import event, exc
-from sqlalchemy.engine import Engine, ExceptionContext
-
-# SQLSTATE read_only_sql_transaction: https://www.postgresql.org/docs/current/errcodes-appendix.html
-_READ_ONLY = "25006"
+from sqlalchemy.engine import Engine
 
 
 def forbid_writes(engine: Engine) -> None:
@@ -30,16 +27,3 @@ def forbid_writes(engine: Engine) -> None:
     def set_read_only(connection: Any, record: Any) -> None:
         with connection.cursor() as cursor:
             cursor.execute("SET default_transaction_read_only TO on")
-
-    @event.listens_for(engine, "handle_error")
-    def say_what_to_do(context: ExceptionContext) -> None:
-        error = context.original_exception
-        state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
-        said = context.sqlalchemy_exception
-        if state != _READ_ONLY or said is None or context.connection is None:
-            return
-        if not context.connection.in_transaction():
-            said.add_detail(
-                "Outside a transaction this engine only reads: wrap it in `with "
-                "db.session.begin():`, or in begin() of the session or the connection."
-            )

@@ -6,15 +6,13 @@ execution context knows which statement reads with a cursor on the server.
 
 from __future__ import annotations
 
-from itertools import count
+from secrets import token_hex
 from typing import Any
 
 from sqlalchemy import exc
 from sqlalchemy.engine import Dialect
 
 from .autocommit import HELD_CURSORS, PSYCOPG
-
-_numbers = count(1)
 
 
 def stand_alone(dialect: Dialect) -> None:
@@ -55,7 +53,8 @@ def stand_alone(dialect: Dialect) -> None:
             self.root_connection.has_streamed = True
             connection = self.root_connection.connection
             connection.info[HELD_CURSORS] = True
-            return connection.cursor(f"held_{next(_numbers)}", withhold=True)
+            # Random, for a pooler between us and the server may know another client's, too.
+            return connection.cursor(f"held_{token_hex(8)}", withhold=True)
 
         def locks_in_vain(self) -> bool:
             return not self.is_crud and not self.root_connection.is_inside()

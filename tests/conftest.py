@@ -94,3 +94,4 @@ def wire_url(wire: WireProxy, url: str) -> Iterator[str]:
     yield wire.url(url)
     wire.delay = 0.0
     wire.before_forward = None
+    wire.cut_where = None

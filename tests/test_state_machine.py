@@ -44,9 +44,6 @@ from tests.connections import Connections
 from tests.model import ATTRIBUTES, Base, Fails, Item, Level, Model, Row, Store, Thing
 from tests.postgres import PostgresServer
 
-# psycopg leaves a server-side cursor open, and warns, when the connection is lost as it closes it.
-pytestmark = pytest.mark.filterwarnings("ignore:<psycopg.ServerCursor:ResourceWarning")
-
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "150"))
 STEPS = int(os.environ.get("MODEL_STEPS", "40"))
 SEED = os.environ.get("MODEL_SEED")

@@ -40,17 +40,6 @@ from fictive_sqlalchemy import (
 )
 from tests.connections import Connections
 
-# psycopg leaves a server-side cursor open, and warns, when the connection is lost as it closes it.
-pytestmark = pytest.mark.filterwarnings("ignore:<psycopg.ServerCursor:ResourceWarning")
-
-
-@pytest.fixture(autouse=True)
-def cursors_of_lost_connections_end_here() -> Iterator[None]:
-    """Let none of them be collected, with that warning, in some other test."""
-    yield
-    gc.collect()
-
-
 THREADS = 16
 ROUNDS = int(os.environ.get("THREAD_ROUNDS", "25"))
 SEED = int(os.environ.get("THREAD_SEED", "1"))

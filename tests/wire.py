@@ -161,6 +161,11 @@ class WireProxy:
         self.before_forward: Callable[[Message], object] | None = None
         """Called with each frontend message after it is recorded and before the server gets it, in
         the thread of its connection: to kill a backend or to :meth:`cut_all` at an exact point."""
+        self.cut_where: Callable[[Message], Literal["before", "within", "after"] | None] | None = (
+            None
+        )
+        """Asked of each frontend message where to cut its connection: before the server gets it,
+        within it, or after the server has done what it says, before the client gets the answer."""
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.host: str = "127.0.0.1"
         self.port: int = self._listener.getsockname()[1]
@@ -340,6 +345,7 @@ class _Connection:
         # The thread that reads the server has these to itself.
         self._received = b""
         self._skip = 0
+        self._answers_are_lost = False
 
     def run(self, startup: bytes) -> None:
         """Copy both ways until either side closes."""
@@ -416,7 +422,7 @@ class _Connection:
     def _from_client(self, data: bytes) -> bytes:
         """Record the messages that are complete with this data; they are what is forwarded."""
         self._sent += data
-        messages: list[Message] = []
+        messages: list[tuple[Message, int, int]] = []
         position = 0
         while position + 5 <= len(self._sent):
             kind = bytes(self._sent[position : position + 1])
@@ -424,15 +430,23 @@ class _Connection:
             if end > len(self._sent):
                 break
             if kind in _FRONTEND:
-                messages.append(self._frontend(kind, bytes(self._sent[position + 5 : end])))
+                message = self._frontend(kind, bytes(self._sent[position + 5 : end]))
+                messages.append((message, position, end))
             position = end
-        if self._proxy.delay and any(message.waits for message in messages):
+        if self._proxy.delay and any(message.waits for message, _, _ in messages):
             time.sleep(self._proxy.delay)
-        for message in messages:
+        for message, start, end in messages:
             message = replace(message, time=time.monotonic())
             self._proxy._add(self, message)
             if self._proxy.before_forward is not None:
                 self._proxy.before_forward(message)
+            where = self._proxy.cut_where(message) if self._proxy.cut_where is not None else None
+            if where == "after":
+                self._answers_are_lost = True
+            elif where is not None:
+                forwarded = start if where == "before" else (start + end) // 2
+                self._server.sendall(self._sent[:forwarded])
+                raise OSError("cut")
         complete = bytes(self._sent[:position])
         del self._sent[:position]
         return complete
@@ -479,6 +493,10 @@ class _Connection:
         self._received = buffer[position:]
         if self._proxy.delay and ready:
             time.sleep(self._proxy.delay)
+        if self._answers_are_lost:
+            if ready:
+                raise OSError("cut")
+            return b""
         return data
 
     def _backend(self, name: str, body: bytes) -> None:
