@@ -73,7 +73,7 @@ class ActiveRecordMixin:
 
     For one model, or for all models of a base class::
 
-        from fictive_sqlalchemy.active_record import ActiveRecordMixin
+        from fictive_sqlalchemy import ActiveRecordMixin
 
         class Tag(ActiveRecordMixin, db.Model):
             id: Mapped[int] = mapped_column(primary_key=True)

@@ -174,13 +174,12 @@ def _opt_in(create: Callable[..., Engine], url: str | URL, kwargs: dict[str, Any
     if "pool" not in kwargs:
         kwargs.setdefault("pool_reset_on_return", None)
     engine = create(url, execution_options=execution_options, **kwargs)
+    if read_only_outside:
+        forbid_writes(engine)
     switch = switch_for(engine.dialect)
     options.check(engine.dialect)
     stand_alone(engine.dialect)
     explain_errors(engine)
-
-    if read_only_outside:
-        forbid_writes(engine)
 
     # First of all listeners: SQLAlchemy's own read from the database.
     @event.listens_for(engine, "connect", insert=True)
