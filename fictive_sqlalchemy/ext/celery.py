@@ -110,7 +110,6 @@ class DatabaseTask(_Task):
                 f"DatabaseTask.of() takes the Flask app, or a function that makes it, and not "
                 f"{app!r}."
             )
-
         of_app = type("DatabaseTask", (cls,), {"abstract": True, "_app_of_task": _App(app)})
         return cast("type[Self]", of_app)
 
@@ -143,7 +142,7 @@ class DatabaseTask(_Task):
             app = task.flask_app
             with _context(app), ExitStack() as stack:
                 if task.atomic:
-                    stack.enter_context(_transaction(_session(app, task.name)))
+                    stack.enter_context(_one_transaction(_session(app, task.name)))
                 result: Any = run(*args, **kwargs)
                 _refuse_unfinished(task.name, result)
                 return result
@@ -167,7 +166,7 @@ def _context(app: Flask) -> Generator[None]:
 
 
 @contextmanager
-def _transaction(session: Session) -> Generator[None]:
+def _one_transaction(session: Session) -> Generator[None]:
     """A transaction that only the end of this block ends."""
     with session.begin() as transaction:
         event.listen(session, "before_commit", _refuse_commit)

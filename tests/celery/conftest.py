@@ -110,6 +110,7 @@ def started(
         "TASKS_BROKER": broker,
         "TASKS_DATABASE": wire_url or url,
         "TASKS_FOLDER": str(folder),
+        "TASKS_SENT_BY": str(os.getpid()),
         **environment,
     }
     celery: Celery[Any] = Celery("client", set_as_current=False)

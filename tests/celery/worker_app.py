@@ -8,6 +8,7 @@ The environment names the database, the broker, the result backend and a directo
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -66,7 +67,15 @@ celery.set_default()
 
 @worker_ready.connect
 def say_that_it_is_ready(**_: Any) -> None:
+    threading.Thread(target=end_with_the_tests, daemon=True).start()
     (FOLDER / "ready").touch()
+
+
+def end_with_the_tests() -> None:
+    """Leave no process behind when the tests are killed."""
+    while os.getppid() == int(os.environ["TASKS_SENT_BY"]):
+        time.sleep(1)
+    os.killpg(0, signal.SIGKILL)  # the group is the worker and its children
 
 
 @task_postrun.connect
