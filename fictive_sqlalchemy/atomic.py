@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
-from collections.abc import Callable
+import itertools
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from sqlalchemy import exc
 from sqlalchemy.orm import SessionTransaction, SessionTransactionOrigin
 
-from .session_transaction import Block
+from .session_transaction import Block, runs_later
 
 if TYPE_CHECKING:
     from .session import OptInSession
@@ -22,6 +22,11 @@ _JOINED_FAILED = (
     "Nothing of this block was stored: an atomic(savepoint=False) inside it had failed, and the "
     "error was caught. Let the error leave this block, too, or leave savepoint=False out."
 )
+_JOINED_ASKED = (
+    "Nothing of this block was stored: an atomic(savepoint=False) inside it asked for that with "
+    "set_rollback(), and can't be undone alone. Leave savepoint=False out, or call set_rollback() "
+    "in this block."
+)
 
 
 class Atomic:
@@ -31,7 +36,11 @@ class Atomic:
     from :meth:`.OptInSession.atomic`, for ``with`` or as a decorator.
 
     :param session: What returns the session, asked at each begin.
-    :param options: As :meth:`.OptInSession.atomic` takes them.
+    :param savepoint: As :meth:`.OptInSession.atomic` takes it, and so are the others.
+    :param durable: As above.
+    :param isolation_level: As above.
+    :param read_only: As above.
+    :param deferrable: As above.
     """
 
     def __init__(
@@ -40,26 +49,34 @@ class Atomic:
         *,
         savepoint: bool = True,
         durable: bool = False,
-        **options: Any,
+        isolation_level: str | None = None,
+        read_only: bool | None = None,
+        deferrable: bool | None = None,
     ) -> None:
         self._session = session
         self._savepoint = savepoint
         self._durable = durable
-        self._options = {name: value for name, value in options.items() if value is not None}
-        self._begun: Block | None = None
-        self._joined: Block | None = None
+        given = {
+            "isolation_level": isolation_level,
+            "read_only": read_only,
+            "deferrable": deferrable,
+        }
+        self._options: dict[str, Any] = {
+            name: value for name, value in given.items() if value is not None
+        }
+        self._uses = itertools.count()
+        self._block: Block
+        self._joins = False
+        self._was_asked = False
 
     def __call__(self, function: F) -> F:
         """Make each call of a function such a block.
 
         :param function: A function, or an ``async def`` function.
-        :raises TypeError: for a generator, whose block would have ended before its body runs.
+        :raises TypeError: for a generator, whose block would have ended before its body runs, and
+            for what is no function.
         """
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise TypeError(
-                f"{function.__name__}() is a generator, and atomic() would have ended before its "
-                "body runs. Collect the rows inside a function that is atomic, and yield outside."
-            )
+        check_function(function, "atomic()")
         if inspect.iscoroutinefunction(function):
 
             @wraps(function)
@@ -72,7 +89,7 @@ class Atomic:
         @wraps(function)
         def atomic_function(*args: Any, **kwargs: Any) -> Any:
             with self._anew():
-                return function(*args, **kwargs)
+                return finished(function(*args, **kwargs), function, "atomic()")
 
         return atomic_function  # type: ignore[return-value]  # pyright: ignore
 
@@ -82,31 +99,31 @@ class Atomic:
         )
 
     def __enter__(self) -> SessionTransaction:
-        if self._begun is not None or self._joined is not None:
-            raise exc.InvalidRequestError("This atomic() is in use: make a new one for each block.")
+        if next(self._uses):  # in one step: threads may share the object
+            raise exc.InvalidRequestError(
+                "An atomic() is good for one block: write `with session.atomic():` each time."
+            )
         session = self._session()
         around = session.get_nested_transaction() or session.get_transaction()
-        outermost = session.get_transaction()
-        if outermost is None or outermost.origin is not SessionTransactionOrigin.BEGIN:
-            begun = session.begin(**self._options)
-            assert isinstance(begun, Block)
-            begun.task = _current_task()
-            begun.__enter__()
-            self._begun = begun
-            return begun
-        assert isinstance(outermost, Block)
-        assert isinstance(around, Block)
-        self._refuse_inside(outermost)
-        if not self._savepoint:
-            self._joined = around
-            return around
-        savepoint = session.begin_nested()
-        assert isinstance(savepoint, Block)
-        savepoint.__enter__()
-        self._begun = savepoint
-        return savepoint
+        # Of what SQLAlchemy has begun by itself, on a stock bind, nobody knows the end: begin()
+        # refuses then.
+        if around is None or around.origin is SessionTransactionOrigin.AUTOBEGIN:
+            block = session.begin(**self._options)
+        else:
+            assert isinstance(around, Block)
+            self._refuse_inside(around)
+            self._joins = not self._savepoint
+            block = around if self._joins else session.begin_nested()
+        assert isinstance(block, Block)
+        if self._joins:
+            self._was_asked = block.roll_back_only is not None
+        else:
+            block.__enter__()
+        block.atomic += 1
+        self._block = block
+        return block
 
-    def _refuse_inside(self, outermost: Block) -> None:
+    def _refuse_inside(self, around: Block) -> None:
         if self._durable:
             raise exc.InvalidRequestError(
                 "atomic(durable=True) has to be outermost, so that what it does is stored when it "
@@ -117,35 +134,91 @@ class Atomic:
                 f"{', '.join(self._options)} can only be given to the outermost atomic(), and a "
                 "transaction is open: it has begun with options of its own."
             )
-        if outermost.task is not None and outermost.task != _current_task():
+        if around.is_of_another_task():
             raise exc.InvalidRequestError(
                 "Another asyncio task is in a transaction of this session: give each task a "
-                "session of its own, or don't await it in the block."
+                "session of its own, or don't let it wait inside the block."
             )
 
     def __exit__(self, type_: type[BaseException] | None, *error: object) -> None:
-        begun, self._begun = self._begun, None
-        joined, self._joined = self._joined, None
-        if joined is not None:
-            if type_ is not None and joined.roll_back_only is None:
-                joined.roll_back_only = _JOINED_FAILED
-            return
-        assert begun is not None
-        session = begun.session
-        current = session and (session.get_nested_transaction() or session.get_transaction())
-        if type_ is None and session and current is not begun:
-            # SQLAlchemy would commit what is still open inside along with this one.
-            misplaced = exc.InvalidRequestError(
-                "A savepoint that was begun inside this atomic() is still open, or was begun by "
-                "another generator or task: end it before. Nothing was stored."
-            )
-            begun.__exit__(type(misplaced), misplaced, None)
+        block = self._block
+        block.atomic -= 1
+        misplaced = _misplaced(block) if type_ is None else None
+        if self._joins:
+            if not self._was_asked:
+                if type_ is not None or misplaced is not None:
+                    block.roll_back_only = block.roll_back_only or _JOINED_FAILED
+                elif block.roll_back_only == "":
+                    block.roll_back_only = _JOINED_ASKED
+        elif misplaced is not None:
+            block.__exit__(type(misplaced), misplaced, None)
+        else:
+            block.__exit__(type_, *error)
+        if misplaced is not None:
             raise misplaced
-        begun.__exit__(type_, *error)
 
 
-def _current_task() -> object:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:  # no event loop runs in this thread
+def _misplaced(block: Block) -> exc.InvalidRequestError | None:
+    """Return the error of a block that is not the innermost one at its end."""
+    session = block.session
+    if block is (session.get_nested_transaction() or session.get_transaction()):
         return None
+    if block.is_open():
+        # SQLAlchemy would commit what is still open inside along with this one.
+        return exc.InvalidRequestError(
+            "A savepoint that was begun inside this atomic() is still open: end it before. A "
+            "generator or asyncio task that waits inside a block keeps it open. Nothing of this "
+            "block was stored."
+        )
+    return exc.InvalidRequestError(
+        "The transaction of this atomic() was ended inside it, by rollback() or close(), and "
+        "nothing of it was stored: leave these out. set_rollback() asks for that without an error."
+    )
+
+
+def check_function(function: Any, decorator: str) -> None:
+    """Refuse to decorate what is no function, or runs after its call.
+
+    :param function: What is decorated.
+    :param decorator: By what.
+    :raises TypeError: if it can't be.
+    """
+    if inspect.isclass(function):
+        raise TypeError(
+            f"{decorator} does not decorate classes: decorate the methods that need it."
+        )
+    if isinstance(function, (classmethod, staticmethod, property)):
+        raise TypeError(
+            f"Put {decorator} next to the function, below @classmethod, @staticmethod and "
+            "@property."
+        )
+    if not callable(function):
+        raise TypeError(
+            f"{decorator} decorates a function, and takes options by their names, not {function!r}."
+        )
+    if runs_later(function) and not inspect.iscoroutinefunction(function):
+        raise TypeError(
+            f"{_name(function)} is a generator, and {decorator} would have ended before its body "
+            "runs. Collect the rows inside a function that is decorated, and yield outside."
+        )
+
+
+def finished(result: Any, function: Callable[..., Any], decorator: str) -> Any:
+    """Return what a decorated function has returned.
+
+    :raises TypeError: if that is code which would run after the block.
+    """
+    if isinstance(result, (Generator, Coroutine, AsyncGenerator)):
+        kind = type(cast(object, result)).__name__
+        if not isinstance(result, AsyncGenerator):  # which has not begun, and needs no end
+            result.close()
+        raise TypeError(
+            f"{_name(function)} returned a {kind}, whose code would run after the end of "
+            f"{decorator}: return a list, or make it an `async def` function. Nothing of this "
+            "block was stored."
+        )
+    return result
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return f"{getattr(function, '__name__', repr(function))}()"

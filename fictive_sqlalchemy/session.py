@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from enum import Enum
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from sqlalchemy import event, exc
 from sqlalchemy.engine import Connection, TwoPhaseTransaction
@@ -26,10 +26,16 @@ from sqlalchemy.orm.attributes import instance_state
 
 from .atomic import Atomic, F
 from .autocommit import DEFAULT, TransactionOptions, split_options
-from .connection import OptInConnection
+from .connection import CommitOutcomeUnknown, OptInConnection
 from .engine import OptInEngine
 from .replicas import borrow_to_read, source_of
-from .session_transaction import Block, Callback, OptInSavepoint, OptInSessionTransaction
+from .session_transaction import (
+    Block,
+    Callback,
+    OptInSavepoint,
+    OptInSessionTransaction,
+    check_callback,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -80,6 +86,7 @@ class OptInSession(Session):
         self._from_primary = False
         self._deleted_by_flush: list[object] | None = None
         self.to_call: tuple[Callback, ...] = ()
+        self._ending = 0
         self._closes_for_good = kwargs.get("close_resets_only") is False
         self._is_closed = False
         super().__init__(*args, **kwargs)
@@ -94,7 +101,7 @@ class OptInSession(Session):
     def transaction_begun(self, transaction: SessionTransaction, connection: Connection) -> None:
         """Note that a bind has joined: outside it is a stock one, on which SQLAlchemy began."""
         if isinstance(transaction, OptInSessionTransaction):
-            transaction.has_begun = True
+            transaction.begun_on |= {connection}
             if self._state is State.OUTSIDE:
                 self._state = State.STOCK
 
@@ -138,7 +145,7 @@ class OptInSession(Session):
             if transaction is None:
                 self._state = State.OUTSIDE
             elif isinstance(transaction, OptInSessionTransaction) and not transaction.taken:
-                self._state = State.STOCK if transaction.has_begun else State.OUTSIDE
+                self._state = State.STOCK if transaction.begun_on else State.OUTSIDE
 
     # Transactions
 
@@ -217,16 +224,17 @@ class OptInSession(Session):
             self._state = State.INSIDE
             super().commit()
             return
-        transaction = self.begin()
-        try:
-            super().commit()
-        except BaseException:
-            if super().get_transaction() is transaction:
-                try:
-                    super().rollback()
-                except exc.InvalidRequestError:  # it is stored: a listener failed after COMMIT
-                    transaction.close()
-            raise
+        with self.calling_back():
+            transaction = self.begin()
+            try:
+                super().commit()
+            except BaseException:
+                if super().get_transaction() is transaction:
+                    try:
+                        super().rollback()
+                    except exc.InvalidRequestError:  # it is stored: a listener failed after COMMIT
+                        transaction.close()
+                raise
 
     def rollback(self) -> None:
         """Roll the transaction back. Outside, forget what is waiting, and send nothing.
@@ -256,13 +264,8 @@ class OptInSession(Session):
         if not any(map(_is_ours, binds)):
             flush(*arguments)
         elif self._state is State.OUTSIDE and all(map(_is_ours, binds)):
-            try:
-                with self._stored_flush(alone=objects is not None):
-                    flush(*arguments)
-            except BaseException:
-                self.call_back(after_error=True)
-                raise
-            self.call_back()
+            with self.calling_back(), self._stored_flush(alone=objects is not None):
+                flush(*arguments)
         else:
             with self._joining():
                 flush(*arguments)
@@ -325,17 +328,20 @@ class OptInSession(Session):
     def set_rollback(self) -> None:
         """Ask for a rollback, without an error, at the end of the innermost block.
 
-        It is of ``begin()``, ``begin_nested()`` or ``atomic()``. Sends nothing.
+        That is one of ``begin()``, ``begin_nested()`` or ``atomic()``, or a request that is a
+        transaction. Sends nothing.
 
-        :raises sqlalchemy.exc.InvalidRequestError: outside.
+        :raises sqlalchemy.exc.InvalidRequestError: outside. And at the end of the block around an
+            ``atomic(savepoint=False)`` that has asked for it, which can't be undone alone.
         """
-        innermost = self.get_nested_transaction() or self.get_transaction()
-        if not isinstance(innermost, Block):
+        innermost = self._innermost()
+        if innermost is None:
             raise exc.InvalidRequestError(
                 "set_rollback() is for a transaction, and none is open: rollback() forgets what is "
                 "waiting."
             )
-        innermost.roll_back_only = ""
+        if innermost.roll_back_only is None:
+            innermost.roll_back_only = ""
 
     def on_commit(self, function: Callback) -> None:
         """Call a function once the open transaction is committed; outside, call it at once.
@@ -349,37 +355,81 @@ class OptInSession(Session):
         where the transaction was ended, and others are logged. What is committed stays so.
 
         :param function: A function without parameters.
+        :raises TypeError: if it can't be called, or would run later than that.
+        :raises sqlalchemy.exc.InvalidRequestError: in a block whose transaction was ended.
         """
-        innermost = self.get_nested_transaction() or self.get_transaction()
-        if isinstance(innermost, Block):
+        check_callback(function, "on_commit()")
+        innermost = self._innermost()
+        if innermost is not None:
             innermost.on_commit += (function,)
+        elif self._ending:  # a listener to the end of a transaction
+            self.to_call += (function,)
         else:
             function()
 
     def on_rollback(self, function: Callback) -> None:
         """Call a function if the open transaction or savepoint is rolled back.
 
-        It is called after the outermost transaction has ended, in order with those of
-        :meth:`on_commit`. Outside there is nothing to roll back, and it is never called. Errors are
-        treated as those of :meth:`on_commit`; where an error has ended the block, that is raised,
-        and all others are logged.
+        It is called after the outermost transaction has ended, however that was; those of
+        savepoints come before what :meth:`on_commit` has registered. Outside there is nothing to
+        roll back, and it is never called. Errors are treated as those of :meth:`on_commit`; where
+        an error has ended the block, that is raised, and all others are logged.
 
         :param function: A function without parameters.
+        :raises TypeError: if it can't be called, or would run later than that.
+        :raises sqlalchemy.exc.InvalidRequestError: in a block whose transaction was ended.
         """
-        innermost = self.get_nested_transaction() or self.get_transaction()
-        if isinstance(innermost, Block):
+        check_callback(function, "on_rollback()")
+        innermost = self._innermost()
+        if innermost is not None:
             innermost.on_rollback += (function,)
 
-    def call_back(self, *, after_error: bool = False) -> None:
-        """Call what is to be called after the transaction, if it has ended.
+    @property
+    def entered(self) -> Any:
+        """The transaction or savepoint whose ``with`` block was entered last, and is not left.
+
+        Until that is left SQLAlchemy refuses to go on if it has ended.
+        """
+        return self._trans_context_manager  # private: SQLAlchemy keeps it there, and restores it
+
+    @entered.setter
+    def entered(self, entered: Any) -> None:
+        self._trans_context_manager = entered  # private: as above
+
+    def _innermost(self) -> Block | None:
+        innermost = self.get_nested_transaction() or self.get_transaction()
+        if innermost is None and self.entered is not None and not self._ending:
+            raise exc.InvalidRequestError(
+                "The transaction of this block was ended inside it, by commit(), rollback() or "
+                "close(): leave the block before."
+            )
+        return innermost if isinstance(innermost, Block) else None
+
+    @contextmanager
+    def calling_back(self, *, after_error: bool = False) -> Generator[None]:
+        """Around what may end the transaction: call what is to be called after it, and not in it.
 
         :param after_error: Whether an error is under way, which comes first.
         """
-        if not self.to_call or self._state is not State.OUTSIDE or self._is_ending():
-            return
+        self._ending += 1
+        try:
+            yield
+        except BaseException:
+            after_error = True
+            raise
+        finally:
+            self._ending -= 1
+            inside = self._state is State.INSIDE or self.entered is not None
+            if self.to_call and not self._ending and not inside:
+                self._call_back(after_error)
+
+    def _call_back(self, after_error: bool) -> None:
         calls, self.to_call = self.to_call, ()
         first: Exception | None = None
-        for call in calls:
+        for index, call in enumerate(calls):
+            if self._state is State.INSIDE:  # one has begun a transaction, and left it open
+                self.to_call = calls[index:] + self.to_call
+                break
             try:
                 call()
             except Exception as error:
@@ -387,13 +437,12 @@ class OptInSession(Session):
                     first = error
                 else:
                     _log.exception("%r raised this after the end of a transaction", call)
+            except BaseException:
+                if rest := calls[index + 1 :]:
+                    _log.error("Not called after the end of a transaction: %r", rest)
+                raise
         if first is not None:
             raise first
-
-    def _is_ending(self) -> bool:
-        """Tell whether the block of a transaction that has ended is not left yet."""
-        # private: until it is, SQLAlchemy refuses to begin anew
-        return self._trans_context_manager is not None or self._deleted_by_flush is not None
 
     # Statements
 
@@ -513,31 +562,35 @@ class OptInSession(Session):
 
     def close(self) -> None:
         """Close the session as SQLAlchemy does, and end the loans."""
-        try:
-            super().close()
-        finally:
-            self._is_closed = self._closes_for_good
-            self._end_loans()
-        self.call_back()
+        with self.calling_back():
+            try:
+                super().close()
+            finally:
+                self._is_closed = self._closes_for_good
+                self._end_loans()
+
+    def __exit__(self, type_: object, value: object, traceback: object) -> None:
+        with self.calling_back(after_error=type_ is not None):
+            super().__exit__(cast(Any, type_), cast(Any, value), cast(Any, traceback))
 
     def reset(self) -> None:
         """Reset the session as SQLAlchemy does, and end the loans."""
-        try:
-            super().reset()
-        finally:
-            self._end_loans()
-        self.call_back()
+        with self.calling_back():
+            try:
+                super().reset()
+            finally:
+                self._end_loans()
 
     def invalidate(self) -> None:
         """Close the session as SQLAlchemy does, with its connections, which the pool drops."""
-        try:
-            super().invalidate()
-        finally:
-            for connection in self._loans.values():
-                if not connection.closed:
-                    connection.invalidate()
-            self._end_loans()
-        self.call_back()
+        with self.calling_back():
+            try:
+                super().invalidate()
+            finally:
+                for connection in self._loans.values():
+                    if not connection.closed:
+                        connection.invalidate()
+                self._end_loans()
 
     def _end_loans(self) -> None:
         self._from_primary = False
@@ -623,26 +676,28 @@ class OptInSession(Session):
 
         So it is not the session's commit(): that flushes, expires, and calls who listens to it.
         """
-        transaction = self.begin()
-        assert isinstance(transaction, OptInSessionTransaction)
-        try:
-            with self.no_autoflush:
-                yield
-            begun = [found for one in transaction.taken if (found := one.get_transaction())]
-            for one in begun:
-                if isinstance(one, TwoPhaseTransaction):
-                    one.prepare()
+        with self.calling_back():
+            transaction = self.begin()
+            assert isinstance(transaction, OptInSessionTransaction)
             try:
+                with self.no_autoflush:
+                    yield
+                begun = [found for one in transaction.taken if (found := one.get_transaction())]
                 for one in begun:
-                    one.commit()
-            except BaseException:
-                for one in begun:
-                    one.close()  # which SQLAlchemy leaves to who commits by hand
-                raise
-            transaction.has_committed(self)
-        finally:
-            transaction.close()  # and rolls back what is not committed
-        self.call_back()
+                    if isinstance(one, TwoPhaseTransaction):
+                        one.prepare()
+                try:
+                    for one in begun:
+                        one.commit()
+                except BaseException as error:
+                    if isinstance(error, CommitOutcomeUnknown):
+                        transaction.on_rollback = ()
+                    for one in begun:
+                        one.close()  # which SQLAlchemy leaves to who commits by hand
+                    raise
+                transaction.has_committed(self)
+            finally:
+                transaction.close()  # and rolls back what is not committed
 
     def _write(
         self, call: Callable[..., Any], statement: Any, params: Any, kwargs: dict[str, Any]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import exc
 from sqlalchemy.engine import Connection
-from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin
+from sqlalchemy.orm import SessionTransaction, SessionTransactionOrigin
 
 from .autocommit import DEFAULT, TransactionOptions, join_options
 from .connection import NOTHING_STORED, CommitOutcomeUnknown, OptInConnection
@@ -23,7 +25,7 @@ Callback = Callable[[], object]
 
 
 class Block(SessionTransaction):
-    """What our transactions and savepoints add to SQLAlchemy's: the end of their blocks."""
+    """What our transactions and savepoints add to SQLAlchemy's: how they end."""
 
     on_commit: tuple[Callback, ...] = ()
     """What is called after the outermost transaction is committed, if it was with this one."""
@@ -32,66 +34,103 @@ class Block(SessionTransaction):
     """What is called after the outermost transaction has ended, if this one was rolled back."""
 
     roll_back_only: str | None = None
-    """Why it can't be committed, for the error at its end; empty if it was asked for."""
+    """Why it can't be committed, for the error at its end; empty if its block asked for it."""
+
+    atomic: int = 0
+    """How many :class:`.Atomic` are on it, whose end alone commits it."""
 
     task: object = None
-    """The asyncio task that began it, if :class:`.Atomic` did in one."""
+    """The asyncio task that entered its block, if one did."""
 
-    _entered_on: OptInSession | None = None
+    _entered = False
+    _around: Any = None
+    _is_committed = False
 
     def commit(self, *args: Any, **kwargs: Any) -> None:
+        if self.atomic:
+            raise exc.InvalidRequestError(
+                "What is inside atomic() is committed at its end, as a whole: leave commit() out. "
+                "Use flush() to send what is waiting before. Nothing was committed."
+            )
         if self.roll_back_only is not None:
             raise exc.PendingRollbackError(
-                self.roll_back_only or "set_rollback() asked for a rollback: leave commit() out."
+                self.roll_back_only
+                or "set_rollback() has asked for a rollback: call rollback(), and not commit()."
             )
-        session = _ours(self.session)
-        try:
-            super().commit(*args, **kwargs)
-        except CommitOutcomeUnknown:
-            self.on_rollback = ()
-            raise
-        session.call_back()
+        with _ours(self).calling_back():
+            try:
+                super().commit(*args, **kwargs)
+            except CommitOutcomeUnknown:
+                self.on_rollback = ()
+                raise
 
     def rollback(self, *args: Any, **kwargs: Any) -> None:
-        session = _ours(self.session)
-        super().rollback(*args, **kwargs)
-        session.call_back()
+        with _ours(self).calling_back():
+            super().rollback(*args, **kwargs)
+
+    def close(self, invalidate: bool = False) -> None:
+        session = _ours(self)
+        with session.calling_back():
+            try:
+                super().close(invalidate)
+            except BaseException:
+                session.transaction_ended(self)  # SQLAlchemy's event does not come then
+                raise
 
     def __enter__(self) -> Self:
-        self._entered_on = _ours(self.session)
+        self._around = _ours(self).entered
+        self._entered = True
+        self.task = _current_task()
         return super().__enter__()
 
     def __exit__(self, type_: object, value: object, traceback: object) -> None:
-        session, self._entered_on = self._entered_on, None
-        goes_on = type_ is None and self._is_open()
-        failed = NOTHING_STORED if goes_on and not self.is_active else None
-        if goes_on and self.is_active and self.roll_back_only is not None:
-            failed = self.roll_back_only
-            self.rollback()
-        try:
-            super().__exit__(type_, value, traceback)
-        except BaseException:
-            if session is not None:
-                session.call_back(after_error=True)
-            raise
-        if session is not None:
-            session.call_back(after_error=type_ is not None or bool(failed))
-        if failed:
-            raise exc.PendingRollbackError(failed)
+        session = _ours(self)
+        failed: str | None = None
+        with session.calling_back(after_error=type_ is not None):
+            try:
+                if type_ is None and self.is_open():
+                    failed = self.roll_back_only if self.is_active else NOTHING_STORED
+                    if self.is_active and failed is not None:
+                        self.rollback()
+            finally:
+                try:
+                    super().__exit__(type_, value, traceback)
+                finally:
+                    self._leave(session)
+            if failed:
+                raise exc.PendingRollbackError(failed)
 
-    def _is_open(self) -> bool:
-        # SQLAlchemy's transactions have no session any more when they are closed
-        session = cast("Session | None", self.session)
-        return session is not None and self in (
-            session.get_nested_transaction(),
-            session.get_transaction(),
-        )
+    def _leave(self, session: OptInSession) -> None:
+        """Go back to the block around this one, or to the next if that was left before."""
+        self._entered = False
+        around = session.entered
+        while isinstance(around, Block) and not around._entered:
+            around = around._around
+        session.entered = around
+
+    def is_open(self) -> bool:
+        """Tell whether it is not closed yet, though its flush may have failed."""
+        session = self.session
+        innermost = session.get_nested_transaction() or session.get_transaction()
+        while innermost is not None and innermost is not self:
+            innermost = innermost.parent
+        return innermost is self
+
+    def is_of_another_task(self) -> bool:
+        """Tell whether the block, or one around it, was entered by another asyncio task."""
+        block: SessionTransaction | None = self
+        while block is not None:
+            if isinstance(block, Block) and block.task not in (None, _current_task()):
+                return True
+            block = block.parent
+        return False
 
     def has_committed(self, session: OptInSession) -> None:
         """Hand what is to be called on to the transaction around, or to the session.
 
         :param session: Its session.
         """
+        self._is_committed = True
         on_commit, self.on_commit = self.on_commit, ()
         on_rollback, self.on_rollback = self.on_rollback, ()
         around = self.parent
@@ -104,12 +143,15 @@ class Block(SessionTransaction):
             around.on_rollback += on_rollback
 
     def has_ended(self, session: OptInSession) -> None:
-        """Note what is to be called if it was rolled back: then it has not handed it on.
+        """Note what is to be called: a listener may have registered it after COMMIT or ROLLBACK.
 
         :param session: Its session.
         """
-        session.to_call += self.on_rollback
-        self.on_commit = self.on_rollback = ()
+        if self._is_committed:
+            self.has_committed(session)
+        else:
+            session.to_call += self.on_rollback
+            self.on_commit = self.on_rollback = ()
 
 
 class OptInSavepoint(Block):
@@ -125,21 +167,14 @@ class OptInSessionTransaction(Block):
     taken: tuple[OptInConnection, ...]
     """The connections it took out of autocommit."""
 
-    has_begun: bool
-    """Whether any bind has joined."""
+    begun_on: frozenset[Connection]
+    """The connections of the binds that have joined."""
 
     def __init__(self, session: OptInSession, origin: SessionTransactionOrigin) -> None:
         self.options = DEFAULT
         self.taken = ()
-        self.has_begun = False
+        self.begun_on = frozenset()
         super().__init__(session, origin)
-
-    def close(self, invalidate: bool = False) -> None:
-        try:
-            super().close(invalidate)
-        except BaseException:
-            _ours(self.session).transaction_ended(self)  # SQLAlchemy's event does not come then
-            raise
 
     # private: flush() and execute() both come here for a connection, and no event comes before
     def _connection_for_bind(self, bind: Any, execution_options: Any) -> Connection:
@@ -147,7 +182,7 @@ class OptInSessionTransaction(Block):
             if self.options is not DEFAULT:
                 execution_options = join_options(self.options) | dict(execution_options or {})
             return super()._connection_for_bind(bind, execution_options)  # private: as above
-        connection = _ours(self.session).borrow(bind)
+        connection = _ours(self).borrow(bind)
         if connection in self.taken and self.is_active and not execution_options:
             return connection
         if connection.get_transaction() is not None:
@@ -166,5 +201,40 @@ class OptInSessionTransaction(Block):
         return connection
 
 
-def _ours(session: Session) -> OptInSession:
-    return cast("OptInSession", session)
+def check_callback(function: Any, taker: str) -> None:
+    """Refuse what can't be called after the end of a transaction.
+
+    :param function: The function.
+    :param taker: What it was given to.
+    :raises TypeError: if it can't be called, or what it does would come later.
+    """
+    if not callable(function):
+        raise TypeError(
+            f"{taker} takes a function without parameters, not {function!r}: write "
+            f"{taker[:-1]}lambda: …), or functools.partial(…), for one that has some."
+        )
+    if runs_later(function):
+        raise TypeError(
+            f"{taker} takes a plain function, and {function!r} would not run when it is called: "
+            "call one that hands it to what runs it, such as asyncio.run()."
+        )
+
+
+def runs_later(function: Any) -> bool:
+    """Tell whether a call only makes what is to be awaited, or read, later."""
+    return (
+        inspect.iscoroutinefunction(function)
+        or inspect.isgeneratorfunction(function)
+        or inspect.isasyncgenfunction(function)
+    )
+
+
+def _ours(transaction: SessionTransaction) -> OptInSession:
+    return cast("OptInSession", transaction.session)
+
+
+def _current_task() -> object:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no event loop runs in this thread
+        return None
