@@ -264,7 +264,7 @@ class OptInConnection(Connection):
     def leave_autocommit(self) -> None:
         """Take the driver out of autocommit, for the transaction that begins. Sends nothing."""
         self.transaction_options.check(self.dialect)
-        connection = self._alive()
+        connection = self.alive()
         if isinstance(self.engine.pool, (StaticPool, SingletonThreadPool)):
             taken_by = connection.info.get(TAKEN_BY)
             if taken_by is not None and (other := taken_by()) and other.in_transaction():
@@ -298,20 +298,22 @@ class OptInConnection(Connection):
         held = self._dbapi_connection  # private: none if the connection is lost
         return held is None or self.engine.switch.lost(held.dbapi_connection)
 
-    def _alive(self) -> PoolProxiedConnection:
+    def alive(self) -> PoolProxiedConnection:
         """Return the DBAPI connection: another one if the server has closed it while it was idle.
 
         Nothing was sent on it yet, so nothing can be sent twice.
         """
-        # Those that are idle in the pool may have been closed with it.
-        idle: Callable[[], int] = getattr(self.engine.pool, "checkedin", int)
-        for _ in range(idle() + 1):
-            connection = self.connection
-            if not self.engine.switch.lost(connection.dbapi_connection):
-                break
-            self._read_unread()  # from the driver, which has them
-            self.invalidate()
-        return self.connection
+        connection = self.connection
+        if self.engine.switch.lost(connection.dbapi_connection):
+            # Those that are idle in the pool may have been closed with it.
+            idle: Callable[[], int] = getattr(self.engine.pool, "checkedin", int)
+            for _ in range(idle() + 1):
+                self._read_unread()  # from the driver, which has them
+                self.invalidate()
+                connection = self.connection
+                if not self.engine.switch.lost(connection.dbapi_connection):
+                    break
+        return connection
 
     def _begin_on_another(self, options: TransactionOptions) -> None:
         """Go on with another DBAPI connection in a transaction that has sent nothing yet."""
@@ -426,7 +428,7 @@ class OptInConnection(Connection):
                 "The transaction of the session was ended by hand, on its connection: nothing "
                 "more can belong to it. Leave the block, or commit() or rollback() the session."
             )
-        self._alive()  # or SQLAlchemy would wrap what the pool says into the statement's error
+        self.alive()  # or SQLAlchemy would wrap what the pool says into the statement's error
         self._under_way += 1  # several: one may load what another needs for its parameters
         try:
             if parameters and _are_many(parameters):

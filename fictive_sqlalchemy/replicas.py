@@ -174,7 +174,7 @@ def borrow_to_read(
             continue
         try:
             connection = borrow(one)
-            connection._alive()  # pyright: ignore[reportPrivateUsage]
+            connection.alive()
         except (exc.DBAPIError, one.dialect.loaded_dbapi.Error):
             one.health.note(up=False)
         else:
