@@ -96,6 +96,8 @@ class Block(SessionTransaction):
                 try:
                     super().__exit__(type_, value, traceback)
                 finally:
+                    if self.is_open():  # a listener failed after COMMIT, which SQLAlchemy leaves so
+                        self.close()
                     self._leave(session)
             if failed:
                 raise exc.PendingRollbackError(failed)
