@@ -178,6 +178,13 @@ class StandIn:
     def info(self) -> Any:
         return _Info(self.isolation.physical.info, self)
 
+    def fileno(self) -> int:
+        """Return a socket from which there is never anything to read.
+
+        What there is to read from the one connection may be the answer to another stand-in.
+        """
+        return self.isolation.quiet[0].fileno()
+
     def __enter__(self) -> Self:
         return self
 
@@ -246,7 +253,7 @@ class Psycopg2StandIn(StandIn):
 
     READ_ONLY = "readonly"
     PASSED_ON = frozenset(
-        {"async", "async_", "binary_types", "cancel", "cursor_factory", "dsn", "encoding", "fileno"}
+        {"async", "async_", "binary_types", "cancel", "cursor_factory", "dsn", "encoding"}
         | {"get_backend_pid", "get_dsn_parameters", "get_native_connection", "get_parameter_status"}
         | {"isexecuting", "notices", "notifies", "pgconn_ptr", "protocol_version", "server_version"}
         | {"string_types"}
@@ -329,7 +336,7 @@ class PsycopgStandIn(StandIn):
     READ_ONLY = "read_only"
     PASSED_ON = frozenset(
         {"adapters", "add_notice_handler", "add_notify_handler", "broken", "cancel", "cancel_safe"}
-        | {"cursor_factory", "fileno", "prepare_threshold", "prepared_max", "row_factory"}
+        | {"cursor_factory", "prepare_threshold", "prepared_max", "row_factory"}
         | {"remove_notice_handler", "remove_notify_handler", "server_cursor_factory"}
     )
 
@@ -407,16 +414,14 @@ class _Info:
 
 
 class _Context:
-    """A stand-in for psycopg's adaptation, which is in C and reads the real ``pgconn``."""
+    """A stand-in for what psycopg itself does with the connection of a cursor."""
 
     def __init__(self, stand_in: StandIn) -> None:
         self._stand_in = stand_in
 
-    @property
-    def pgconn(self) -> Any:
-        return self._stand_in.isolation.physical.pgconn
-
     def __getattr__(self, name: str) -> Any:
+        if name in ("pgconn", "wait") or name.startswith("_"):  # for adaptation and COPY
+            return getattr(self._stand_in.isolation.physical, name)
         return getattr(self._stand_in, name)
 
 

@@ -10,6 +10,7 @@ savepoint, too. All that is above the driver is as in production.
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -192,6 +193,7 @@ class Isolation:
         self._cursor = self._class.plain_cursor(self.dbapi, self.physical)
         self._send(_LOCK_TIMEOUT.format(milliseconds=int(PATIENCE * 1000)))
         self._send(f"SAVEPOINT {_MARK}")
+        self.quiet = socket.socketpair()
 
     def connect(self) -> Any:
         """Return what the pool takes for a new connection."""
@@ -436,6 +438,8 @@ class Isolation:
             self._lock.wait_for(lambda: self._busy is None, PATIENCE)
             self._current = None
             self._close(self._stand_ins, self._connections)
+            for one in self.quiet:
+                one.close()
             try:
                 self._end()
             except BaseException:
@@ -457,18 +461,18 @@ class Isolation:
                 "Another thread is still in the middle of a statement. All was undone, but wait "
                 "for the threads of a test in the test."
             )
+        committed = self.status == IDLE
+        try:
+            if not committed:
+                self._send(f"ROLLBACK TO SAVEPOINT {_MARK}")
+        except self.dbapi.Error:
+            committed = not self.physical.closed
         if self.physical.closed:
             self._held.invalidate()  # the server has rolled back
-            return
-        committed = self.status == IDLE
-        if not committed:
-            try:
-                self._send(f"ROLLBACK TO SAVEPOINT {_MARK}")
-            except self.dbapi.Error:
-                committed = True
-        self._cursor.close()
-        self.physical.rollback()
-        self._class.return_to_autocommit(self.physical, self.started_with)
+        else:
+            self._cursor.close()
+            self.physical.rollback()
+            self._class.return_to_autocommit(self.physical, self.started_with)
         if committed:
             raise exc.InvalidRequestError(
                 "The transaction that isolated this test was ended in it, and what was done before "
