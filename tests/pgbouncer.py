@@ -22,7 +22,6 @@ from types import TracebackType
 from typing import Any
 
 import psycopg2
-from psycopg2.extras import RealDictCursor
 from sqlalchemy import make_url
 from typing_extensions import Self
 
@@ -108,6 +107,7 @@ class PgBouncer:
             "pool_mode": "transaction",
             "max_client_conn": 500,
             "server_login_retry": 1,  # 15 seconds, when a restart has made one fail
+            "query_wait_timeout": 30,  # so that a test that would hang fails instead
             **settings,
         }
         return "\n".join(
@@ -128,7 +128,6 @@ class PgBouncer:
                     port=self.port,
                     user="console",
                     dbname="pgbouncer",
-                    cursor_factory=RealDictCursor,
                 )
             except psycopg2.OperationalError:
                 if time.monotonic() < deadline:
@@ -156,7 +155,9 @@ class PgBouncer:
         """
         with self._console.cursor() as cursor:
             cursor.execute(f"SHOW {what}")
-            return [dict(row) for row in cursor if row["database"] == database]
+            names = [column[0] for column in cursor.description]
+            rows = [dict(zip(names, row, strict=True)) for row in cursor]
+        return [row for row in rows if row["database"] == database]
 
     def pool(self, database: str) -> dict[str, Any]:
         """The one row of ``SHOW POOLS`` for a database."""
