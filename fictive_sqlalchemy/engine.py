@@ -157,7 +157,13 @@ def _create_from_config(url: str | URL, **options: Any) -> Engine:
     return sqlalchemy.engine_from_config({**options, "url": url}, prefix="")
 
 
-def _opt_in(create: Callable[..., Engine], url: str | URL, kwargs: dict[str, Any]) -> OptInEngine:
+def _opt_in(
+    create: Callable[..., Engine],
+    url: str | URL,
+    kwargs: dict[str, Any],
+    *,
+    is_replica: bool = False,
+) -> OptInEngine:
     replicas = options_of_replicas(kwargs.pop("replicas", None) or (), kwargs)
     if kwargs.pop("server_side_cursors", False):
         raise exc.ArgumentError(
@@ -168,7 +174,7 @@ def _opt_in(create: Callable[..., Engine], url: str | URL, kwargs: dict[str, Any
     by_option, execution_options = split_options(kwargs.pop("execution_options", None) or {})
     by_keyword, _ = split_options({"isolation_level": kwargs.pop("isolation_level", None)})
     options = by_keyword.over(by_option)
-    if read_only_outside:
+    if read_only_outside and not is_replica:  # which refuses to begin READ WRITE
         options = options.over(TransactionOptions(read_only=False))
     # Our own reset() knows when there is nothing to do.
     if "pool" not in kwargs:
@@ -211,5 +217,5 @@ def _opt_in(create: Callable[..., Engine], url: str | URL, kwargs: dict[str, Any
     engine.switch = switch
     engine.transaction_options = options
     leave_to_parent(engine)
-    attach(engine, [_opt_in(create, *replica) for replica in replicas])
+    attach(engine, [_opt_in(create, *replica, is_replica=True) for replica in replicas])
     return engine

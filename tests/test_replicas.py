@@ -648,3 +648,19 @@ def test_an_engine_without_replicas_has_none(url: str) -> None:
     with OptInSession(engine) as session:
         assert not is_on_replica(session)
     engine.dispose()
+
+
+def test_a_transaction_on_a_replica_of_an_engine_that_only_reads_outside(
+    wire_url: str, replica_urls: list[str], replica: ReplicaServer, replica_wires: list[WireProxy]
+) -> None:
+    with opened_with(wire_url, replica_urls[:1], replica, read_only_outside=True) as engine:
+        (report,) = engine.replicas
+        with recorded(replica_wires[0]) as (recording,), report.begin() as connection:
+            assert connection.scalar(IN_RECOVERY)
+        assert recording.statements[-3] == "BEGIN"
+        with OptInSession(engine) as session:
+            assert is_on_replica(session)
+            with session.begin():
+                session.add(Author(name="one"))
+            with pytest.raises(exc.InternalError, match="wrap it in"):
+                session.execute(text("DELETE FROM document"))
