@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
+from importlib import import_module
 from threading import Lock
 from typing import Any
 
@@ -83,7 +84,7 @@ def wait_inside(number: int) -> ResponseReturnValue:
 @app.get("/timeout")
 def timeout() -> ResponseReturnValue:
     """Give up a wait for the database, as gevent does it, and read."""
-    from gevent import Timeout
+    Timeout: Any = import_module("gevent").Timeout
 
     given_up = 0
     for place in ("outside", "inside"):

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
-import sqlalchemy as sa
 
 from tests.library import Onlooker
 
@@ -74,7 +73,8 @@ class Served:
             )
         deadline = time.monotonic() + PATIENCE
         while "Listening at: http://127.0.0.1:" not in self.log.read_text():
-            assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.02)
         after = self.log.read_text().split("http://127.0.0.1:")[1]
         self.port = int(after.split()[0])
@@ -139,11 +139,8 @@ KINDS = [
 
 
 def skip_what_blocks(settings: dict[str, Any], driver: str) -> None:
-    if (
-        settings["worker_class"] == "gevent"
-        and driver == "psycopg2"
-        and not find_spec("psycogreen")
-    ):
+    greenlets = settings["worker_class"] == "gevent"
+    if greenlets and driver == "psycopg2" and not find_spec("psycogreen"):
         pytest.skip("psycogreen is not installed: psycopg2 blocks all greenlets while it waits")
 
 
