@@ -31,9 +31,8 @@ from flask import Blueprint, Flask
 from flask.cli import with_appcontext
 from sqlalchemy.orm import sessionmaker
 
-from fictive_sqlalchemy import OptInSession, create_engine
+from fictive_sqlalchemy import OptInSession, create_engine, unit_of_work
 from fictive_sqlalchemy.ext.flask.builtins import SQLAlchemy
-from fictive_sqlalchemy.unit_of_work import unit_of_work
 from tests.library import Author
 
 # A shell that runs the tests in the background lets them ignore it.

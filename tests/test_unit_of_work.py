@@ -22,9 +22,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError, Pend
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from typing_extensions import assert_type
 
-from fictive_sqlalchemy import OptInEngine, OptInScopedSession, OptInSession
+from fictive_sqlalchemy import OptInEngine, OptInScopedSession, OptInSession, unit_of_work
 from fictive_sqlalchemy.ext.flask.scoped_session import current_session, flask_scoped_session
-from fictive_sqlalchemy.unit_of_work import unit_of_work
 from tests.library import (
     Author,
     Onlooker,
