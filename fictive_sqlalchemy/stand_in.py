@@ -89,32 +89,36 @@ class StandIn:
             raise self._dbapi.OperationalError("the connection is closed")
         return self._isolation
 
-    @property
+    def is_read_only(self) -> bool:
+        """Tell whether its transactions may not write."""
+        return self.isolation.is_read_only if self.read_only is None else self.read_only
+
     def is_read_only_outside(self) -> bool:
-        """Whether a statement in autocommit may not write."""
-        return False
+        """Tell whether its statements in autocommit may not write."""
+        return self.isolation.is_read_only
 
     # What isolation does with the driver's connection
 
     @classmethod
-    def leave_autocommit(cls, physical: Any) -> tuple[Any, ...]:
-        """Take the one connection out of autocommit; return how it was."""
+    def flags_of(cls, physical: Any) -> tuple[Any, ...]:
+        """Return how the one connection is, for :meth:`return_to_autocommit`."""
         names = ("autocommit", "isolation_level", cls.READ_ONLY, "deferrable")
-        before = tuple(getattr(physical, name) for name in names)
-        physical.autocommit = False
-        if any(before[1:]):
-            for name in names[1:]:
-                setattr(physical, name, None)
-        return before
+        return tuple(getattr(physical, name) for name in names)
 
     @classmethod
-    def return_to_autocommit(cls, physical: Any, before: tuple[Any, ...]) -> None:
+    def leave_autocommit(cls, physical: Any, read_only: bool | None) -> None:
+        """Take the one connection out of autocommit. Its next statement sends BEGIN."""
+        physical.autocommit = False
+        physical.isolation_level = physical.deferrable = None
+        setattr(physical, cls.READ_ONLY, read_only)
+
+    @classmethod
+    def return_to_autocommit(cls, physical: Any, flags: tuple[Any, ...]) -> None:
         """Make the one connection what it was."""
-        autocommit, isolation_level, read_only, deferrable = before
-        if any(before[1:]):
-            physical.isolation_level = isolation_level
-            setattr(physical, cls.READ_ONLY, read_only)
-            physical.deferrable = deferrable
+        autocommit, isolation_level, read_only, deferrable = flags
+        physical.isolation_level = isolation_level
+        setattr(physical, cls.READ_ONLY, read_only)
+        physical.deferrable = deferrable
         physical.autocommit = autocommit
 
     @staticmethod
@@ -271,9 +275,8 @@ class Psycopg2StandIn(StandIn):
     def readonly(self, value: Any) -> None:
         self.read_only = value
 
-    @property
     def is_read_only_outside(self) -> bool:
-        return bool(self.read_only)  # which psycopg2 tells the server, for all transactions
+        return self.is_read_only()  # for psycopg2 tells the server, for all transactions
 
     @property
     def status(self) -> int:

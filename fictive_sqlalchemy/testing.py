@@ -189,8 +189,14 @@ class Isolation:
         self._stand_ins: WeakSet[StandIn] = WeakSet()
         self._to_undo: list[str] = []
         self._names = count(1)
-        self.started_with = self._class.leave_autocommit(self.physical)
         self._cursor = self._class.plain_cursor(self.dbapi, self.physical)
+        self.started_with = self._class.flags_of(self.physical)
+        physical: Any = self.physical
+        physical.autocommit = True
+        self._send("SHOW default_transaction_read_only")
+        self.is_read_only: bool = self._cursor.fetchone()[0] == "on"
+        # What the server would not let a savepoint do, if the transaction around it can't.
+        self._class.leave_autocommit(self.physical, False if self.is_read_only else None)
         self._send(_LOCK_TIMEOUT.format(milliseconds=int(PATIENCE * 1000)))
         self._send(f"SAVEPOINT {_MARK}")
         self.quiet = socket.socketpair()
@@ -282,7 +288,7 @@ class Isolation:
         """A savepoint around one statement, as the server has a transaction around it."""
         savepoint = self._set_savepoint()
         try:
-            if stand_in.is_read_only_outside:
+            if stand_in.is_read_only_outside():
                 self._send("SET TRANSACTION READ ONLY")
             yield
             self._refuse_if_over()
@@ -302,7 +308,7 @@ class Isolation:
         stand_in.savepoint = self._set_savepoint()
         stand_in.state = State.CURRENT
         self._current = stand_in
-        if stand_in.read_only:
+        if stand_in.is_read_only():
             self._send("SET TRANSACTION READ ONLY")  # until the savepoint is released or undone
 
     def _park(self, current: StandIn) -> bool:

@@ -491,9 +491,9 @@ class TestWhatIsSent:
                         session.add(Author(name="Ada"))
                 assert names(engine) == ["Eve", "Fay"]
                 assert scalar(engine, "SELECT pg_backend_pid()") == pid
-            assert recording.verbs[0] == "BEGIN"
+            assert recording.verbs[:2] == ["SHOW", "BEGIN"]
             assert recording.verbs[-1] == "ROLLBACK"
-            assert {"COMMIT", "BEGIN", "ROLLBACK"}.isdisjoint(recording.verbs[1:-1])
+            assert {"COMMIT", "BEGIN", "ROLLBACK"}.isdisjoint(recording.verbs[2:-1])
             assert len({message.connection for message in recording.messages}) == 1
             assert wire.transactions_open == 0
             assert scalar(engine, "SELECT pg_backend_pid()") == pid
@@ -1060,6 +1060,28 @@ class TestLeftOvers:
             raw.close()
             assert names(other) == onlooker.names() == []
             engine.dispose()
+
+    def test_an_engine_that_is_read_only_outside(self, url: str) -> None:
+        with opened(url, read_only_outside=True) as engine:
+            with isolate(engine), OptInSession(engine) as session:
+                for _ in range(2):
+                    with pytest.raises(exc.InternalError, match="read-only transaction"):
+                        session.execute(sa.delete(Author))
+                    with session.begin():
+                        session.add(Author(name="Eve"))
+                        session.flush()
+                        session.rollback()
+                    session.add(Author(name="Fay"))
+                    session.commit()
+                    session.execute(sa.insert(Author), [{"name": "Gus"}, {"name": "Hal"}])
+                    with session.begin():
+                        session.execute(sa.delete(Author).where(Author.id > 3))
+                read_only = pytest.raises(exc.InternalError, match="read-only transaction")
+                with read_only, session.begin(read_only=True):
+                    session.execute(sa.text("DELETE FROM author"))
+            read_only = pytest.raises(exc.InternalError, match="read-only transaction")
+            with engine.connect() as connection, read_only:
+                connection.execute(sa.delete(authors))
 
     def test_listeners_of_the_pool_are_called(self, engine: OptInEngine) -> None:
         called: list[str] = []

@@ -149,11 +149,12 @@ class OptInTransactionMixin(AtomicRequestsMixin, DeclarativeBaseMixin):
 
         It covers sessions of any number of application contexts, requests of test clients and
         ``db.engine``, all of which behave as in production. What is sent, and what can't be
-        isolated, see :func:`fictive_sqlalchemy.testing.isolate`. At the end the session of the
-        application context that is current is removed, if there is one.
+        isolated, see :func:`fictive_sqlalchemy.testing.isolate`. Before the end the session of
+        the application context that is current is removed, if there is one.
 
         :param app: The application; the current one if it is left out.
-        :param bind_keys: The binds; all if it is left out. The default bind is ``None``.
+        :param bind_keys: The bind keys of the engines to isolate; all if it is left out. That of
+            the default bind is ``None``.
         :returns: A context manager.
         :raises RuntimeError: without ``app`` outside an application context.
         :raises sqlalchemy.exc.ArgumentError: if a bind's driver is not psycopg2 or psycopg.
@@ -174,12 +175,12 @@ class OptInTransactionMixin(AtomicRequestsMixin, DeclarativeBaseMixin):
             )
         if has_app_context():
             self.session.give_back()
-        try:
-            with isolate(*(engines[key] for key in keys)):
+        with isolate(*(engines[key] for key in keys)):
+            try:
                 yield
-        finally:
-            if has_app_context():
-                self.session.remove()  # its objects are of rows that are no more
+            finally:
+                if has_app_context():
+                    self.session.remove()  # its objects are of rows that will be no more
 
     def init_app(self, app: Flask) -> None:
         """Initialize an application as Flask-SQLAlchemy does. Sends nothing.
