@@ -666,7 +666,7 @@ class TestBinds:
             calls.clear()
             with pytest.raises(IntegrityError), session.begin():
                 calls.watch("two")
-                session.add_all([Seat(place=1), Seat(place=1), Note(text="two")])
+                session.add_all([Author(name="Ada"), Note(text="two")])
             assert calls == ["two rolled back"]
             calls.clear()
             event.listen(session, "do_orm_execute", lambda *_: calls.watch("bulk"))
@@ -761,9 +761,9 @@ class TestWrongUse:
     def test_what_is_no_function(self, session: OptInSession, calls: Calls) -> None:
         for register in (session.on_commit, session.on_rollback):
             name = register.__name__
-            wrong: Any = calls.append("called too early")
+            called_too_early: Any = partial(calls.append, "called too early")()
             with pytest.raises(TypeError, match=rf"{name}\(\) takes a function .*lambda"):
-                register(wrong)
+                register(called_too_early)
 
     def test_what_would_run_later(self, session: OptInSession) -> None:
         async def coroutine() -> None: ...

@@ -173,13 +173,14 @@ class TestInside:
             session.begin()
             return session.begin_nested()
 
-        return {
+        ways: dict[str, Callable[[], Any]] = {
             "atomic": session.atomic,
             "begin": session.begin,
             "begin_nested": session.begin_nested,
             "begin + begin_nested": begun,
             "unit": unit,
-        }[request.param]
+        }
+        return ways[request.param]
 
     def test_it_is_a_savepoint(
         self,
@@ -267,9 +268,9 @@ class TestInside:
         self, session: OptInSession, around: Callable[[], Any], onlooker: Onlooker
     ) -> None:
         with around():
-            for options in ({}, {"savepoint": False}):
+            for savepoint in (True, False):
                 with pytest.raises(InvalidRequestError, match="has to be outermost"):
-                    session.atomic(durable=True, **options).__enter__()
+                    session.atomic(durable=True, savepoint=savepoint).__enter__()
             add(session, "outer")
         if session.in_transaction():
             session.commit()
@@ -640,7 +641,7 @@ class TestADecorator:
         async def async_generator() -> AsyncGenerator[int, None]:
             yield 1
 
-        def plain() -> None: ...
+        plain: Any = print
 
         refused: list[tuple[Any, str]] = [
             (View, "decorate the methods that need it"),
@@ -695,8 +696,8 @@ class TestOneObject:
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         atomic = session.atomic(durable=True)
-        one = atomic(lambda: add(session, "one"))
-        two = atomic(lambda: add(session, "two"))
+        one = atomic(partial(add, session, "one"))
+        two = atomic(partial(add, session, "two"))
         one()
         two()
         with pytest.raises(IntegrityError):
@@ -874,7 +875,8 @@ class TestAsync:
             await asyncio.sleep(0)
 
         async def both() -> list[BaseException | None]:
-            return await asyncio.gather(store("one"), store("two"), return_exceptions=True)
+            stored = asyncio.gather(store("one"), store("two"), return_exceptions=True)
+            return list(await stored)
 
         first, second = asyncio.run(both())
         assert first is None
@@ -895,7 +897,8 @@ class TestAsync:
             await asyncio.sleep(0)
 
         async def both() -> list[BaseException | None]:
-            return await asyncio.gather(store("one"), store("two"), return_exceptions=True)
+            stored = asyncio.gather(store("one"), store("two"), return_exceptions=True)
+            return list(await stored)
 
         with session.begin():
             outcomes = asyncio.run(both())
