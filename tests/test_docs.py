@@ -108,6 +108,7 @@ class Commands:
         } | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(package),
+            "PYTEST_PLUGINS": "fictive_sqlalchemy.ext.pytest",  # as if it were installed
             "PYTHONDONTWRITEBYTECODE": "1",  # a file may be written twice within a second
             "NO_COLOR": "1",
         }
