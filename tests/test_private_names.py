@@ -267,6 +267,16 @@ class TestSession:
                 session.execute(sa.select(Note))
         assert session._trans_context_manager is None
 
+    def test__trans_context_manager_after_blocks_out_of_order(self, session: SpySession) -> None:
+        """Back at the block around, though that was left before."""
+        outer = session.begin().__enter__()
+        inner = session.begin_nested().__enter__()
+        outer.__exit__(None, None, None)
+        inner.__exit__(None, None, None)
+        assert session._trans_context_manager is outer
+        session._trans_context_manager = None
+        assert session.scalars(sa.select(Note)).all() == []
+
 
 class TestSessionTransaction:
     def test__connection_for_bind(self, engine: sa.Engine) -> None:
