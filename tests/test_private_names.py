@@ -266,9 +266,7 @@ class TestSession:
             with pytest.raises(InvalidRequestError, match="context manager"):
                 session.execute(sa.select(Note))
         assert session._trans_context_manager is None
-
-    def test__trans_context_manager_after_blocks_out_of_order(self, session: SpySession) -> None:
-        """Back at the block around, though that was left before."""
+        # Blocks out of order: back at the block around, though that was left before.
         outer = session.begin().__enter__()
         inner = session.begin_nested().__enter__()
         outer.__exit__(None, None, None)
