@@ -6,7 +6,7 @@ pytest loads it by itself; it does nothing until one of its fixtures is requeste
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -62,7 +62,12 @@ def db_isolation(db_isolation_of: Any) -> Generator[None]:
                 "`db_isolation_of` that returns the engines to isolate."
             )
         isolation = extension.test_isolation(db_isolation_of)
+    elif isinstance(db_isolation_of, Iterable):
+        isolation = isolate(*cast("Iterable[Engine]", db_isolation_of))
     else:
-        isolation = isolate(*db_isolation_of)
+        raise pytest.UsageError(
+            "The fixture `db_isolation_of` has to return an application or engines, not "
+            f"{db_isolation_of!r}."
+        )
     with isolation:
         yield
