@@ -6,8 +6,10 @@
 
     @retry_transaction(db.session, isolation_level="SERIALIZABLE")
     def transfer(sender_id, receiver_id, amount):
-        db.session.get_one(Account, sender_id).balance -= amount
-        db.session.get_one(Account, receiver_id).balance += amount
+        sender = db.session.get_one(Account, sender_id)
+        receiver = db.session.get_one(Account, receiver_id)
+        sender.balance -= amount
+        receiver.balance += amount
 """
 
 from __future__ import annotations
