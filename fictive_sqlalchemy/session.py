@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from enum import Enum
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from sqlalchemy import event, exc
 from sqlalchemy.engine import Connection, TwoPhaseTransaction
@@ -373,7 +373,7 @@ class OptInSession(Session):
         It is called after the outermost transaction has ended, however that was; those of
         savepoints come before what :meth:`on_commit` has registered. Outside there is nothing to
         roll back, and it is never called. Errors are treated as those of :meth:`on_commit`; where
-        an error has ended the block, that is raised, and all others are logged.
+        an error or ``close()`` has ended the transaction, all of them are logged.
 
         :param function: A function without parameters.
         :raises TypeError: if it can't be called, or would run later than that.
@@ -406,24 +406,25 @@ class OptInSession(Session):
         return innermost if isinstance(innermost, Block) else None
 
     @contextmanager
-    def calling_back(self, *, after_error: bool = False) -> Generator[None]:
+    def calling_back(self, *, only_log: bool = False) -> Generator[None]:
         """Around what may end the transaction: call what is to be called after it, and not in it.
 
-        :param after_error: Whether an error is under way, which comes first.
+        :param only_log: Whether errors of what is called are only logged, because another one is
+            under way, or this only tidies up.
         """
         self._ending += 1
         try:
             yield
         except BaseException:
-            after_error = True
+            only_log = True
             raise
         finally:
             self._ending -= 1
             inside = self._state is State.INSIDE or self.entered is not None
             if self.to_call and not self._ending and not inside:
-                self._call_back(after_error)
+                self._call_back(only_log)
 
-    def _call_back(self, after_error: bool) -> None:
+    def _call_back(self, only_log: bool) -> None:
         calls, self.to_call = self.to_call, ()
         first: Exception | None = None
         for index, call in enumerate(calls):
@@ -433,7 +434,7 @@ class OptInSession(Session):
             try:
                 call()
             except Exception as error:
-                if first is None and not after_error:
+                if first is None and not only_log:
                     first = error
                 else:
                     _log.exception("%r raised this after the end of a transaction", call)
@@ -562,20 +563,16 @@ class OptInSession(Session):
 
     def close(self) -> None:
         """Close the session as SQLAlchemy does, and end the loans."""
-        with self.calling_back():
+        with self.calling_back(only_log=True):
             try:
                 super().close()
             finally:
                 self._is_closed = self._closes_for_good
                 self._end_loans()
 
-    def __exit__(self, type_: object, value: object, traceback: object) -> None:
-        with self.calling_back(after_error=type_ is not None):
-            super().__exit__(cast(Any, type_), cast(Any, value), cast(Any, traceback))
-
     def reset(self) -> None:
         """Reset the session as SQLAlchemy does, and end the loans."""
-        with self.calling_back():
+        with self.calling_back(only_log=True):
             try:
                 super().reset()
             finally:
@@ -583,7 +580,7 @@ class OptInSession(Session):
 
     def invalidate(self) -> None:
         """Close the session as SQLAlchemy does, with its connections, which the pool drops."""
-        with self.calling_back():
+        with self.calling_back(only_log=True):
             try:
                 super().invalidate()
             finally:

@@ -86,7 +86,7 @@ class Block(SessionTransaction):
     def __exit__(self, type_: object, value: object, traceback: object) -> None:
         session = _ours(self)
         failed: str | None = None
-        with session.calling_back(after_error=type_ is not None):
+        with session.calling_back(only_log=type_ is not None):
             try:
                 if type_ is None and self.is_open():
                     failed = self.roll_back_only if self.is_active else NOTHING_STORED

@@ -181,6 +181,21 @@ class TestViews:
         assert names(onlooker) == ["two"]
 
 
+def test_a_context_that_ends_in_a_transaction_only_logs_errors(
+    app: Flask, onlooker: Onlooker, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise Undo
+
+    with app.app_context():
+        db.session.begin()
+        db.on_rollback(fail)
+        store("one")
+    assert "Undo" in caplog.text
+    assert not db.session.registry.registry
+    assert names(onlooker) == []
+
+
 class TestAtomicRequests:
     @pytest.fixture(autouse=True)
     def _atomic_requests(self, app: Flask) -> None:
