@@ -113,6 +113,22 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", f"benchmarks.{name}", *arguments, interrupt_timeout=PATIENCE)
 
 
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the docs site into ``build/site``, and look for broken links and wide pages."""
+    session.install(".[docs]")
+    site = os.path.join("build", "site")
+    session.run(
+        "sphinx-build", "--fail-on-warning", "--keep-going", "--fresh-env", "--quiet",
+        "--doctree-dir", os.path.join("build", "doctrees"), "--conf-dir", "docs", ".", site,
+    )  # fmt: skip
+    session.run(
+        "python", "-m", "pytest", "--noconftest", "tests/test_docs_site.py", *session.posargs,
+        env={"DOCS_SITE": site},
+    )  # fmt: skip
+    session.log(f"Open {os.path.join(site, 'index.html')}")
+
+
 def install(session: nox.Session, line: str) -> None:
     """Install the package, its tests' needs and the newest SQLAlchemy of a line."""
     if line == "2.1" and sys.version_info < (3, 11):

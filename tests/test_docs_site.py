@@ -1,0 +1,145 @@
+"""The site as it is built: links and images lead somewhere, and a phone can show each page.
+
+It looks at the site that DOCS_SITE names; ``python -m nox -s docs`` builds one and runs this.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from html import unescape
+from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from urllib.parse import unquote
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    "DOCS_SITE" not in os.environ,
+    reason="DOCS_SITE names no built site: python -m nox -s docs makes one",
+)
+SITE = Path(os.environ.get("DOCS_SITE", "")).resolve()
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+
+PHONE = 390  # pixels
+
+LOOK = """
+<!doctype html>
+<iframe id="phone" style="width: WIDTHpx; height: 800px; border: 0"></iframe>
+<script>
+async function look() {
+    const phone = document.getElementById("phone"), wrong = [];
+    for (const page of PAGES) {
+        await new Promise(done => { phone.onload = done; phone.src = page; });
+        const shown = phone.contentDocument;
+        const width = shown.documentElement.scrollWidth;
+        if (width > WIDTH) wrong.push(`${page} is ${width} pixels wide`);
+        for (const image of shown.images) {
+            image.loading = "eager";
+            await image.decode().catch(() => wrong.push(`${page} does not show ${image.src}`));
+        }
+    }
+    document.body.textContent = "LOOKED" + JSON.stringify(wrong) + "LOOKED";
+}
+look();
+</script>
+"""
+
+
+class Page(HTMLParser):
+    """What a page of the site links to, and where links may lead to in it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.links: set[str] = set()
+        self.anchors: set[str] = set()
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note what a tag links to."""
+        for name, value in attrs:
+            if name == "id" and value:
+                self.anchors.add(value)
+            elif name in ("href", "src") and value and not re.match(r"[a-z]+:|//", value):
+                self.links.add(value)
+
+
+def pages() -> dict[Path, Page]:
+    return {path: Page(path) for path in sorted(SITE.rglob("*.html"))}
+
+
+@contextmanager
+def served() -> Iterator[str]:
+    """Serve the site, as a browser lets a page look into another only on one host."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(SITE))) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_each_link_and_image_leads_somewhere() -> None:
+    found = pages()
+    broken: list[str] = []
+    for path, page in found.items():
+        for link in page.links:
+            name, _, anchor = unquote(link).partition("#")
+            target = (path.parent / name.partition("?")[0]).resolve() if name else path
+            there = found.get(target)
+            is_missing = anchor and there is not None and anchor not in there.anchors
+            if not target.is_file() or is_missing:
+                broken.append(f"{path.relative_to(SITE)}: {link}")
+    assert broken == []
+    assert len(found) > 20
+
+
+def test_the_site_has_what_github_shows() -> None:
+    page = (SITE / "docs" / "service-layer.html").read_text(encoding="utf-8")
+    assert "caption-text" in page  # the file that a block is
+    assert "```" not in page
+
+
+@pytest.mark.skipif(BROWSER is None, reason="There is no chromium to look at the site with.")
+def test_a_phone_shows_each_page_and_its_images(tmp_path: Path) -> None:
+    assert BROWSER is not None
+    names = [f"/{path.relative_to(SITE).as_posix()}" for path in pages()]
+    harness = SITE / "phone-test.html"
+    text = LOOK.replace("WIDTH", str(PHONE)).replace("PAGES", json.dumps(names))
+    harness.write_text(text, encoding="utf-8")
+    try:
+        with served() as url:
+            seen = subprocess.run(
+                [
+                    BROWSER,
+                    "--headless",
+                    "--disable-gpu",
+                    *(["--no-sandbox"] if os.geteuid() == 0 else []),
+                    f"--user-data-dir={tmp_path}",
+                    "--virtual-time-budget=120000",
+                    "--dump-dom",
+                    f"{url}/{harness.name}",
+                ],
+                capture_output=True,
+                text=True,
+                timeout=300,
+            )
+    finally:
+        harness.unlink()
+    looked = seen.stdout.split("LOOKED")
+    assert len(looked) == 3, seen.stderr
+    assert json.loads(unescape(looked[1])) == []
