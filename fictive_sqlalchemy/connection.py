@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, cast
 from weakref import ref
 
@@ -94,25 +94,31 @@ class _OutOfAutocommit(Transaction):
         try:
             # Or it is over, and an error came after that.
             if id(self.connection.get_transaction()) == id(self):
-                super().rollback()
-        except exc.DBAPIError as error:
-            if not error.connection_invalidated:
-                raise  # but where the connection is lost the server has rolled back
+                with _rolled_back_if_lost():
+                    super().rollback()
         finally:
             self._end()
 
     def close(self) -> None:
         try:
-            super().close()
-        except exc.DBAPIError as error:
-            if not error.connection_invalidated:
-                raise  # but from a lost connection there is nothing left to roll back
+            with _rolled_back_if_lost():
+                super().close()
         finally:
             self._end()
 
     def _end(self) -> None:
         if not self.is_active:
             _ours(self).return_to_autocommit()
+
+
+@contextmanager
+def _rolled_back_if_lost() -> Generator[None]:
+    """Where the connection is lost there is nothing to roll back any more: the server has."""
+    try:
+        yield
+    except exc.DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
 
 
 def _lost(error: exc.DBAPIError, *, before_commit: bool) -> exc.OperationalError:
@@ -151,7 +157,11 @@ class OptInTwoPhaseTransaction(_OutOfAutocommit, TwoPhaseTransaction):
     def prepare(self) -> None:
         """Prepare the transaction to be committed."""
         _ours(self).refuse_if_aborted()
-        super().prepare()
+        try:
+            super().prepare()
+        except BaseException:
+            self.connection.invalidate()  # psycopg believes that it is prepared
+            raise
 
     def commit(self) -> None:
         try:
@@ -169,6 +179,14 @@ class OptInNestedTransaction(NestedTransaction):
     def commit(self) -> None:
         _ours(self).refuse_if_aborted()
         super().commit()
+
+    def rollback(self) -> None:
+        with _rolled_back_if_lost():
+            super().rollback()
+
+    def close(self) -> None:
+        with _rolled_back_if_lost():
+            super().close()
 
 
 class OptInConnection(Connection):

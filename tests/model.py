@@ -7,9 +7,8 @@ It knows three things:
 * :class:`Model`: one session, which is outside, inside, or inside savepoints.
 
 An operation of the model either returns what the real one returns, or raises :class:`Fails` with
-the errors that the real one may raise. A killed server process is the one thing that the model is
-told and doesn't know: whether the next statement meets it depends on which connection the pool
-hands out.
+the errors that the real one may raise. A killed server process is an error where its connection has
+sent something of a transaction, and nowhere else.
 """
 
 from __future__ import annotations
@@ -189,8 +188,6 @@ class Model:
         self.identities: dict[int, Thing] = {}
         self.blocks: list[bool] = []
         """One for each `with` block that is entered: whether it is a transaction's of now."""
-        self.disconnect = False
-        """Whether the real operation has met a killed server process."""
         self.talked = False
         """Whether this operation has sent a statement."""
         self.end()
@@ -278,12 +275,10 @@ class Model:
     def meet_disconnect(self) -> None:
         if self.dead and self.noticed:
             raise Fails(exc.InvalidRequestError)
-        if self.disconnect or (self.dead and self.sent):
-            self.disconnect = False
-            if self.levels:
-                self.dead = self.noticed = True
-                for level in self.levels:
-                    level.forget_rows()
+        if self.dead and self.sent:
+            self.noticed = True
+            for level in self.levels:
+                level.forget_rows()
             raise Fails(exc.DBAPIError, disconnect=True)
 
     def send(self, *, writes: bool = False) -> None:
@@ -292,7 +287,6 @@ class Model:
             if self.spent:
                 raise Fails(exc.InvalidRequestError)
             self.talked = True
-            self.meet_disconnect()
             return
         self.talked = True
         self.connect()
@@ -470,10 +464,12 @@ class Model:
         self.roll_back_on_server(level)
 
     def roll_back_on_server(self, level: Level) -> None:
-        """The ROLLBACK, or ROLLBACK TO, of a level that sent something."""
-        if self.sent and level.used and self.dead and not self.noticed:
-            self.disconnect, self.noticed = False, True
-            raise Fails(exc.DBAPIError, disconnect=True)
+        """The ROLLBACK, or ROLLBACK TO, of a level that sent something.
+
+        On a dead connection it is no error: the server has rolled back.
+        """
+        if self.sent and level.used and self.dead:
+            self.noticed = True
 
     # Transactions
 
@@ -507,7 +503,7 @@ class Model:
         self.end()
 
     def roll_back_root(self) -> None:
-        """Roll back what is left; the objects first, for the error of a dead connection is last."""
+        """Roll back what is left."""
         root = self.levels[0]
         try:
             if not root.failed:

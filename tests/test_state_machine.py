@@ -335,7 +335,6 @@ class Sessions(RuleBasedStateMachine):
         self.wait_for_end(self.connections.closing)
         self.connections.closing.clear()
         disconnected = isinstance(error, exc.DBAPIError) and error.connection_invalidated
-        model.disconnect = disconnected
         model.talked = False
         try:
             expected = modelled(value) if modelled else value
@@ -348,8 +347,6 @@ class Sessions(RuleBasedStateMachine):
             return None
         except AssertionError as failure:  # the model had no result to look at
             raise failure from error
-        finally:
-            model.disconnect = False
         if error is not None:
             raise AssertionError("no error was expected") from error
         assert expected is ANYTHING or value == expected
@@ -902,14 +899,7 @@ class Sessions(RuleBasedStateMachine):
         who, session, model = self.pick(who)
         self.drop_stream(who)
 
-        def real() -> None:
-            try:
-                getattr(session, how)()
-            except exc.DBAPIError as error:  # the ROLLBACK of a dead connection may fail, or not
-                if not (error.connection_invalidated and model.dead):
-                    raise
-
-        self.both(who, real, lambda _: model.close())
+        self.both(who, getattr(session, how), lambda _: model.close())
 
     def give_back(self, who: int) -> None:
         who, session, model = self.pick(who)
