@@ -136,8 +136,8 @@ class Atomic:
             )
         if around.is_of_another_task():
             raise exc.InvalidRequestError(
-                "Another asyncio task is in a transaction of this session: give each task a "
-                "session of its own, or don't let it wait inside the block."
+                "The transaction of this session belongs to another asyncio task: give each task "
+                "and each thread a session of its own, or don't let the task wait inside the block."
             )
 
     def __exit__(self, type_: type[BaseException] | None, *error: object) -> None:

@@ -880,7 +880,7 @@ class TestAsync:
 
         first, second = asyncio.run(both())
         assert first is None
-        with pytest.raises(InvalidRequestError, match="Another asyncio task"):
+        with pytest.raises(InvalidRequestError, match="belongs to another asyncio task"):
             raise second or AssertionError
         assert onlooker.names() == ["one"]
         assert_usable(session, onlooker)
@@ -919,8 +919,22 @@ class TestAsync:
         async def outer() -> None:
             with session.begin():
                 add(session, "outer")
-                with pytest.raises(InvalidRequestError, match="Another asyncio task"):
+                with pytest.raises(InvalidRequestError, match="belongs to another asyncio task"):
                     await asyncio.create_task(store())
+
+        asyncio.run(outer())
+        assert onlooker.names() == ["outer"]
+
+    def test_a_thread_of_a_task_is_refused(self, session: OptInSession, onlooker: Onlooker) -> None:
+        @session.atomic
+        def store() -> None:
+            add(session, "inner")
+
+        async def outer() -> None:
+            with session.atomic():
+                add(session, "outer")
+                with pytest.raises(InvalidRequestError, match="and each thread a session"):
+                    await asyncio.to_thread(store)
 
         asyncio.run(outer())
         assert onlooker.names() == ["outer"]

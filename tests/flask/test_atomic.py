@@ -12,8 +12,10 @@ import sqlalchemy as sa
 from flask import Flask, Response
 from flask.testing import FlaskClient
 from sqlalchemy.exc import IntegrityError, InvalidRequestError, PendingRollbackError
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
+from fictive_sqlalchemy import OptInSession, create_engine
+from fictive_sqlalchemy.ext.flask.scoped_session import current_session, flask_scoped_session
 from fictive_sqlalchemy.ext.tenacity import retry_transaction
 from tests.flask.conftest import MakeApp
 from tests.flask.support import Database, sent
@@ -34,6 +36,17 @@ class Event(db.Model):  # type: ignore[name-defined,misc]
     __bind_key__ = "events"
 
     id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class PlainBase(DeclarativeBase):
+    pass
+
+
+class Plain(PlainBase):
+    __tablename__ = "plain"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str]
 
 
 class Undo(Exception):
@@ -179,6 +192,41 @@ class TestViews:
 
         assert client.post("/").json == [1]
         assert names(onlooker) == ["two"]
+
+
+def test_over_plain_sqlalchemy(wire_url: str, onlooker: Onlooker) -> None:
+    """With the session of a context that flask_scoped_session makes, and the proxy of it."""
+    engine = create_engine(wire_url)
+    sessions = flask_scoped_session(sessionmaker(engine, class_=OptInSession))
+    Plain.metadata.create_all(engine)
+
+    @sessions.atomic
+    def keep(text: str) -> None:
+        current_session.add(Plain(text=text))
+
+    @retry_transaction(current_session, isolation_level="SERIALIZABLE")
+    def keep_two(*texts: str) -> None:
+        for text in texts:
+            keep(text)
+        current_session.on_commit(lambda: keep("after"))
+
+    app = Flask(__name__)
+    sessions.init_app(app)
+    sessions.atomic_requests(app)
+
+    @app.post("/")
+    def view() -> str:
+        keep("kept")
+        with current_session.atomic():
+            keep("undone")
+            current_session.set_rollback()
+        return "kept"
+
+    with app.app_context():
+        keep_two("one", "two")
+    assert app.test_client().post("/").text == "kept"
+    assert onlooker.column("SELECT text FROM plain ORDER BY id") == ["one", "two", "after", "kept"]
+    engine.dispose()
 
 
 def test_a_context_that_ends_in_a_transaction_only_logs_errors(
