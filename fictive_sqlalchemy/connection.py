@@ -81,8 +81,11 @@ class _OutOfAutocommit(Transaction):
         connection = _ours(self)
         connection.refuse_if_aborted()
         lost_before = connection.is_lost()
+        taken_by: Any = connection.taken_by
         try:
             super().commit()
+            if taken_by is not None:
+                taken_by.has_stored = True
         except exc.DBAPIError as error:
             if error.connection_invalidated:
                 raise _lost(error, before_commit=lost_before) from error

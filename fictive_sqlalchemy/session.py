@@ -784,11 +784,15 @@ def _is_ours(bind: Any) -> bool:
     return isinstance(bind, OptInEngine)
 
 
-event.listen(OptInSession, "after_transaction_create", OptInSession.transaction_created)
-event.listen(OptInSession, "after_begin", OptInSession.transaction_begun)
-event.listen(OptInSession, "after_commit", OptInSession.transaction_committed)
-event.listen(OptInSession, "after_transaction_end", OptInSession.transaction_ended)
-event.listen(OptInSession, "persistent_to_deleted", OptInSession.object_deleted)
+# First of all listeners: others may raise.
+for _name, _method in (
+    ("after_transaction_create", OptInSession.transaction_created),
+    ("after_begin", OptInSession.transaction_begun),
+    ("after_commit", OptInSession.transaction_committed),
+    ("after_transaction_end", OptInSession.transaction_ended),
+    ("persistent_to_deleted", OptInSession.object_deleted),
+):
+    event.listen(OptInSession, _name, _method, insert=True)
 
 
 class OptInScopedSession(scoped_session[S]):
@@ -848,6 +852,22 @@ class OptInScopedSession(scoped_session[S]):
     def read_from_primary(self) -> None:
         """See :meth:`OptInSession.read_from_primary`."""
         _opt_in(self(), "read_from_primary() is a method").read_from_primary()
+
+    def remove(self) -> None:
+        """Close the session of the scope, and forget it, as SQLAlchemy does.
+
+        :raises sqlalchemy.exc.InvalidRequestError: in a block of its transaction, which is rolled
+            back: what comes next in it would be stored on its own, by a session that is new.
+        """
+        session = self.registry() if self.registry.has() else None
+        is_inside = isinstance(session, OptInSession) and session.entered is not None
+        super().remove()
+        if is_inside:
+            raise exc.InvalidRequestError(
+                "remove() inside a transaction: it is rolled back, and nothing of it is stored. "
+                "Leave the block, or the request that is a transaction, before; what ends it "
+                "closes the session."
+            )
 
     def give_back(self) -> None:
         """See :meth:`OptInSession.give_back`."""

@@ -98,12 +98,15 @@ class Block(SessionTransaction):
                 finally:
                     if self.is_open():  # a listener failed after COMMIT, which SQLAlchemy leaves so
                         self.close()
-                    self._leave(session)
+                    self.leave(session)
             if failed:
                 raise exc.PendingRollbackError(failed)
 
-    def _leave(self, session: OptInSession) -> None:
-        """Go back to the block around this one, or to the next if that was left before."""
+    def leave(self, session: OptInSession) -> None:
+        """Go back to the block around this one, or to the next if that was left before.
+
+        :param session: Its session.
+        """
         self._entered = False
         around = session.entered
         while isinstance(around, Block) and not around._entered:
@@ -172,8 +175,12 @@ class OptInSessionTransaction(Block):
     begun_on: frozenset[Connection]
     """The connections of the binds that have joined."""
 
+    has_stored: bool
+    """Whether a bind has committed what was done in it."""
+
     def __init__(self, session: OptInSession, origin: SessionTransactionOrigin) -> None:
         self.options = DEFAULT
+        self.has_stored = False
         self.taken = ()
         self.begun_on = frozenset()
         super().__init__(session, origin)

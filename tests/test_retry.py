@@ -174,7 +174,7 @@ class TestWhatIsRunAgain:
         with ThreadPoolExecutor(2) as threads:
             for future in [threads.submit(run, 1, 2), threads.submit(run, 2, 1)]:
                 future.result()
-        assert len(tries) == 3
+        assert len(tries) >= 3
         assert onlooker.column("SELECT balance FROM account ORDER BY id") == [100] * 4
 
     def test_in_a_savepoint_of_it(self, session: OptInSession, onlooker: Onlooker) -> None:

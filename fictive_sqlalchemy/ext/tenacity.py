@@ -161,15 +161,17 @@ class _Tried:
 
     def __init__(self) -> None:
         self._may_be_stored = False
+        self._block: OptInSessionTransaction | None = None
 
     @contextmanager
     def transaction(self, session: OptInSession, options: dict[str, Any]) -> Generator[None]:
         """The transaction of one try."""
-        self._may_be_stored = False
+        self._may_be_stored, self._block = False, None
         _refuse_what_is_open(session)
         session.expire_all()  # or it would decide by what was read before it
         with Atomic(lambda: session, durable=True, **options) as block:
             assert isinstance(block, OptInSessionTransaction)
+            self._block = block
             session.on_commit(self._is_committed)
             yield
             if block.is_active and block.roll_back_only is None:
@@ -182,7 +184,8 @@ class _Tried:
 
     def may_be_repeated(self, error: BaseException) -> bool:
         """Tell whether an error of the last try asks for another one."""
-        return not self._may_be_stored and is_serialization_failure(error)
+        is_stored = self._may_be_stored or (self._block is not None and self._block.has_stored)
+        return not is_stored and is_serialization_failure(error)
 
 
 def _refuse_what_is_open(session: OptInSession) -> None:
