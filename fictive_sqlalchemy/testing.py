@@ -129,14 +129,15 @@ def _isolated(engine: Engine) -> Generator[None]:
     for name in ("checkout", "checkin"):  # a user's, such as one that says which tenant it is
         for listener in getattr(dispatch, name):
             event.listen(isolated, name, listener)
-    event.listen(engine, "engine_connect", isolation.note)
-    engine.pool = isolated
     try:
+        event.listen(engine, "engine_connect", isolation.note)
+        engine.pool = isolated
         yield
     finally:
         engine.pool = pool
-        event.remove(engine, "engine_connect", isolation.note)
         try:
+            if event.contains(engine, "engine_connect", isolation.note):
+                event.remove(engine, "engine_connect", isolation.note)
             isolation.end()
         finally:
             if isolated.disposed:
@@ -188,6 +189,7 @@ class Isolation:
         self._current: StandIn | None = None
         self._stand_ins: WeakSet[StandIn] = WeakSet()
         self._to_undo: list[str] = []
+        self._releasing = ""
         self._names = count(1)
         self._cursor = self._class.plain_cursor(self.dbapi, self.physical)
         self.started_with = self._class.flags_of(self.physical)
@@ -241,16 +243,19 @@ class Isolation:
     @contextmanager
     def _turn(self, stand_in: StandIn, joins: bool = False) -> Generator[bool]:
         """Wait until a stand-in may use the one connection, and keep others from it meanwhile."""
-        with self._lock:
-            joined = self._wait(stand_in, joins)
-            self._busy = threading.get_ident()
+        is_mine = False
         try:
+            with self._lock:
+                joined = self._wait(stand_in, joins)
+                is_mine = True
+                self._busy = threading.get_ident()
             yield joined
         finally:
-            with self._lock:
-                self._busy = None
-                self._undo_noted()
-                self._lock.notify_all()
+            if is_mine:
+                with self._lock:
+                    self._busy = None
+                    self._undo_noted()
+                    self._lock.notify_all()
 
     def _wait(self, stand_in: StandIn | None, joins: bool = False) -> bool:
         me = threading.get_ident()
@@ -264,6 +269,10 @@ class Isolation:
                     "have the same connection. Let the first one end before."
                 )
             if self._busy is None:
+                self._undo_noted()
+                if current is None and self.status == IN_ERROR:
+                    self.physical.close()  # an interruption; nobody knows what would be undone
+                    continue
                 if current is None or current is stand_in or self._park(current):
                     return False
                 if joins and self.status != IN_ERROR:
@@ -287,19 +296,12 @@ class Isolation:
     def _alone(self, stand_in: StandIn, check: bool) -> Generator[None]:
         """A savepoint around one statement, as the server has a transaction around it."""
         savepoint = self._set_savepoint()
-        try:
-            if stand_in.is_read_only_outside():
-                self._send("SET TRANSACTION READ ONLY")
-            yield
-            self._refuse_if_over()
-            if check:
-                self._release(savepoint)
-            else:
-                self._send(f"RELEASE SAVEPOINT {savepoint}")
-        except BaseException:
-            if self._cursor.statusmessage != "RELEASE":  # or the interruption came after it
-                self._undo(savepoint)
-            raise
+        self._to_undo.insert(0, savepoint)
+        if stand_in.is_read_only_outside():
+            self._send("SET TRANSACTION READ ONLY")
+        yield
+        self._refuse_if_over()
+        self._release(savepoint, check)
 
     # Transactions
 
@@ -328,17 +330,11 @@ class Isolation:
     def commit(self, stand_in: StandIn) -> None:
         """Commit the transaction of a stand-in."""
         with self._turn(stand_in):
+            self._to_undo.insert(0, stand_in.savepoint)
             self._current = None
             stand_in.forget()
-            if self.status == IN_ERROR:  # COMMIT would roll back, and say nothing
-                self._undo(stand_in.savepoint)
-                return
-            try:
+            if self.status != IN_ERROR:  # or COMMIT would roll back, and say nothing
                 self._release(stand_in.savepoint)
-            except BaseException:
-                if self._cursor.statusmessage != "RELEASE":  # as above
-                    self._undo(stand_in.savepoint)
-                raise
 
     def roll_back(self, stand_in: StandIn) -> None:
         """Roll the transaction of a stand-in back. The garbage collector may call it, any time."""
@@ -365,29 +361,37 @@ class Isolation:
         self._send(_IDS)
         return int(self._cursor.fetchone()[0])
 
-    def _release(self, savepoint: str) -> None:
+    def _release(self, savepoint: str, check: bool = True) -> None:
         """Do what COMMIT would do."""
-        self._send(_DEFERRABLE)
-        deferrable, deferred = self._cursor.fetchone()
-        sql = f"SET CONSTRAINTS {deferrable} IMMEDIATE; " if deferrable else ""
-        sql += f"SET CONSTRAINTS {deferred} DEFERRED; " if deferred else ""
-        self._send(f"{sql}RELEASE SAVEPOINT {savepoint}")
+        if check:
+            self._send(_DEFERRABLE)
+            deferrable, deferred = self._cursor.fetchone()
+            if deferrable:
+                self._send(f"SET CONSTRAINTS {deferrable} IMMEDIATE")
+            if deferred:
+                self._send(f"SET CONSTRAINTS {deferred} DEFERRED")
+        self._releasing = savepoint
+        self._send(f"RELEASE SAVEPOINT {savepoint}")
+        self._to_undo.remove(savepoint)
 
     def _undo(self, savepoint: str) -> None:
         """Do what ROLLBACK would do."""
-        self._to_undo.insert(0, savepoint)  # it is the innermost
+        self._to_undo.insert(0, savepoint)
         self._undo_noted()
 
     def _undo_noted(self) -> None:
+        """Undo what did not come to its end, the innermost first."""
         while self._to_undo:
             savepoint = self._to_undo[0]
+            # Or an interruption came just after the RELEASE.
+            released = (savepoint, "RELEASE") == (self._releasing, self._cursor.statusmessage)
             try:
-                if not self._is_over():
+                if not released and not self._is_over():
                     self._send(f"ROLLBACK TO SAVEPOINT {savepoint}")
             except self.dbapi.Error:
                 self.physical.close()  # who goes on is told
-            self._to_undo.remove(savepoint)  # interrupted before, it is undone once more
-            if not self._is_over():
+            self._to_undo.remove(savepoint)
+            if not released and not self._is_over():
                 self._send(f"RELEASE SAVEPOINT {savepoint}")
 
     def _is_over(self) -> bool:
@@ -431,7 +435,7 @@ class Isolation:
             yield
         finally:
             with self._lock:
-                self._lock.wait_for(lambda: self._busy is None, PATIENCE)
+                self._wait_for_statement()
                 self._current, current = None, self._current
                 if current is not None:
                     current.state = State.ABORTED
@@ -441,7 +445,7 @@ class Isolation:
     def end(self) -> None:
         """Roll all of it back, and give the connection back to the pool."""
         with self._lock:
-            self._lock.wait_for(lambda: self._busy is None, PATIENCE)
+            self._wait_for_statement()
             self._current = None
             self._close(self._stand_ins, self._connections)
             for one in self.quiet:
@@ -452,6 +456,11 @@ class Isolation:
                 self._held.invalidate()
                 raise
             self._held.close()
+
+    def _wait_for_statement(self) -> None:
+        if self._busy == threading.get_ident():  # it was interrupted just as it ended
+            self._busy = None
+        self._lock.wait_for(lambda: self._busy is None, PATIENCE)
 
     def _close(self, stand_ins: WeakSet[StandIn], connections: WeakSet[Connection]) -> None:
         for stand_in in list(stand_ins):
