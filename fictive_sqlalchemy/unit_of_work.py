@@ -235,7 +235,7 @@ class _Unit:
             self.session.close()
         finally:
             if self.scope is not None and self.is_in_scope():
-                self.scope.remove()
+                self.scope.registry.clear()  # not remove(), which is not for an error in a block
 
     def is_in_scope(self) -> bool:
         """Tell whether the session is still the one of the scope, if it came from one."""

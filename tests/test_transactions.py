@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError, OperationalError
 from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 
 from fictive_sqlalchemy import (
     TRANSACTION_CONNECTIONS,
     OptInEngine,
+    OptInScopedSession,
     OptInSession,
     create_engine,
 )
@@ -549,3 +550,34 @@ def test_a_stock_sessions_transactions_are_not_among_them(engine: OptInEngine, u
         assert isinstance(session.get_transaction(), SessionTransaction)
         assert len(TRANSACTION_CONNECTIONS) == 0
     stock.dispose()
+
+
+class TestRemoveInsideATransaction:
+    """Of a scoped session: what came next would be stored on its own, by a new session."""
+
+    @pytest.mark.parametrize("block", ["begin", "begin_nested", "atomic"])
+    def test_rolls_back_and_is_an_error(
+        self, engine: OptInEngine, wire: WireProxy, onlooker: Onlooker, block: str
+    ) -> None:
+        scope = OptInScopedSession(sessionmaker(engine, class_=OptInSession))
+        with wire.record() as recording:
+            with pytest.raises(InvalidRequestError, match="nothing of it is stored"):
+                with getattr(scope, block)():
+                    scope.add(Author(name="gone"))
+                    scope.flush()
+                    scope.remove()
+        assert sent(recording)[-1] == "ROLLBACK"
+        assert "COMMIT" not in sent(recording)
+        assert onlooker.names() == []
+        with scope.begin():
+            scope.add(Author(name="after"))
+        scope.remove()
+        assert onlooker.names() == ["after"]
+
+    def test_outside_is_as_ever(self, engine: OptInEngine) -> None:
+        scope = OptInScopedSession(sessionmaker(engine, class_=OptInSession))
+        scope.remove()
+        scope.begin()
+        scope.execute(sa.select(1))
+        scope.remove()
+        assert not scope.registry.has()

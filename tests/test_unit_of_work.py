@@ -612,9 +612,18 @@ class TestEndingItByHand:
     def test_by_remove_is_no_silent_loss(
         self, scope: OptInScopedSession[OptInSession], onlooker: Onlooker
     ) -> None:
-        with pytest.raises(InvalidRequestError, match="ended inside"), unit_of_work(scope):
+        with pytest.raises(InvalidRequestError, match="nothing of it"), unit_of_work(scope):
             scope.add(Author(name="new"))
             scope.remove()
+        assert onlooker.names() == []
+
+    def test_by_a_remove_that_is_caught_is_no_silent_loss(
+        self, scope: OptInScopedSession[OptInSession], onlooker: Onlooker
+    ) -> None:
+        with pytest.raises(InvalidRequestError, match="ended inside"), unit_of_work(scope):
+            scope.add(Author(name="new"))
+            with suppress(InvalidRequestError):
+                scope.remove()
             with pytest.raises(InvalidRequestError, match="ended inside"), unit_of_work(scope):
                 pytest.fail("it joined, or began")
         assert onlooker.names() == []

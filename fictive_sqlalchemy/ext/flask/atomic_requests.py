@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -227,7 +228,7 @@ class AtomicRequests:
         """Roll back where the request has ended without a response."""
         transaction = self._open.pop(_current(), None)
         if transaction is not None:
-            transaction.roll_back()
+            transaction.roll_back(only_log=True)
 
 
 def _current() -> Request:
@@ -245,7 +246,7 @@ class RequestTransaction:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._current = _begun_for_request(session)
+        self._current = _entered(_begun_for_request(session))
         self._is_lost = False
         self._stock_connections: list[Connection] = []
         session.info[_WATCHED_BY] = self
@@ -271,11 +272,21 @@ class RequestTransaction:
 
     def has_rolled_back(self, transaction: SessionTransaction) -> None:
         """Go on in a new one."""
-        if transaction is self._current:
-            self._current = self._session.begin()
+        if transaction is self._current and not self._is_in_a_block():
+            self._leave()
+            self._current = _entered(self._session.begin())
             self._stock_connections.clear()
             self._is_lost = False
             event.remove(self._session, "do_orm_execute", _refuse_statement)
+
+    def _is_in_a_block(self) -> bool:
+        """Tell whether it was in a begin_nested() block, which can't go on in another one."""
+        session = self._session
+        return isinstance(session, OptInSession) and session.entered is not self._current
+
+    def _leave(self) -> None:
+        if isinstance(self._current, Block):
+            self._current.leave(cast(OptInSession, self._session))
 
     # The end
 
@@ -299,25 +310,41 @@ class RequestTransaction:
             else:
                 self._session.commit()
         except BaseException:
-            self._roll_back()
+            self._roll_back(only_log=True)
             raise
 
-    def roll_back(self) -> None:
-        """Roll back."""
-        self._stop_watching()
-        self._roll_back()
+    def roll_back(self, *, only_log: bool = False) -> None:
+        """Roll back.
 
-    def _roll_back(self) -> None:
-        try:
-            self._session.rollback()
-        except exc.DBAPIError as error:
-            if not error.connection_invalidated:
-                raise  # but from a lost connection there is nothing left to roll back
+        :param only_log: Whether an error is under way, which comes before those of on_rollback().
+        """
+        self._stop_watching()
+        self._roll_back(only_log=only_log)
+
+    def _roll_back(self, *, only_log: bool = False) -> None:
+        session = self._session
+        after: AbstractContextManager[None] = nullcontext()
+        if isinstance(session, OptInSession):
+            after = session.calling_back(only_log=only_log)
+        with after:
+            try:
+                session.rollback()
+            except exc.DBAPIError as error:
+                if not error.connection_invalidated:
+                    raise  # but from a lost connection there is nothing left to roll back
 
     def _stop_watching(self) -> None:
+        self._leave()
         del self._session.info[_WATCHED_BY]
         if self._is_lost:
             event.remove(self._session, "do_orm_execute", _refuse_statement)
+
+
+def _entered(transaction: SessionTransaction) -> SessionTransaction:
+    """Enter a transaction as `with` would: once it has ended, its session refuses all but that."""
+    if isinstance(transaction, Block):
+        transaction.__enter__()
+    return transaction
 
 
 def _begun_for_request(session: Session) -> SessionTransaction:
