@@ -105,11 +105,13 @@ def _isolated(engine: Engine) -> Generator[None]:
         with pool.isolation.level():
             yield
         return
-    driver = engine.dialect.driver
-    if driver not in PSYCOPG:
+    dialect = engine.dialect
+    if dialect.driver not in PSYCOPG or dialect.is_async:
+        with_asyncio = " and asyncio" if dialect.is_async else ""
         raise exc.ArgumentError(
             f"Only what is done with psycopg2 or psycopg can be isolated, and {engine.url!r} is "
-            f"used with {driver}: leave this engine out, and clean up after it yourself."
+            f"used with {dialect.driver}{with_asyncio}: leave this engine out, and clean up after "
+            "it yourself."
         )
     in_use: Callable[[], int] | None = getattr(pool, "checkedout", None)
     if in_use is not None and in_use():
@@ -127,7 +129,7 @@ def _isolated(engine: Engine) -> Generator[None]:
     isolated = IsolatedPool(isolation)
     dispatch: Any = pool.dispatch
     for name in ("checkout", "checkin"):  # a user's, such as one that says which tenant it is
-        for listener in getattr(dispatch, name):
+        for listener in getattr(dispatch, name).listeners:
             event.listen(isolated, name, listener)
     try:
         event.listen(engine, "engine_connect", isolation.note)
@@ -190,10 +192,12 @@ class Isolation:
         self._stand_ins: WeakSet[StandIn] = WeakSet()
         self._to_undo: list[str] = []
         self._releasing = ""
+        self._is_sending = False
         self._names = count(1)
         self._cursor = self._class.plain_cursor(self.dbapi, self.physical)
         self.started_with = self._class.flags_of(self.physical)
         physical: Any = self.physical
+        physical.rollback()  # what a listener has begun
         physical.autocommit = True
         self._send("SHOW default_transaction_read_only")
         self.is_read_only: bool = self._cursor.fetchone()[0] == "on"
@@ -343,14 +347,18 @@ class Isolation:
                 self._current = None
                 self._to_undo.append(stand_in.savepoint)
             stand_in.forget()
-            if self._busy is None:
+            if self._busy is None and not self._is_sending:
                 self._undo_noted()
             self._lock.notify_all()
 
     # What is sent
 
     def _send(self, sql: str) -> None:
-        self._cursor.execute(sql)
+        self._is_sending = True
+        try:
+            self._cursor.execute(sql)
+        finally:
+            self._is_sending = False
 
     def _set_savepoint(self) -> str:
         name = f"{_MARK}_{next(self._names)}"
@@ -460,7 +468,8 @@ class Isolation:
     def _wait_for_statement(self) -> None:
         if self._busy == threading.get_ident():  # it was interrupted just as it ended
             self._busy = None
-        self._lock.wait_for(lambda: self._busy is None, PATIENCE)
+        if not self._lock.wait_for(lambda: self._busy is None, PATIENCE):
+            self.physical.close()
 
     def _close(self, stand_ins: WeakSet[StandIn], connections: WeakSet[Connection]) -> None:
         for stand_in in list(stand_ins):
@@ -473,7 +482,7 @@ class Isolation:
     def _end(self) -> None:
         if self._busy is not None:
             raise exc.InvalidRequestError(
-                "Another thread is still in the middle of a statement. All was undone, but wait "
+                "Another thread was still in the middle of a statement. All was undone, but wait "
                 "for the threads of a test in the test."
             )
         committed = self.status == IDLE

@@ -10,6 +10,7 @@ import os
 import random
 import re
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -902,6 +903,11 @@ class TestWhatIsRefused:
             isolate(engine).__enter__()
         engine.dispose()
 
+    def test_asyncio(self) -> None:
+        engine = sa.create_engine("postgresql+psycopg_async://")
+        with pytest.raises(exc.ArgumentError, match="and asyncio: leave this engine out"):
+            isolate(engine).__enter__()
+
     def test_no_engine(self) -> None:
         for wrong in ([], ["postgresql://"], [None]):
             with pytest.raises(exc.ArgumentError, match="takes engines"):
@@ -1081,22 +1087,31 @@ class TestLeftOvers:
             with engine.connect() as connection, read_only:
                 connection.execute(sa.delete(authors))
 
-    def test_listeners_of_the_pool_are_called(self, engine: OptInEngine) -> None:
+    def test_listeners_of_the_pool_are_called(self, engine: OptInEngine, stock: sa.Engine) -> None:
         called: list[str] = []
 
-        @event.listens_for(engine, "checkout")
         def checkout(dbapi: Any, record: Any, proxy: Any) -> None:
             called.append("out")
             dbapi.cursor().execute("SET application_name = 'mine'")
 
-        @event.listens_for(engine, "checkin")
         def checkin(dbapi: Any, record: Any) -> None:
             called.append("in")
 
-        with isolate(engine):
-            called.clear()
-            assert scalar(engine, "SHOW application_name") == "mine"
-            assert called == ["out", "in"]
+        def of_all_pools(dbapi: Any, record: Any) -> None:
+            called.append("in any")
+
+        event.listen(sa.Pool, "checkin", of_all_pools)
+        for one in (engine, stock):
+            event.listen(one, "checkout", checkout)
+            event.listen(one, "checkin", checkin)
+        try:
+            with isolate(engine, stock):
+                for one in (engine, stock):
+                    called.clear()
+                    assert scalar(one, "SHOW application_name") == "mine"
+                    assert called == ["out", "in any", "in"]
+        finally:
+            event.remove(sa.Pool, "checkin", of_all_pools)
 
 
 class TestThreads:
@@ -1160,6 +1175,23 @@ class TestThreads:
                 assert begun.wait(20)
             ended.set()
             with pytest.raises(exc.SQLAlchemyError):
+                working.result()
+        assert names(engine) == []
+
+    def test_one_in_a_statement_at_the_end_is_told(
+        self, engine: OptInEngine, onlooker: Onlooker, patience: None
+    ) -> None:
+        isolation = isolate(engine)
+        isolation.__enter__()
+        with ThreadPoolExecutor(1) as threads:
+            working = threads.submit(scalar, engine, "SELECT pg_sleep(1)")
+            sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(1)'"
+            deadline = time.monotonic() + 20
+            while not onlooker.scalar(sleeping + " AND state = 'active'"):
+                assert time.monotonic() < deadline
+            with pytest.raises(exc.InvalidRequestError, match="wait for the threads of a test"):
+                isolation.__exit__(None, None, None)
+            with suppress(exc.SQLAlchemyError):
                 working.result()
         assert names(engine) == []
 
