@@ -1482,10 +1482,10 @@ class TestPsycopg3:
         assert next(stream) == {"name": "Ada"}
         assert names(engine) == []
         assert list(stream) == [{"name": "Bob"}]
-        raw.dbapi_connection.row_factory = rows.scalar_row
-        assert raw.dbapi_connection.execute("SELECT 7").fetchone() == 7
-        assert raw.dbapi_connection.execute("SELECT 7", binary=True).fetchall() == [7]
-        assert raw.cursor(binary=True).execute("SELECT 7").fetchone() == 7
+        raw.dbapi_connection.row_factory = rows.dict_row
+        assert raw.dbapi_connection.execute("SELECT 7 AS n").fetchone() == {"n": 7}
+        assert raw.dbapi_connection.execute("SELECT 7 AS n", binary=True).fetchall() == [{"n": 7}]
+        assert raw.cursor(binary=True).execute("SELECT 7 AS n").fetchone() == {"n": 7}
 
     def test_cursor_classes(self, raw: Any) -> None:
         psycopg = importlib.import_module("psycopg")
