@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from sqlalchemy import exc
 from sqlalchemy.orm import SessionTransaction, SessionTransactionOrigin
 
-from .session_transaction import Block, runs_later
+from .session_transaction import OF_ANOTHER_TASK, Block, runs_later
 
 if TYPE_CHECKING:
     from .session import OptInSession
@@ -135,10 +135,7 @@ class Atomic:
                 "transaction is open: it has begun with options of its own."
             )
         if around.is_of_another_task():
-            raise exc.InvalidRequestError(
-                "The transaction of this session belongs to another asyncio task: give each task "
-                "and each thread a session of its own, or don't let the task wait inside the block."
-            )
+            raise exc.InvalidRequestError(OF_ANOTHER_TASK)
 
     def __exit__(self, type_: type[BaseException] | None, *error: object) -> None:
         block = self._block

@@ -32,10 +32,12 @@ from sqlalchemy.pool import (
 
 from .autocommit import (
     HELD_CURSORS,
+    PSYCOPG,
     STARTED_WITH,
     TAKEN_BY,
     TransactionOptions,
     split_options,
+    switch_for,
     without_autocommit,
 )
 from .errors import close_lost_cursor
@@ -515,6 +517,16 @@ class OptInConnection(Connection):
                 self._note_closed_cursors()
         finally:
             super().close()
+
+
+def is_aborted(connection: Connection) -> bool:
+    """Tell whether COMMIT would roll back on a connection of SQLAlchemy's own. Sends nothing.
+
+    :param connection: The connection; of psycopg2 and psycopg it is known.
+    """
+    if connection.dialect.driver not in PSYCOPG or connection.closed or connection.invalidated:
+        return False
+    return switch_for(connection.dialect).aborted(connection.connection.dbapi_connection)
 
 
 def _are_many(parameters: Any) -> bool:

@@ -373,8 +373,12 @@ class _Wanted(Generic[T]):
     def is_one_insert(self, created: T) -> bool:
         """Tell whether one INSERT is all that a flush would do, and nobody would notice it."""
         mapper = self.mapper
+        bind = self.session.get_bind(mapper)
+        # Where the server refuses writes outside, it has to be a transaction.
+        reads_only = isinstance(bind, OptInEngine) and bind.transaction_options.read_only is False
         return (
-            self.session.get_bind(mapper).dialect.name == "postgresql"
+            bind.dialect.name == "postgresql"
+            and not reads_only
             and self.tables() == list(mapper.tables) == [mapper.local_table]
             and not any(
                 getattr(constraint, "deferrable", False)

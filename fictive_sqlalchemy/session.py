@@ -30,6 +30,7 @@ from .connection import CommitOutcomeUnknown, OptInConnection
 from .engine import OptInEngine
 from .replicas import borrow_to_read, source_of
 from .session_transaction import (
+    OF_ANOTHER_TASK,
     Block,
     Callback,
     OptInSavepoint,
@@ -199,6 +200,9 @@ class OptInSession(Session):
         return transaction
 
     def _begin_savepoint(self) -> SessionTransaction:
+        innermost = self._innermost()
+        if innermost is not None and innermost.is_of_another_task():
+            raise exc.InvalidRequestError(OF_ANOTHER_TASK)
         self._state = State.INSIDE
         return self._savepoint()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from .session import OptInSession
+
+OF_ANOTHER_TASK = (
+    "The transaction of this session belongs to another thread or asyncio task: give each a "
+    "session of its own, or don't let the task wait inside the block."
+)
 
 #: What is called after the end of a transaction.
 Callback = Callable[[], object]
@@ -39,8 +45,8 @@ class Block(SessionTransaction):
     atomic: int = 0
     """How many :class:`.Atomic` are on it, whose end alone commits it."""
 
-    task: object = None
-    """The asyncio task that entered its block, if one did."""
+    entered_in: tuple[int, object] | None = None
+    """The thread, and the asyncio task if there was one, that its block belongs to."""
 
     _entered = False
     _around: Any = None
@@ -63,6 +69,10 @@ class Block(SessionTransaction):
             except CommitOutcomeUnknown:
                 self.on_rollback = ()
                 raise
+            except BaseException:
+                if self.is_stored():
+                    self.has_committed(_ours(self))  # somebody's listener failed after COMMIT
+                raise
 
     def rollback(self, *args: Any, **kwargs: Any) -> None:
         with _ours(self).calling_back():
@@ -80,7 +90,7 @@ class Block(SessionTransaction):
     def __enter__(self) -> Self:
         self._around = _ours(self).entered
         self._entered = True
-        self.task = _current_task()
+        self.entered_in = _here()
         return super().__enter__()
 
     def __exit__(self, type_: object, value: object, traceback: object) -> None:
@@ -93,6 +103,9 @@ class Block(SessionTransaction):
                     if self.is_active and failed is not None:
                         self.rollback()
             finally:
+                if self.is_open() and not self.is_active:
+                    # private: as rollback() does, for what was changed after the flush that failed
+                    self._restore_snapshot(dirty_only=self.nested)
                 try:
                     super().__exit__(type_, value, traceback)
                 finally:
@@ -121,12 +134,19 @@ class Block(SessionTransaction):
             innermost = innermost.parent
         return innermost is self
 
+    def is_stored(self) -> bool:
+        """Tell whether all that was done in it is committed."""
+        return False
+
     def is_of_another_task(self) -> bool:
-        """Tell whether the block, or one around it, was entered by another asyncio task."""
+        """Tell whether the block, or one around it, was entered by another task or thread."""
+        thread, task = _here()
         block: SessionTransaction | None = self
         while block is not None:
-            if isinstance(block, Block) and block.task not in (None, _current_task()):
-                return True
+            if isinstance(block, Block) and block.entered_in is not None:
+                in_thread, in_task = block.entered_in
+                if thread != in_thread or in_task not in (None, task):
+                    return True
             block = block.parent
         return False
 
@@ -185,6 +205,9 @@ class OptInSessionTransaction(Block):
         self.begun_on = frozenset()
         super().__init__(session, origin)
 
+    def is_stored(self) -> bool:
+        return self.has_stored and len(self.begun_on) == 1
+
     # private: flush() and execute() both come here for a connection, and no event comes before
     def _connection_for_bind(self, bind: Any, execution_options: Any) -> Connection:
         if not isinstance(bind, OptInEngine):
@@ -242,8 +265,10 @@ def _ours(transaction: SessionTransaction) -> OptInSession:
     return cast("OptInSession", transaction.session)
 
 
-def _current_task() -> object:
+def _here() -> tuple[int, object]:
+    """Return what tells this thread and asyncio task from others; contexts are copied to them."""
     try:
-        return asyncio.current_task()
+        task = asyncio.current_task()
     except RuntimeError:  # no event loop runs in this thread
-        return None
+        task = None
+    return threading.get_ident(), task

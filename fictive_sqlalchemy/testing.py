@@ -181,7 +181,7 @@ class Isolation:
     def __init__(self, engine: Engine, held: PoolProxiedConnection) -> None:
         self.dialect: Any = engine.dialect
         self.dbapi: Any = engine.dialect.loaded_dbapi
-        self._connections: WeakSet[Connection] = WeakSet()
+        self._used_by: WeakSet[Connection] = WeakSet()
         self._class = STAND_INS[engine.dialect.driver]
         self._held = held
         self.physical: Any = held.dbapi_connection
@@ -216,7 +216,7 @@ class Isolation:
 
     def note(self, connection: Connection) -> None:
         """Note a connection of SQLAlchemy, for the end."""
-        self._connections.add(connection)
+        self._used_by.add(connection)
 
     @property
     def status(self) -> Any:
@@ -239,7 +239,7 @@ class Isolation:
                     yield
                 return
             if stand_in is not self._current:
-                self._begin(stand_in)
+                self._begin_for(stand_in)
             stand_in.thread = threading.get_ident()
             yield
             self._refuse_if_over()
@@ -309,7 +309,7 @@ class Isolation:
 
     # Transactions
 
-    def _begin(self, stand_in: StandIn) -> None:
+    def _begin_for(self, stand_in: StandIn) -> None:
         stand_in.ids_before = self._count_ids()
         stand_in.savepoint = self._set_savepoint()
         stand_in.state = State.CURRENT
@@ -437,7 +437,7 @@ class Isolation:
                     "A transaction is open on this engine, and isolation has to be around it: "
                     "commit it or roll it back before."
                 ) from error
-            stand_ins, connections = set(self._stand_ins), set(self._connections)
+            stand_ins, connections = set(self._stand_ins), set(self._used_by)
             savepoint = self._set_savepoint()
         try:
             yield
@@ -448,14 +448,14 @@ class Isolation:
                 if current is not None:
                     current.state = State.ABORTED
                 self._undo(savepoint)
-                self._close(self._stand_ins - stand_ins, self._connections - connections)
+                self._close(self._stand_ins - stand_ins, self._used_by - connections)
 
     def end(self) -> None:
         """Roll all of it back, and give the connection back to the pool."""
         with self._lock:
             self._wait_for_statement()
             self._current = None
-            self._close(self._stand_ins, self._connections)
+            self._close(self._stand_ins, self._used_by)
             for one in self.quiet:
                 one.close()
             try:

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from sqlalchemy import event, exc
+from sqlalchemy.engine import Connection
 from sqlalchemy.orm import (
     Session,
     SessionTransaction,
@@ -27,7 +28,7 @@ from sqlalchemy.orm import (
     sessionmaker,
 )
 
-from .connection import NOTHING_STORED
+from .connection import NOTHING_STORED, OptInConnection, is_aborted
 from .session import OptInSession
 
 S = TypeVar("S", bound=Session)
@@ -73,6 +74,11 @@ class unit_of_work(Generic[S]):
             raise TypeError(
                 f"unit_of_work() takes what makes sessions, such as a sessionmaker or db.session, "
                 f"not {_a(session_factory)}."
+            )
+        if inspect.isfunction(session_factory) and _needs_arguments(session_factory):
+            raise TypeError(
+                f"{session_factory.__name__}() needs arguments, so it makes no sessions. To "
+                "decorate it, name the factory: write @unit_of_work(Session)."
             )
         self._factory = session_factory
         self._uses = itertools.count()
@@ -169,6 +175,7 @@ class _Unit:
         self.here = _here()
         self.is_ending = False
         self.has_ended = False
+        self.stock_connections: list[Connection] = []
         self.transactions: list[SessionTransaction] = []
         """That of the outermost block, and the savepoints of those in it."""
 
@@ -202,6 +209,15 @@ class _Unit:
                 "and this one did not. Nothing of it is stored."
             )
         self.check_active(transaction)
+        if any(map(is_aborted, self.stock_connections)):
+            raise exc.PendingRollbackError(NOTHING_STORED)
+
+    def has_joined(
+        self, session: Session, transaction: SessionTransaction, connection: Connection
+    ) -> None:
+        """Note a connection that nobody asks before COMMIT whether its transaction is aborted."""
+        if not isinstance(connection, OptInConnection):
+            self.stock_connections.append(connection)
 
     def check_active(self, transaction: SessionTransaction) -> None:
         """Refuse to go on with a transaction that has ended, or whose flush has failed."""
@@ -256,27 +272,32 @@ def _block(factory: Callable[[], S], given: object = None) -> Generator[S]:
     # ends, rolls back when it is collected.
     unit = _unit_to_join(factory, given)
     if unit is not None:
-        with _transaction(unit):
+        with _begun(unit):
             yield unit.session  # type: ignore[misc]  # the factory is the same
         return
     unit = _make_unit(factory, given)
     try:
         event.listen(unit.session, "before_commit", unit.refuse_commit)
+        event.listen(unit.session, "after_begin", unit.has_joined)
         _units.set((*filter(_Unit.is_open, _units.get()), unit))
-        with _transaction(unit):
+        with _begun(unit):
             yield unit.session  # type: ignore[misc]  # it is the factory's, or the caller's
     finally:
         unit.has_ended = True
         try:
             _units.set(tuple(filter(_Unit.is_open, _units.get())))
-            if event.contains(unit.session, "before_commit", unit.refuse_commit):
-                event.remove(unit.session, "before_commit", unit.refuse_commit)
+            for name, listener in (
+                ("before_commit", unit.refuse_commit),
+                ("after_begin", unit.has_joined),
+            ):
+                if event.contains(unit.session, name, listener):
+                    event.remove(unit.session, name, listener)
         finally:
             unit.close()
 
 
 @contextmanager
-def _transaction(unit: _Unit) -> Generator[None]:
+def _begun(unit: _Unit) -> Generator[None]:
     transaction = unit.begin()
     unit.transactions.append(transaction)
     try:
@@ -387,6 +408,14 @@ def _check_function(function: Any) -> None:
             "call, when its caller likes, or never ends. Return a list, or use "
             "`with unit_of_work(…):` around the loop that reads it."
         )
+
+
+def _needs_arguments(function: Callable[..., Any]) -> bool:
+    return any(
+        parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        for parameter in inspect.signature(function).parameters.values()
+    )
 
 
 def _without_session(signature: inspect.Signature) -> inspect.Signature:

@@ -9,6 +9,7 @@ import gc
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any, Literal
 
@@ -880,10 +881,73 @@ class TestAsync:
 
         first, second = asyncio.run(both())
         assert first is None
-        with pytest.raises(InvalidRequestError, match="belongs to another asyncio task"):
+        with pytest.raises(InvalidRequestError, match="belongs to another thread or asyncio task"):
             raise second or AssertionError
         assert onlooker.names() == ["one"]
         assert_usable(session, onlooker)
+
+    @pytest.mark.parametrize("kind", ["begin_nested", "atomic", "unit_of_work"])
+    def test_a_second_thread_of_one_context_is_refused(
+        self, engine: OptInEngine, onlooker: Onlooker, kind: str
+    ) -> None:
+        """asyncio.to_thread() hands the context on, and so a session that is scoped to it."""
+        scope = OptInScopedSession(sessionmaker(engine, class_=OptInSession), lambda: None)
+        inside, tried = threading.Event(), threading.Event()
+        block: Any = {
+            "begin_nested": scope.begin_nested,
+            "atomic": scope.atomic,
+            "unit_of_work": partial(unit_of_work, scope),
+        }[kind]
+
+        def first() -> None:
+            with block():
+                scope.add(Author(name="one"))
+                scope.flush()
+                inside.set()
+                tried.wait(30)
+
+        def second() -> None:
+            inside.wait(30)
+            try:
+                with block():
+                    scope.add(Author(name="two"))
+            finally:
+                tried.set()
+
+        async def both() -> list[BaseException | None]:
+            threads = asyncio.to_thread(first), asyncio.to_thread(second)
+            return list(await asyncio.gather(*threads, return_exceptions=True))
+
+        one, two = asyncio.run(both())
+        assert one is None
+        with pytest.raises(InvalidRequestError, match="belongs to another thread"):
+            raise two or AssertionError
+        assert onlooker.names() == ["one"]
+        scope.remove()
+
+    @pytest.mark.parametrize("kind", ["begin_nested", "unit_of_work"])
+    def test_a_second_task_is_refused_whatever_its_block_is(
+        self, engine: OptInEngine, onlooker: Onlooker, kind: str
+    ) -> None:
+        scope = OptInScopedSession(sessionmaker(engine, class_=OptInSession), lambda: None)
+
+        async def store(name: str) -> None:
+            with scope.begin_nested() if kind == "begin_nested" else unit_of_work(scope):
+                scope.add(Author(name=name))
+                await asyncio.sleep(0)
+                if name == "one":
+                    raise ZeroDivisionError
+
+        async def both() -> list[BaseException | None]:
+            stored = asyncio.gather(store("one"), store("two"), return_exceptions=True)
+            return list(await stored)
+
+        first, second = asyncio.run(both())
+        assert isinstance(first, ZeroDivisionError)
+        with pytest.raises(InvalidRequestError, match="belongs to another thread or asyncio task"):
+            raise second or AssertionError
+        assert onlooker.names() == []
+        scope.remove()
 
     @pytest.mark.parametrize("savepoint", [True, False])
     def test_in_a_transaction_that_began_before_the_loop(
@@ -919,7 +983,9 @@ class TestAsync:
         async def outer() -> None:
             with session.begin():
                 add(session, "outer")
-                with pytest.raises(InvalidRequestError, match="belongs to another asyncio task"):
+                with pytest.raises(
+                    InvalidRequestError, match="belongs to another thread or asyncio task"
+                ):
                     await asyncio.create_task(store())
 
         asyncio.run(outer())
@@ -933,7 +999,7 @@ class TestAsync:
         async def outer() -> None:
             with session.atomic():
                 add(session, "outer")
-                with pytest.raises(InvalidRequestError, match="and each thread a session"):
+                with pytest.raises(InvalidRequestError, match="another thread"):
                     await asyncio.to_thread(store)
 
         asyncio.run(outer())
@@ -1093,3 +1159,42 @@ class TestScopedSessions:
             scoped.set_rollback()
         scoped.remove()
         assert onlooker.names() == ["one"]
+
+
+class TestChangesAfterAFlushThatFailed:
+    """They are of the block, too, and go with it."""
+
+    @pytest.mark.parametrize("leaves", ["with an error", "at its end"])
+    @pytest.mark.parametrize("block", ["begin", "begin_nested", "atomic"])
+    def test_in_a_block(
+        self, session: OptInSession, onlooker: Onlooker, block: str, leaves: str
+    ) -> None:
+        ada = session.get_one(Author, 1)
+        expected = ZeroDivisionError if leaves == "with an error" else PendingRollbackError
+        with pytest.raises(expected):
+            with getattr(session, block)():
+                self.fail_and_go_on(session, ada)
+                if leaves == "with an error":
+                    raise ZeroDivisionError
+        assert not session.new
+        assert not session.dirty
+        session.commit()
+        assert onlooker.names() == []
+        assert onlooker.scalar("SELECT age FROM author WHERE id = 1") == 30
+
+    def test_in_a_block_inside(self, session: OptInSession, onlooker: Onlooker) -> None:
+        ada = session.get_one(Author, 1)
+        with session.begin():
+            session.add(Author(name="outer"))
+            with suppress(ZeroDivisionError), session.atomic():
+                self.fail_and_go_on(session, ada)
+                raise ZeroDivisionError
+        assert onlooker.names() == ["outer"]
+        assert onlooker.scalar("SELECT age FROM author WHERE id = 1") == 30
+
+    def fail_and_go_on(self, session: OptInSession, ada: Author) -> None:
+        ada.name = "Bob"
+        with suppress(IntegrityError):
+            session.flush()
+        ada.age = 5
+        session.add(Author(name="new"))

@@ -277,6 +277,18 @@ class TestSession:
 
 
 class TestSessionTransaction:
+    def test__restore_snapshot(self, engine: sa.Engine) -> None:
+        """What gives objects back what they were, after a flush that failed, too."""
+        assert parameters(SessionTransaction._restore_snapshot) == ["self", "dirty_only"]
+        with Session(engine) as session:
+            transaction = session.begin()
+            session.add(Note(id=1))  # no text
+            with pytest.raises(sa.exc.IntegrityError):
+                session.flush()
+            session.add(Note(text="changed after it"))
+            transaction._restore_snapshot(dirty_only=False)
+            assert not session.new
+
     def test__connection_for_bind(self, engine: sa.Engine) -> None:
         """Where both a flush and a statement get the connection of a transaction."""
         names = parameters(SessionTransaction._connection_for_bind)

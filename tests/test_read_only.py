@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 from flask import Flask
 from sqlalchemy.exc import ArgumentError, DBAPIError, InternalError
+from sqlalchemy.orm import Mapped, mapped_column
 
 from fictive_sqlalchemy import OptInEngine, OptInSession, create_engine, engine_from_config
 from tests.flask.support import Database
@@ -160,6 +161,11 @@ def test_it_is_for_postgresql() -> None:
 
 def test_for_flask_sqlalchemy(url: str) -> None:
     db = Database()
+
+    class Tag(db.Model):
+        id: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[str] = mapped_column(unique=True)
+
     app = Flask(__name__)
     app.config["SQLALCHEMY_DATABASE_URI"] = url
     app.config["SQLALCHEMY_ENGINE_OPTIONS"] = {"read_only_outside": True}
@@ -170,5 +176,9 @@ def test_for_flask_sqlalchemy(url: str) -> None:
             db.session.execute(sa.text("CREATE TABLE stray (id int)"))
         with db.session.begin():
             db.session.execute(sa.text("CREATE TABLE meant (id int)"))
+        db.create_all()
+        made, created = Tag.filter_by_or_create.with_created(name="new")
+        assert (made.name, created) == ("new", True)
+        assert Tag.filter_by_or_create.with_created(name="new") == (made, False)
         db.session.remove()
         db.engine.dispose()

@@ -602,8 +602,8 @@ class TestSessions:
         for wrong in (engine, None, "session"):
             with pytest.raises(TypeError, match=r"takes a session, .* such as db\.session"):
                 retry(wrong)
-        with pytest.raises(TypeError, match=r"takes a session, .* such as db\.session"):
-            retry(sessions.__call__)(print)()
+        with pytest.raises(TypeError, match="needs the session first"):
+            retry(sessions.__call__)
         scoped = OptInScopedSession(sessionmaker(engine))
         with Session(engine) as stock:
             ours: tuple[Any, ...] = (stock, sessionmaker(engine), scoped)
@@ -723,3 +723,11 @@ def test_an_integrity_error_is_no_serialization_failure(session: OptInSession) -
         session.commit()
     assert not is_serialization_failure(caught.value)
     assert not is_serialization_failure(ValueError())
+
+
+def test_it_needs_the_session_first() -> None:
+    wrong: Any = retry_transaction
+    with pytest.raises(TypeError, match=r"write @retry_transaction\(db\.session\)"):
+
+        @wrong
+        def transfer() -> None: ...

@@ -26,6 +26,7 @@ from fictive_sqlalchemy import OptInEngine, OptInScopedSession, OptInSession, un
 from fictive_sqlalchemy.ext.flask.scoped_session import current_session, flask_scoped_session
 from tests.library import (
     Author,
+    Base,
     Onlooker,
     Seat,
     assert_at_rest,
@@ -1091,7 +1092,9 @@ class TestWrongUses:
     def test_of_the_decorator_without_a_factory(self) -> None:
         def service(name: str) -> None: ...
 
-        wrong: Any = unit_of_work(service)  # type: ignore[arg-type]  # pyright: ignore
+        with pytest.raises(TypeError, match=r"write @unit_of_work\(Session\)"):
+            unit_of_work(service)  # type: ignore[arg-type]  # pyright: ignore
+        wrong: Any = unit_of_work(lambda: None)  # type: ignore[type-var]  # pyright: ignore
         with pytest.raises(TypeError, match="takes the session factory"):
             wrong("a name")
 
@@ -1153,3 +1156,20 @@ def test_an_interruption_at_any_line_leaves_no_unit_open(
             assert onlooker.names() == sorted([*names, "next"]), line
             onlooker.run("DELETE FROM author WHERE id > 3")
             assert_at_rest(engine)
+
+
+def test_an_error_that_was_caught_inside_is_no_silent_loss_with_sqlalchemys_own_sessions(
+    url: str, onlooker: Onlooker
+) -> None:
+    """PostgreSQL answers COMMIT with ROLLBACK then, and no driver says so."""
+    engine = sa.create_engine(url)
+    Base.metadata.create_all(engine)
+    with pytest.raises(PendingRollbackError, match="Nothing of this block was stored"):
+        with unit_of_work(sessionmaker(engine)) as session:
+            session.execute(sa.insert(Author).values(name="lost"))
+            with suppress(DBAPIError):
+                session.execute(sa.text("SELECT 1 / 0"))
+    with unit_of_work(sessionmaker(engine)) as session:
+        session.execute(sa.insert(Author).values(name="kept"))
+    assert onlooker.names() == ["kept"]
+    engine.dispose()

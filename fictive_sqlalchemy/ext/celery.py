@@ -29,8 +29,10 @@ from celery.exceptions import ImproperlyConfigured
 from celery.signals import worker_process_init
 from flask import Flask
 from sqlalchemy import event, exc
-from sqlalchemy.engine import Engine
-from sqlalchemy.orm import Session, scoped_session
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.orm import Session, SessionTransaction, scoped_session
+
+from ..connection import NOTHING_STORED, OptInConnection, is_aborted
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -168,12 +170,22 @@ def _context(app: Flask) -> Generator[None]:
 @contextmanager
 def _one_transaction(session: Session) -> Generator[None]:
     """A transaction that only the end of this block ends."""
+    stock_connections: list[Connection] = []
+
+    def has_joined(_: Session, __: SessionTransaction, connection: Connection) -> None:
+        if not isinstance(connection, OptInConnection):
+            stock_connections.append(connection)
+
     with session.begin() as transaction:
         event.listen(session, "before_commit", _refuse_commit)
+        event.listen(session, "after_begin", has_joined)
         try:
             yield
         finally:
             event.remove(session, "before_commit", _refuse_commit)
+            event.remove(session, "after_begin", has_joined)
+        if any(map(is_aborted, stock_connections)):
+            raise exc.PendingRollbackError(NOTHING_STORED)
         if session.get_transaction() is not transaction:
             raise exc.InvalidRequestError(
                 "An atomic task has ended its own transaction, so that nothing is stored: leave "

@@ -105,6 +105,8 @@ def retry_transaction(
     """
     if not (issubclass(type(session), Session) or callable(session)):
         raise _no_session(session)
+    if inspect.isroutine(session):
+        raise TypeError(f"{_NAME} needs the session first: write @retry_transaction(db.session).")
     if tries < 1:
         raise ValueError(f"tries is how often the transaction is run at most, and not {tries!r}.")
     options: dict[str, Any] = {

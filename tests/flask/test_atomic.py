@@ -247,6 +247,22 @@ def test_a_context_that_ends_in_a_transaction_only_logs_errors(
 
 
 class TestAtomicRequests:
+    def test_an_error_after_the_rollback_never_hides_the_views(
+        self, app: Flask, client: FlaskClient, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def fail() -> None:
+            raise ZeroDivisionError("the callback's")
+
+        @app.post("/")
+        def view() -> str:
+            db.on_rollback(fail)
+            raise ValueError("the view's")
+
+        app.testing = True
+        with pytest.raises(ValueError, match="the view's"):
+            client.post("/")
+        assert "the callback's" in caplog.text
+
     @pytest.fixture(autouse=True)
     def _atomic_requests(self, app: Flask) -> None:
         db.atomic_requests(app)

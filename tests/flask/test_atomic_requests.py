@@ -20,6 +20,7 @@ from flask import (
     Response,
     abort,
     after_this_request,
+    copy_current_request_context,
     flash,
     g,
     redirect,
@@ -1837,3 +1838,30 @@ def test_requests_leave_nothing_behind(house: House, onlooker: Onlooker) -> None
         house.session.commit()  # which nobody refuses
         assert house.session() is session
     assert onlooker.scalar("SELECT count(*) FROM document WHERE title = 'after'") == 1
+
+
+@pytest.mark.parametrize("where", ["thread", "same thread"])
+def test_a_copy_of_the_context_has_no_part_in_the_transaction(
+    house: House, wire: WireProxy, onlooker: Onlooker, where: str
+) -> None:
+    @house.web.post("/")
+    def view() -> str:
+        house.add("one")
+
+        @copy_current_request_context
+        def work() -> None:
+            assert request.path == "/"
+
+        if where == "thread":
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join()
+        else:
+            work()
+        house.add("two")
+        return "stored"
+
+    with wire.record() as recording:
+        assert post(house) == (200, "stored")
+    assert sent(recording) == ["BEGIN", "INSERT", "INSERT", "COMMIT"]
+    assert onlooker.names() == ["one", "two"]

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -557,3 +558,39 @@ def test_the_same_application_on_the_stock_extension_sends_more(
             stock.session.execute(sa.text("SELECT 1"))
             stock.session.remove()
     assert recording.verbs == ["BEGIN", "SELECT", "ROLLBACK"]
+
+
+def test_a_session_whose_context_ended_badly_never_comes_back(make_app: MakeApp, url: str) -> None:
+    """Flask runs teardown functions in reverse, and stops at the first that fails."""
+    db = Database()
+
+    class Tag(db.Model):
+        id: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[str]
+
+    app = make_app(db, url)
+    with app.app_context():
+        db.create_all()
+    fails = [True]
+
+    @app.teardown_appcontext
+    def teardown(error: BaseException | None) -> None:
+        if fails[0]:
+            raise ZeroDivisionError
+
+    for _ in range(5):
+        with pytest.raises(ZeroDivisionError), app.app_context():  # noqa: PT012
+            db.session.begin()
+            db.session.add(Tag(name="gone"))
+            db.session.flush()
+    fails[0] = False
+    gc.collect()
+    for _ in range(5):
+        with app.app_context():
+            assert not db.session().in_transaction()
+            db.session.add(Tag(name="kept"))
+            db.session.commit()
+    with app.app_context():
+        assert set(db.session.scalars(sa.select(Tag.name))) == {"kept"}
+    assert len(db.session.registry.registry) == 0
+    assert len(TRANSACTION_CONNECTIONS) == 0

@@ -7,14 +7,15 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
-from flask import Blueprint, Flask, Request, Response, got_request_exception, request
+from flask import Blueprint, Flask, Response, got_request_exception, request
 from flask.blueprints import BlueprintSetupState
+from flask.ctx import RequestContext
+from flask.globals import request_ctx
 from sqlalchemy import event, exc
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction, SessionTransactionOrigin
 
-from ...autocommit import PSYCOPG, switch_for
-from ...connection import NOTHING_STORED
+from ...connection import NOTHING_STORED, is_aborted
 from ...engine import OptInEngine
 from ...session import OptInSession
 from ...session_transaction import Block
@@ -151,7 +152,7 @@ class AtomicRequests:
         self._owner = owner
         self._app = app
         self._methods: dict[str | None, set[str]] = {}
-        self._open: WeakKeyDictionary[Request, RequestTransaction] = WeakKeyDictionary()
+        self._open: WeakKeyDictionary[RequestContext, RequestTransaction] = WeakKeyDictionary()
         self._come_first()
         app.teardown_request(self.abandon)
         got_request_exception.connect(self.fail, app)
@@ -231,9 +232,10 @@ class AtomicRequests:
             transaction.roll_back(only_log=True)
 
 
-def _current() -> Request:
-    request_: Any = request
-    return cast(Request, request_._get_current_object())
+def _current() -> RequestContext:
+    # Not the request, which a copy of its context, as of copy_current_request_context(), shares.
+    context: Any = request_ctx
+    return cast(RequestContext, context._get_current_object())
 
 
 class RequestTransaction:
@@ -303,7 +305,7 @@ class RequestTransaction:
         try:
             if self._is_lost:
                 raise exc.InvalidRequestError(LOST)
-            if any(map(_is_aborted, self._stock_connections)):
+            if any(map(is_aborted, self._stock_connections)):
                 raise exc.PendingRollbackError(NOTHING_STORED)
             if isinstance(self._current, Block) and self._current.roll_back_only == "":
                 self._roll_back()  # set_rollback() asked for it
@@ -344,6 +346,7 @@ def _entered(transaction: SessionTransaction) -> SessionTransaction:
     """Enter a transaction as `with` would: once it has ended, its session refuses all but that."""
     if isinstance(transaction, Block):
         transaction.__enter__()
+        transaction.entered_in = None  # Flask may run an async view in a thread of its own
     return transaction
 
 
@@ -360,13 +363,6 @@ def _begun_for_request(session: Session) -> SessionTransaction:
 
 def _refuse_statement(execution: ORMExecuteState) -> None:
     raise exc.InvalidRequestError(LOST)
-
-
-def _is_aborted(connection: Connection) -> bool:
-    """Tell whether COMMIT would roll back on a connection of stock SQLAlchemy."""
-    if connection.dialect.driver not in PSYCOPG or connection.closed or connection.invalidated:
-        return False
-    return switch_for(connection.dialect).aborted(connection.connection.dbapi_connection)
 
 
 # On all sessions once, because to listen on one and to stop again takes longer than a transaction.

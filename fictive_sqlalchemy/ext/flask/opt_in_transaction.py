@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, cast, overload
+from weakref import WeakKeyDictionary
 
 import sqlalchemy
 from flask import Flask, has_app_context
+from flask.ctx import AppContext
+from flask.globals import app_ctx
 from flask_sqlalchemy import record_queries
 from flask_sqlalchemy.session import Session as FlaskSession
 from sqlalchemy.engine import URL, Engine, make_url
@@ -132,8 +135,14 @@ class OptInTransactionMixin(AtomicRequestsMixin, DeclarativeBaseMixin):
         options["class_"] = (
             class_ if missing == [class_] else type(class_.__name__, tuple(missing), {})
         )
+        is_scoped_by_us = "scopefunc" not in options
         stock = super()._make_scoped_session(options)  # private: as below
-        return OptInScopedSession(stock.session_factory, stock.registry.scopefunc)
+        if not is_scoped_by_us:
+            return OptInScopedSession(stock.session_factory, stock.registry.scopefunc)
+        session = OptInScopedSession(stock.session_factory, _current_context)
+        # By the context itself: an id() comes again, and its session must not.
+        session.registry.registry = WeakKeyDictionary[AppContext, Any]()
+        return session
 
     @contextmanager
     def test_isolation(
@@ -217,3 +226,8 @@ class OptInTransactionMixin(AtomicRequestsMixin, DeclarativeBaseMixin):
                 # private: Flask-SQLAlchemy listens to the engines that it knows of
                 record_queries._listen(replica)  # pyright: ignore[reportPrivateUsage]
         return engine
+
+
+def _current_context() -> AppContext:
+    context: Any = app_ctx
+    return cast(AppContext, context._get_current_object())
