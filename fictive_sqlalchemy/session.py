@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -87,7 +87,7 @@ class OptInSession(Session):
         self._from_primary = False
         self._deleted_by_flush: list[object] | None = None
         self.to_call: tuple[Callback, ...] = ()
-        self._ending = 0
+        self.ending = 0
         self._closes_for_good = kwargs.get("close_resets_only") is False
         self._is_closed = False
         super().__init__(*args, **kwargs)
@@ -366,7 +366,7 @@ class OptInSession(Session):
         innermost = self._innermost()
         if innermost is not None:
             innermost.on_commit += (function,)
-        elif self._ending:  # a listener to the end of a transaction
+        elif self.ending:  # a listener to the end of a transaction
             self.to_call += (function,)
         else:
             function()
@@ -402,31 +402,25 @@ class OptInSession(Session):
 
     def _innermost(self) -> Block | None:
         innermost = self.get_nested_transaction() or self.get_transaction()
-        if innermost is None and self.entered is not None and not self._ending:
+        if innermost is None and self.entered is not None and not self.ending:
             raise exc.InvalidRequestError(
                 "The transaction of this block was ended inside it, by commit(), rollback() or "
                 "close(): leave the block before."
             )
         return innermost if isinstance(innermost, Block) else None
 
-    @contextmanager
-    def calling_back(self, *, only_log: bool = False) -> Generator[None]:
+    def calling_back(self, *, only_log: bool = False) -> AbstractContextManager[None]:
         """Around what may end the transaction: call what is to be called after it, and not in it.
 
         :param only_log: Whether errors of what is called are only logged, because another one is
             under way, or this only tidies up.
         """
-        self._ending += 1
-        try:
-            yield
-        except BaseException:
-            only_log = True
-            raise
-        finally:
-            self._ending -= 1
-            inside = self._state is State.INSIDE or self.entered is not None
-            if self.to_call and not self._ending and not inside:
-                self._call_back(only_log)
+        return _CallingBack(self, only_log)
+
+    def called_back(self, only_log: bool) -> None:
+        """Call what is to be called, at the end of the outermost :meth:`calling_back`."""
+        if self._state is not State.INSIDE and self.entered is None:
+            self._call_back(only_log)
 
     def _call_back(self, only_log: bool) -> None:
         calls, self.to_call = self.to_call, ()
@@ -782,6 +776,25 @@ class OptInSession(Session):
             "whose connections don't rest in autocommit. Use commit() or rollback() before, or "
             "begin_nested() for a savepoint inside it."
         )
+
+
+class _CallingBack(AbstractContextManager[None]):
+    """See :meth:`OptInSession.calling_back`. A class, for each end of a transaction goes by it."""
+
+    __slots__ = ("_only_log", "_session")
+
+    def __init__(self, session: OptInSession, only_log: bool) -> None:
+        self._session = session
+        self._only_log = only_log
+
+    def __enter__(self) -> None:
+        self._session.ending += 1
+
+    def __exit__(self, type_: object, *error: object) -> None:
+        session = self._session
+        session.ending -= 1
+        if session.to_call and not session.ending:
+            session.called_back(self._only_log or type_ is not None)
 
 
 def _is_ours(bind: Any) -> bool:
