@@ -333,6 +333,8 @@ class OptInConnection(Connection):
             for _ in range(idle() + 1):
                 self._read_unread()  # from the driver, which has them
                 self.invalidate()
+                for stream in self._unread:
+                    close_lost_cursor(stream.cursor)  # its next row is an error
                 connection = self.connection
                 if not self.engine.switch.lost(connection.dbapi_connection):
                     break

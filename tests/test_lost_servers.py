@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -146,6 +147,20 @@ class TestWhileIdle:
         kill_all(onlooker, [backend_pid(session.connection())], wire)
         statement = sa.select(Item.name).execution_options(yield_per=5)
         assert len(session.scalars(statement).all()) == 20
+
+    def test_a_stream_under_way_ends_with_an_error_and_what_comes_beside_it_is_answered(
+        self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
+    ) -> None:
+        session.execute(sa.insert(Item), [{"name": str(n)} for n in range(20)])
+        stream = session.execute(sa.select(Item.name).execution_options(yield_per=2))
+        assert stream.fetchone() is not None
+        kill_all(onlooker, onlooker.column(OTHERS), wire)
+        assert session.scalar(ONE) == 1
+        with pytest.raises(DBAPIError):
+            stream.all()
+        assert session.scalar(ONE) == 1
+        del stream
+        gc.collect()  # psycopg warns of a cursor that nobody has closed
 
     def test_a_network_that_was_cut(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker

@@ -97,8 +97,10 @@ class Refused(Exception):
 def is_lost(error: DBAPIError) -> bool:
     """Whether an error comes from a server process that was killed."""
     # psycopg speaks of its pipeline if that happens in the middle of executemany(), and SQLAlchemy
-    # does not take it for a disconnection.
-    return error.connection_invalidated or "pipeline" in str(error.orig)
+    # does not take it for a disconnection. Nor if a statement beside a stream finds the connection
+    # lost, and goes on with another one: then the stream's is closed.
+    said = str(error.orig)
+    return error.connection_invalidated or "pipeline" in said or "closed" in said
 
 
 class Bank:
