@@ -333,8 +333,7 @@ class OptInConnection(Connection):
             for _ in range(idle() + 1):
                 self._read_unread()  # from the driver, which has them
                 self.invalidate()
-                for stream in self._unread:
-                    close_lost_cursor(stream.cursor)  # its next row is an error
+                self._close_lost_streams()
                 connection = self.connection
                 if not self.engine.switch.lost(connection.dbapi_connection):
                     break
@@ -353,6 +352,12 @@ class OptInConnection(Connection):
         self._dbapi_connection = another  # private: as above
         lost.invalidate()
         lost.close()
+        self._close_lost_streams()
+
+    def _close_lost_streams(self) -> None:
+        """Close the cursors of streams whose connection is gone: their next row is an error."""
+        for stream in filter(_is_stream, self._unread):
+            close_lost_cursor(stream.cursor)
 
     def is_inside(self) -> bool:
         """Tell whether a transaction is open, or begins: an event may send something already."""
@@ -373,8 +378,8 @@ class OptInConnection(Connection):
     # private: the only place that is told of a stream's end
     def _safe_close_cursor(self, cursor: Any) -> None:
         super()._safe_close_cursor(cursor)  # private: as above
+        close_lost_cursor(cursor)
         if self.has_streamed:
-            close_lost_cursor(cursor)
             held = self._dbapi_connection  # private: none if the connection is lost
             if held is not None and self.engine.switch.aborted(held.dbapi_connection):
                 self._leaves_cursors = True  # the server takes no CLOSE now
@@ -513,10 +518,14 @@ class OptInConnection(Connection):
         """Close the connection: end its streams, roll back, and give it back to the pool."""
         unread, self._unread = self._unread, []
         try:
-            if self.has_streamed and not self.closed and not self.invalidated:
+            if self.has_streamed and not self.closed:
                 for result in filter(_is_stream, unread):
-                    result.close()
-                self._note_closed_cursors()
+                    if self.invalidated:
+                        close_lost_cursor(result.cursor)
+                    else:
+                        result.close()
+                if not self.invalidated:
+                    self._note_closed_cursors()
         finally:
             super().close()
 
