@@ -24,13 +24,13 @@ from sqlalchemy.engine.cursor import (
     FullyBufferedCursorFetchStrategy,
 )
 from sqlalchemy.engine.default import DefaultExecutionContext
-from sqlalchemy.exc import DBAPIError, InvalidRequestError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
 from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin
 from sqlalchemy.sql.compiler import SQLCompiler
 
 import fictive_sqlalchemy
 from fictive_sqlalchemy import OptInConnection, OptInEngine, OptInSession, create_engine
-from fictive_sqlalchemy.session import OptInSessionTransaction
+from fictive_sqlalchemy.session_transaction import OptInSessionTransaction
 from tests.library import Note, NoteBase
 
 #: Names that only look like one of SQLAlchemy's: theirs is an attribute of another class.
@@ -283,7 +283,7 @@ class TestSessionTransaction:
         with Session(engine) as session:
             transaction = session.begin()
             session.add(Note(id=1))  # no text
-            with pytest.raises(sa.exc.IntegrityError):
+            with pytest.raises(IntegrityError):
                 session.flush()
             session.add(Note(text="changed after it"))
             transaction._restore_snapshot(dirty_only=False)

@@ -162,7 +162,7 @@ def test_it_is_for_postgresql() -> None:
 def test_for_flask_sqlalchemy(url: str) -> None:
     db = Database()
 
-    class Tag(db.Model):
+    class Tag(db.Model):  # type: ignore[name-defined,misc]
         id: Mapped[int] = mapped_column(primary_key=True)
         name: Mapped[str] = mapped_column(unique=True)
 

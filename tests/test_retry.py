@@ -729,5 +729,5 @@ def test_it_needs_the_session_first() -> None:
     wrong: Any = retry_transaction
     with pytest.raises(TypeError, match=r"write @retry_transaction\(db\.session\)"):
 
-        @wrong
+        @wrong  # type: ignore[untyped-decorator]
         def transfer() -> None: ...

@@ -1093,8 +1093,9 @@ class TestWrongUses:
         def service(name: str) -> None: ...
 
         with pytest.raises(TypeError, match=r"write @unit_of_work\(Session\)"):
-            unit_of_work(service)  # type: ignore[arg-type]  # pyright: ignore
-        wrong: Any = unit_of_work(lambda: None)  # type: ignore[type-var]  # pyright: ignore
+            unit_of_work(service)  # type: ignore[arg-type,type-var]  # pyright: ignore
+        make: Any = lambda: None  # noqa: E731
+        wrong: Any = unit_of_work(make)
         with pytest.raises(TypeError, match="takes the session factory"):
             wrong("a name")
 
