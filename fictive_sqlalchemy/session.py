@@ -418,7 +418,7 @@ class OptInSession(Session):
         return _CallingBack(self, only_log)
 
     def called_back(self, only_log: bool) -> None:
-        """Call what is to be called, at the end of the outermost :meth:`calling_back`."""
+        """Call what is to be called, at the end of the outermost ``calling_back()``."""
         if self._state is not State.INSIDE and self.entered is None:
             self._call_back(only_log)
 
