@@ -100,7 +100,7 @@ class Player(Base):
     home_id: Mapped[int | None] = mapped_column(ForeignKey(Team.id))
     ally_id: Mapped[int | None]
     number: Mapped[int] = mapped_column(sa.Identity())
-    doubled: Mapped[int | None] = mapped_column(sa.Computed("age * 2"))
+    doubled: Mapped[int | None] = mapped_column(sa.Computed("age * 2", persisted=True))
     shout: Mapped[str] = column_property(sa.func.upper(name))
     login: Mapped[str] = synonym("name")
     key: Mapped[int] = synonym("id")
