@@ -340,9 +340,16 @@ class OptInConnection(Connection):
         return connection
 
     def _begin_on_another(self, options: TransactionOptions) -> None:
-        """Go on with another DBAPI connection in a transaction that has sent nothing yet."""
+        """Go on with another DBAPI connection in a transaction that has sent nothing yet.
+
+        The lost one goes first: the pool may have no place for both.
+        """
         lost = self._dbapi_connection  # private: for leave_autocommit() to get another one
         assert lost is not None
+        self._dbapi_connection = None  # private: as above
+        lost.invalidate()
+        lost.close()
+        self._close_lost_streams()
         another = self.engine.raw_connection()
         try:
             self.engine.switch.leave(another.dbapi_connection, options)
@@ -350,9 +357,6 @@ class OptInConnection(Connection):
             another.close()
             raise
         self._dbapi_connection = another  # private: as above
-        lost.invalidate()
-        lost.close()
-        self._close_lost_streams()
 
     def _close_lost_streams(self) -> None:
         """Close the cursors of streams whose connection is gone: their next row is an error."""

@@ -15,7 +15,13 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from fictive_sqlalchemy import CommitOutcomeUnknown, OptInEngine, OptInSession, create_engine
+from fictive_sqlalchemy import (
+    TRANSACTION_CONNECTIONS,
+    CommitOutcomeUnknown,
+    OptInEngine,
+    OptInSession,
+    create_engine,
+)
 from tests.library import Onlooker, assert_at_rest, backend_pid
 from tests.postgres import PostgresServer
 from tests.wire import Message, WireProxy
@@ -133,6 +139,40 @@ class TestWhileIdle:
         assert recording.verbs.count("BEGIN") == 1 + recording.statements.count("BEGIN")
         assert recording.verbs[-5:] == ["BEGIN", "INSERT", "SHOW", "COMMIT", "SELECT"]
         assert names(onlooker) == ["one"]
+
+    def test_the_first_statement_of_a_transaction_on_a_pool_of_one(
+        self, wire: WireProxy, wire_url: str, onlooker: Onlooker
+    ) -> None:
+        one: dict[str, Any] = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 5}
+        engine = create_engine(wire_url, **one)
+        Base.metadata.create_all(engine)
+        with OptInSession(engine) as session:
+            with session.begin():
+                session.connection()  # joins the transaction, and sends nothing
+                kill_all(onlooker, onlooker.column(OTHERS), wire)
+                session.add(Item(name="one"))
+            assert names(onlooker) == ["one"]
+        assert_at_rest(engine)
+        engine.dispose()
+
+    def test_the_first_statement_of_a_transaction_while_there_is_no_other_connection(
+        self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
+    ) -> None:
+        def no_connection(*_: object) -> None:
+            raise sa.exc.TimeoutError("none to be had")
+
+        session.scalar(ONE)
+        with pytest.raises(sa.exc.TimeoutError), session.begin():
+            session.connection()
+            kill_all(onlooker, onlooker.column(OTHERS), wire)
+            sa.event.listen(session.get_bind(), "do_connect", no_connection)
+            session.add(Item(name="one"))
+            session.flush()
+        sa.event.remove(session.get_bind(), "do_connect", no_connection)
+        assert len(TRANSACTION_CONNECTIONS) == 0
+        with session.begin():
+            session.add(Item(name="two"))
+        assert names(onlooker) == ["two"]
 
     def test_a_flush_and_a_bulk_call_outside(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
