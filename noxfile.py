@@ -22,10 +22,16 @@ WORKERS = str(min(os.cpu_count() or 1, 4))
 PATIENCE = 30.0
 
 
-def pytest(session: nox.Session, **env: str) -> None:
+# The slow tests start programs of their own. They run with each driver and on each line, which two
+# of the combinations do; all other tests run in all of them.
+WITH_SLOW = {("psycopg2", "2.1"), ("psycopg", "2.0")}
+
+
+def pytest(session: nox.Session, *arguments: str, **env: str) -> None:
     """Run the tests against the given environment; what follows ``--`` goes to pytest."""
     session.run(
-        "python", "-m", "pytest", f"--numprocesses={WORKERS}", "--dist=worksteal", *session.posargs,
+        "python", "-m", "pytest", f"--numprocesses={WORKERS}", "--dist=worksteal",
+        *arguments, *session.posargs,
         env=env,
         interrupt_timeout=PATIENCE,
     )  # fmt: skip
@@ -48,16 +54,17 @@ def postgres18(session: nox.Session, driver: str, line: str) -> None:
     """The tests on PostgreSQL 18, or on the server of DATABASE_URL if that is set."""
     install(session, line)
     installed(session)
-    pytest(session, TEST_DRIVER=driver, POSTGRES_VERSION="18")
+    some = () if (driver, line) in WITH_SLOW else ("-m", "not slow")
+    pytest(session, *some, TEST_DRIVER=driver, POSTGRES_VERSION="18")
 
 
 @nox.session
 def postgres16(session: nox.Session) -> None:
-    """The tests on PostgreSQL 16."""
+    """The tests on PostgreSQL 16, but for the slow ones."""
     if os.environ.get("DATABASE_URL"):
         session.skip("DATABASE_URL names the server to test with.")
     session.install(".[test]")
-    pytest(session, TEST_DRIVER="psycopg2", POSTGRES_VERSION="16")
+    pytest(session, "-m", "not slow", TEST_DRIVER="psycopg2", POSTGRES_VERSION="16")
 
 
 @nox.session

@@ -27,6 +27,8 @@ from examples.bank.database import db
 from examples.bank.models import Account, Transfer, create_tables
 from tests.wire import Recording, WireProxy
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 
 ADA, GRACE, PIGGY_BANK = 1, 2, 3

@@ -14,6 +14,8 @@ from sqlalchemy.exc import OperationalError
 
 from tests.postgres import PostgresServer, server_from_environment
 
+pytestmark = pytest.mark.slow
+
 #: Starts a server and says where; then it waits to be ended, by this or that.
 _SCRIPT = """
 import sys, time

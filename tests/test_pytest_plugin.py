@@ -14,6 +14,8 @@ import pytest
 import fictive_sqlalchemy
 from tests.library import Onlooker
 
+pytestmark = pytest.mark.slow
+
 PLUGIN = "fictive_sqlalchemy.ext.pytest"
 
 SHOP = """

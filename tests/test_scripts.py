@@ -18,6 +18,8 @@ from fictive_sqlalchemy import create_engine
 from tests.library import Onlooker, fill
 from tests.wire import Message, WireProxy
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 PROGRAM = """

@@ -23,6 +23,8 @@ from tests.flask.conftest import MakeApp
 from tests.flask.support import Database
 from tests.wire import WireProxy
 
+pytestmark = pytest.mark.slow
+
 REQUESTS = 20
 POOL = 5
 
