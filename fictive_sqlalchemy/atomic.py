@@ -160,7 +160,7 @@ def _misplaced(block: Block) -> exc.InvalidRequestError | None:
     session = block.session
     if block is (session.get_nested_transaction() or session.get_transaction()):
         return None
-    if block.is_open():
+    if block.is_open:
         # SQLAlchemy would commit what is still open inside along with this one.
         return exc.InvalidRequestError(
             "A savepoint that was begun inside this atomic() is still open: end it before. A "

@@ -23,7 +23,6 @@ from sqlalchemy.engine.cursor import (
 from sqlalchemy.orm import SessionTransaction
 from sqlalchemy.pool import (
     AssertionPool,
-    Pool,
     PoolProxiedConnection,
     QueuePool,
     SingletonThreadPool,
@@ -70,6 +69,8 @@ class _OutOfAutocommit(Transaction):
 
     __slots__ = ()
 
+    connection: OptInConnection  # pyright: ignore[reportIncompatibleVariableOverride]
+
     def __init__(self, connection: OptInConnection, *args: Any) -> None:
         try:
             connection.leave_autocommit()
@@ -80,7 +81,7 @@ class _OutOfAutocommit(Transaction):
         open_transactions.add(connection, connection.taken_by or self)
 
     def commit(self) -> None:
-        connection = _ours(self)
+        connection = self.connection
         connection.refuse_if_aborted()
         lost_before = connection.is_lost()
         taken_by: Any = connection.taken_by
@@ -113,7 +114,7 @@ class _OutOfAutocommit(Transaction):
 
     def _end(self) -> None:
         if not self.is_active:
-            _ours(self).return_to_autocommit()
+            self.connection.return_to_autocommit()
 
 
 @contextmanager
@@ -144,24 +145,20 @@ def _lost(error: exc.DBAPIError, *, before_commit: bool) -> exc.OperationalError
     return lost
 
 
-def _ours(transaction: Transaction) -> OptInConnection:
-    return transaction.connection  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
-
-
-class OptInTransaction(_OutOfAutocommit, RootTransaction):
+class OptInTransaction(_OutOfAutocommit, RootTransaction):  # pyright: ignore
     """A real transaction on a connection that rests in autocommit."""
 
     __slots__ = ()
 
 
-class OptInTwoPhaseTransaction(_OutOfAutocommit, TwoPhaseTransaction):
+class OptInTwoPhaseTransaction(_OutOfAutocommit, TwoPhaseTransaction):  # pyright: ignore
     """The same for two-phase commit."""
 
     __slots__ = ()
 
     def prepare(self) -> None:
         """Prepare the transaction to be committed."""
-        _ours(self).refuse_if_aborted()
+        self.connection.refuse_if_aborted()
         try:
             super().prepare()
         except BaseException:
@@ -181,8 +178,10 @@ class OptInNestedTransaction(NestedTransaction):
 
     __slots__ = ()
 
+    connection: OptInConnection  # pyright: ignore[reportIncompatibleVariableOverride]
+
     def commit(self) -> None:
-        _ours(self).refuse_if_aborted()
+        self.connection.refuse_if_aborted()
         super().commit()
 
     def rollback(self) -> None:
@@ -445,24 +444,16 @@ class OptInConnection(Connection):
     def _send(
         self, call: Callable[..., Any], statement: Any, parameters: Any, execution_options: Any
     ) -> Any:
-        if self.is_inside():
-            used = self._left_with
-            if used is not None and not self._has_sent:
-                self._has_sent = True
-                while self._dbapi_connection is not None and self.is_lost():  # private: as above
-                    self._begin_on_another(used)
-            if used is not None and used.read_only and getattr(statement, "is_dml", False):
-                raise exc.InvalidRequestError(
-                    "This transaction is read-only: begin() it without read_only=True to "
-                    "write. Nothing was sent."
-                )
-            return call(statement, parameters, execution_options=execution_options)
+        if self._left_with is not None or self.get_transaction() is not None:
+            return self._send_inside(call, statement, parameters, execution_options)
         if self.taken_by is not None:
             raise exc.InvalidRequestError(
                 "The transaction of the session was ended by hand, on its connection: nothing "
                 "more can belong to it. Leave the block, or commit() or rollback() the session."
             )
-        self.alive()  # or SQLAlchemy would wrap what the pool says into the statement's error
+        held = self._dbapi_connection  # private: none if it was given back, or is lost
+        if held is None or self.engine.switch.lost(held.dbapi_connection):
+            self.alive()  # or SQLAlchemy would wrap what the pool says into the statement's error
         self._under_way += 1  # several: one may load what another needs for its parameters
         try:
             if parameters and _are_many(parameters):
@@ -470,21 +461,41 @@ class OptInConnection(Connection):
                     return call(statement, parameters, execution_options=execution_options)
             result = call(statement, parameters, execution_options=execution_options)
             if isinstance(result, CursorResult) and result.cursor is not None:
-                if len(self._unread) > 8:
-                    self._read_unread()  # nobody may want them any more
-                self._unread.append(result)  # pyright: ignore[reportUnknownArgumentType]
+                self._note_unread(result)  # pyright: ignore[reportUnknownArgumentType]
             return result  # pyright: ignore[reportUnknownVariableType]
         finally:
             self._under_way -= 1
             if self.on_loan:
                 self.give_back_if_wanted()
 
+    def _send_inside(
+        self, call: Callable[..., Any], statement: Any, parameters: Any, execution_options: Any
+    ) -> Any:
+        used = self._left_with
+        if used is not None:
+            if not self._has_sent:
+                self._has_sent = True
+                while self._dbapi_connection is not None and self.is_lost():  # private: as above
+                    self._begin_on_another(used)
+            if used.read_only and getattr(statement, "is_dml", False):
+                raise exc.InvalidRequestError(
+                    "This transaction is read-only: begin() it without read_only=True to "
+                    "write. Nothing was sent."
+                )
+        return call(statement, parameters, execution_options=execution_options)
+
     # The loan
 
     def give_back_if_wanted(self) -> None:
         """Give the DBAPI connection back to the pool, if the pool has no spare one."""
-        if not _has_spare(self.engine.pool):
-            self.give_back()
+        pool = self.engine.pool
+        if isinstance(pool, QueuePool):
+            overflow = pool.overflow()  # negative while it may open one more that it would keep
+            if overflow < 0 or overflow < pool.checkedin() or pool.size() == 0:  # or has no limit
+                return
+        elif not isinstance(pool, AssertionPool):
+            return  # no other pool refuses one, or makes it wait
+        self.give_back()
 
     def give_back(self) -> None:
         """Give the DBAPI connection back to the pool; the next statement takes one again.
@@ -509,6 +520,14 @@ class OptInConnection(Connection):
         if self.has_streamed and not self._leaves_cursors:
             self.info.pop(HELD_CURSORS, None)
         self._leaves_cursors = False
+
+    def _note_unread(self, result: CursorResult[Any]) -> None:
+        unread = self._unread
+        while unread and unread[-1].cursor is None:  # it was read meanwhile
+            unread.pop()
+        if len(unread) > 8:
+            self._read_unread()  # nobody may want them any more
+        self._unread.append(result)
 
     def _read_unread(self) -> None:
         """Read the results that are not read yet, but for streams: they are independent then."""
@@ -551,13 +570,6 @@ def _are_many(parameters: Any) -> bool:
     return (
         len(sets) > 1 and isinstance(sets[0], (Mapping, Sequence)) and not isinstance(sets[0], str)
     )
-
-
-def _has_spare(pool: Pool) -> bool:
-    if not isinstance(pool, QueuePool):
-        return not isinstance(pool, AssertionPool)  # no other pool refuses one, or makes it wait
-    overflow = pool.overflow()  # negative as long as it may open one more that it would keep
-    return overflow < 0 or overflow < pool.checkedin() or pool.size() == 0  # or has no limit
 
 
 def _is_stream(result: CursorResult[Any]) -> bool:

@@ -67,6 +67,10 @@ class State(Enum):
     For our binds this is still outside."""
 
 
+# Each statement asks, and the attributes of an Enum are slow.
+OUTSIDE, INSIDE, STOCK = State
+
+
 class OptInSession(Session):
     """A session on which nothing is a transaction unless you ask; what you ask for is one.
 
@@ -82,7 +86,7 @@ class OptInSession(Session):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._state = State.OUTSIDE
+        self._state = OUTSIDE
         self._loans: dict[OptInEngine, OptInConnection] = {}
         self._from_primary = False
         self._deleted_by_flush: list[object] | None = None
@@ -97,27 +101,27 @@ class OptInSession(Session):
     def transaction_created(self, transaction: SessionTransaction) -> None:
         """Go inside, if it is the transaction of a ``begin()``."""
         if transaction.origin is SessionTransactionOrigin.BEGIN:
-            self._state = State.INSIDE
+            self._state = INSIDE
 
     def transaction_begun(self, transaction: SessionTransaction, connection: Connection) -> None:
         """Note that a bind has joined: outside it is a stock one, on which SQLAlchemy began."""
         if isinstance(transaction, OptInSessionTransaction):
             transaction.begun_on |= {connection}
-            if self._state is State.OUTSIDE:
-                self._state = State.STOCK
+            if self._state is OUTSIDE:
+                self._state = STOCK
 
     def transaction_committed(self) -> None:
         """Note that the innermost transaction or savepoint is committed."""
         committed = super().get_nested_transaction() or super().get_transaction()
         if isinstance(committed, Block):
-            committed.has_committed(self)
+            committed.has_committed()
 
     def transaction_ended(self, transaction: SessionTransaction) -> None:
         """Go outside, if it is the outermost one."""
         if isinstance(transaction, Block):
-            transaction.has_ended(self)
+            transaction.has_ended()
         if isinstance(transaction, OptInSessionTransaction):
-            self._state = State.OUTSIDE
+            self._state = OUTSIDE
             for connection in transaction.taken:
                 connection.taken_by = None
             for connection in self._loans.values():
@@ -125,7 +129,7 @@ class OptInSession(Session):
 
     def object_deleted(self, instance: object) -> None:
         """Let go of an object whose row is gone for good: after the statement, or the flush."""
-        if self._state is State.OUTSIDE:
+        if self._state is OUTSIDE:
             self._let_go([instance])
         elif self._deleted_by_flush is not None:
             self._deleted_by_flush.append(instance)
@@ -137,16 +141,16 @@ class OptInSession(Session):
     @contextmanager
     def _joining(self) -> Generator[None]:
         """Let our binds join what SQLAlchemy has begun, or begins, by itself."""
-        self._state = State.INSIDE
+        self._state = INSIDE
         try:
             yield
         finally:
             # They stay if they did join: a flush may find nothing to write.
             transaction = super().get_transaction()
             if transaction is None:
-                self._state = State.OUTSIDE
+                self._state = OUTSIDE
             elif isinstance(transaction, OptInSessionTransaction) and not transaction.taken:
-                self._state = State.STOCK if transaction.begun_on else State.OUTSIDE
+                self._state = STOCK if transaction.begun_on else OUTSIDE
 
     # Transactions
 
@@ -176,7 +180,7 @@ class OptInSession(Session):
         options = DEFAULT
         if isolation_level is not None or read_only is not None or deferrable is not None:
             options = TransactionOptions(isolation_level, read_only, deferrable)
-        if self._state is not State.OUTSIDE:
+        if self._state is not OUTSIDE:
             if not nested:
                 raise exc.InvalidRequestError(self._already_begun())
             if options is not DEFAULT:
@@ -203,7 +207,7 @@ class OptInSession(Session):
         innermost = self._innermost()
         if innermost is not None and innermost.is_of_another_task():
             raise exc.InvalidRequestError(OF_ANOTHER_TASK)
-        self._state = State.INSIDE
+        self._state = INSIDE
         return self._savepoint()
 
     def _savepoint(self) -> SessionTransaction:
@@ -224,8 +228,8 @@ class OptInSession(Session):
         :raises Exception: what the database says. Outside, nothing is stored then, and the
             session is usable at once.
         """
-        if self._state is not State.OUTSIDE:
-            self._state = State.INSIDE
+        if self._state is not OUTSIDE:
+            self._state = INSIDE
             super().commit()
             return
         with self.calling_back():
@@ -245,7 +249,7 @@ class OptInSession(Session):
 
         Pending objects go, and changed attributes are reloaded at their next use.
         """
-        if self._state is State.OUTSIDE and super().get_transaction() is None:
+        if self._state is OUTSIDE and super().get_transaction() is None:
             # private: inside a block whose transaction has ended there is nothing left to do
             if self._trans_context_manager is not None:
                 return
@@ -261,13 +265,13 @@ class OptInSession(Session):
         """
         flush: Any = super().flush
         arguments = () if objects is None else (objects,)
-        if self._state is State.INSIDE:
+        if self._state is INSIDE:
             flush(*arguments)
             return
         binds = self._changed_binds()
         if not any(map(_is_ours, binds)):
             flush(*arguments)
-        elif self._state is State.OUTSIDE and all(map(_is_ours, binds)):
+        elif self._state is OUTSIDE and all(map(_is_ours, binds)):
             with self.calling_back(), self._stored_flush(alone=objects is not None):
                 flush(*arguments)
         else:
@@ -276,11 +280,11 @@ class OptInSession(Session):
 
     def in_transaction(self) -> bool:
         """Tell whether a transaction is open: not outside, whatever is pending."""
-        return self._state is not State.OUTSIDE
+        return self._state is not OUTSIDE
 
     def get_transaction(self) -> SessionTransaction | None:
         """Return the outermost transaction; outside there is none."""
-        return super().get_transaction() if self.in_transaction() else None
+        return super().get_transaction() if self._state is not OUTSIDE else None
 
     # What is atomic, and what comes after
 
@@ -419,14 +423,14 @@ class OptInSession(Session):
 
     def called_back(self, only_log: bool) -> None:
         """Call what is to be called, at the end of the outermost ``calling_back()``."""
-        if self._state is not State.INSIDE and self.entered is None:
+        if self._state is not INSIDE and self.entered is None:
             self._call_back(only_log)
 
     def _call_back(self, only_log: bool) -> None:
         calls, self.to_call = self.to_call, ()
         first: Exception | None = None
         for index, call in enumerate(calls):
-            if self._state is State.INSIDE:  # one has begun a transaction, and left it open
+            if self._state is INSIDE:  # one has begun a transaction, and left it open
                 self.to_call = calls[index:] + self.to_call
                 break
             try:
@@ -452,19 +456,19 @@ class OptInSession(Session):
 
             A bulk INSERT or UPDATE of ORM objects outside is one transaction, all or nothing.
             """
-            if self._state is not State.INSIDE and getattr(statement, "is_dml", False):
+            if self._state is not INSIDE and getattr(statement, "is_dml", False):
                 return self._write(super().execute, statement, params, kwargs)
             return super().execute(statement, params, **kwargs)
 
         def scalar(self, statement, params=None, **kwargs):
             """Execute a statement as :meth:`execute` does; return the first value."""
-            if self._state is not State.INSIDE and getattr(statement, "is_dml", False):
+            if self._state is not INSIDE and getattr(statement, "is_dml", False):
                 return self._write(super().scalar, statement, params, kwargs)
             return super().scalar(statement, params, **kwargs)
 
         def scalars(self, statement, params=None, **kwargs):
             """Execute a statement as :meth:`execute` does; return the first value of each row."""
-            if self._state is not State.INSIDE and getattr(statement, "is_dml", False):
+            if self._state is not INSIDE and getattr(statement, "is_dml", False):
                 return self._write(super().scalars, statement, params, kwargs)
             return super().scalars(statement, params, **kwargs)
 
@@ -500,7 +504,7 @@ class OptInSession(Session):
         :raises sqlalchemy.exc.InvalidRequestError: for ``with_for_update`` outside. Nothing is
             sent, and changes to the object are kept.
         """
-        outside = self._state is not State.INSIDE
+        outside = self._state is not INSIDE
         if outside and with_for_update and _is_ours(self.get_bind(object_mapper(instance))):
             raise exc.InvalidRequestError(
                 "refresh(with_for_update=…) outside a transaction protects nothing, for the lock "
@@ -553,7 +557,7 @@ class OptInSession(Session):
         :returns: a replica for a SELECT outside, if the engine has some.
         """
         bind = super().get_bind(*args, **kwargs)
-        if self._state is State.INSIDE or self._from_primary:
+        if self._state is INSIDE or self._from_primary:
             return bind
         if not isinstance(bind, OptInEngine) or not bind.replicas:
             return bind
@@ -603,7 +607,7 @@ class OptInSession(Session):
         self, engine: Any, execution_options: Any = None, **kw: Any
     ) -> Connection:
         if (
-            self._state is State.INSIDE
+            self._state is INSIDE
             or not isinstance(engine, OptInEngine)
             # private: inside a block whose transaction has ended SQLAlchemy refuses to go on
             or self._trans_context_manager is not None
@@ -614,7 +618,8 @@ class OptInSession(Session):
         if not execution_options:
             if engine.primary is not None:
                 return borrow_to_read(engine, self.borrow, self._loans)
-            return self.borrow(engine)
+            on_loan = self._loans.get(engine)
+            return self.borrow(engine) if on_loan is None or on_loan.closed else on_loan
         if len(split_options(execution_options)[1]) < len(execution_options):
             raise exc.InvalidRequestError(
                 "The isolation level and the flags are those of a transaction, and none is open: "
@@ -631,7 +636,7 @@ class OptInSession(Session):
 
     # private: reads never write, but on stock binds SQLAlchemy flushes before a read as ever
     def _autoflush(self) -> None:
-        if self._state is not State.INSIDE:
+        if self._state is not INSIDE:
             # private: `new`, `dirty` and `deleted` tell the same and are copies; each read asks
             if self._is_clean() or not self.autoflush:
                 return
@@ -690,7 +695,7 @@ class OptInSession(Session):
                     for one in begun:
                         one.close()  # which SQLAlchemy leaves to who commits by hand
                     raise
-                transaction.has_committed(self)
+                transaction.has_committed()
             finally:
                 transaction.close()  # and rolls back what is not committed
 
@@ -709,10 +714,10 @@ class OptInSession(Session):
         options.update(kwargs.get("execution_options") or {})
         is_bulk = isinstance(params, (list, tuple)) or options.get("dml_strategy") == "bulk"
         if of_objects and entity is not None and is_bulk:  # it may be several statements
-            with self._one_call() if self._state is State.OUTSIDE else self._joining():
+            with self._one_call() if self._state is OUTSIDE else self._joining():
                 return call(statement, params, **kwargs)
         result = call(statement, params, **kwargs)
-        if self._state is State.OUTSIDE:
+        if self._state is OUTSIDE:
             self._forget_autobegin()  # it is durable: a rollback() must not bring back a deleted
         return result
 
@@ -722,9 +727,9 @@ class OptInSession(Session):
         binds = {self.get_bind(mapper) for mapper in set(mappers)}
         # private: inside a block whose transaction has ended SQLAlchemy refuses
         ended = self._trans_context_manager is not None
-        if self._state is State.INSIDE or ended or not any(map(_is_ours, binds)):
+        if self._state is INSIDE or ended or not any(map(_is_ours, binds)):
             yield None
-        elif self._state is State.OUTSIDE and all(map(_is_ours, binds)):
+        elif self._state is OUTSIDE and all(map(_is_ours, binds)):
             # SQLAlchemy's bulk_ methods roll their session back when they fail, with all that is
             # waiting in it. So they get another one, on the same connections.
             apart = OptInSession(twophase=self.twophase)
@@ -766,7 +771,7 @@ class OptInSession(Session):
             options.over(bind.transaction_options).check(bind.dialect)
 
     def _already_begun(self) -> str:
-        if self._state is State.INSIDE:
+        if self._state is INSIDE:
             return (
                 "A transaction is already begun on this Session. Use begin_nested() for a "
                 "savepoint inside it, or leave this begin() out."
@@ -876,9 +881,12 @@ class OptInScopedSession(scoped_session[S]):
         :raises sqlalchemy.exc.InvalidRequestError: in a block of its transaction, which is rolled
             back: what comes next in it would be stored on its own, by a session that is new.
         """
-        session = self.registry() if self.registry.has() else None
-        is_inside = isinstance(session, OptInSession) and session.entered is not None
-        super().remove()
+        is_inside = False
+        if self.registry.has():
+            session = self.registry()
+            is_inside = isinstance(session, OptInSession) and session.entered is not None
+            session.close()
+        self.registry.clear()
         if is_inside:
             raise exc.InvalidRequestError(
                 "remove() inside a transaction: it is rolled back, and nothing of it is stored. "

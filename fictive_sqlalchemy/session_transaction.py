@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import exc
 from sqlalchemy.engine import Connection
@@ -32,6 +32,11 @@ Callback = Callable[[], object]
 
 class Block(SessionTransaction):
     """What our transactions and savepoints add to SQLAlchemy's: how they end."""
+
+    session: OptInSession  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    is_open: bool = True
+    """Whether it is not closed yet, though its flush may have failed."""
 
     on_commit: tuple[Callback, ...] = ()
     """What is called after the outermost transaction is committed, if it was with this one."""
@@ -63,53 +68,66 @@ class Block(SessionTransaction):
                 self.roll_back_only
                 or "set_rollback() has asked for a rollback: call rollback(), and not commit()."
             )
-        with _ours(self).calling_back():
-            try:
-                super().commit(*args, **kwargs)
-            except CommitOutcomeUnknown:
-                self.on_rollback = ()
-                raise
-            except BaseException:
-                if self.is_stored():
-                    self.has_committed(_ours(self))  # somebody's listener failed after COMMIT
-                raise
+        session = self.session
+        if session.ending:  # the end of its block, which calls back
+            self._commit(*args, **kwargs)
+        else:
+            with session.calling_back():
+                self._commit(*args, **kwargs)
+
+    def _commit(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().commit(*args, **kwargs)
+        except CommitOutcomeUnknown:
+            self.on_rollback = ()
+            raise
+        except BaseException:
+            if self.is_stored():
+                self.has_committed()  # somebody's listener failed after COMMIT
+            raise
 
     def rollback(self, *args: Any, **kwargs: Any) -> None:
-        with _ours(self).calling_back():
+        with self.session.calling_back():
             super().rollback(*args, **kwargs)
 
     def close(self, invalidate: bool = False) -> None:
-        session = _ours(self)
-        with session.calling_back():
-            try:
-                super().close(invalidate)
-            except BaseException:
-                session.transaction_ended(self)  # SQLAlchemy's event does not come then
-                raise
+        session = self.session
+        if session.ending:
+            self._close(invalidate)
+        else:
+            with session.calling_back():
+                self._close(invalidate)
+
+    def _close(self, invalidate: bool) -> None:
+        try:
+            super().close(invalidate)
+        except BaseException:
+            self.session.transaction_ended(self)  # SQLAlchemy's event does not come then
+            raise
 
     def __enter__(self) -> Self:
-        self._around = _ours(self).entered
+        self._around = self.session.entered
         self._entered = True
         self.entered_in = _here()
         return super().__enter__()
 
     def __exit__(self, type_: object, value: object, traceback: object) -> None:
-        session = _ours(self)
+        session = self.session
         failed: str | None = None
         with session.calling_back(only_log=type_ is not None):
             try:
-                if type_ is None and self.is_open():
+                if type_ is None and self.is_open:
                     failed = self.roll_back_only if self.is_active else NOTHING_STORED
-                    if self.is_active and failed is not None:
+                    if failed is not None and self.is_active:
                         self.rollback()
             finally:
-                if self.is_open() and not self.is_active:
+                if self.is_open and not self.is_active:
                     # private: as rollback() does, for what was changed after the flush that failed
                     self._restore_snapshot(dirty_only=self.nested)
                 try:
                     super().__exit__(type_, value, traceback)
                 finally:
-                    if self.is_open():  # a listener failed after COMMIT, which SQLAlchemy leaves so
+                    if self.is_open:  # a listener failed after COMMIT, which SQLAlchemy leaves so
                         self.close()
                     self.leave(session)
             if failed:
@@ -125,14 +143,6 @@ class Block(SessionTransaction):
         while isinstance(around, Block) and not around._entered:
             around = around._around
         session.entered = around
-
-    def is_open(self) -> bool:
-        """Tell whether it is not closed yet, though its flush may have failed."""
-        session = self.session
-        innermost = session.get_nested_transaction() or session.get_transaction()
-        while innermost is not None and innermost is not self:
-            innermost = innermost.parent
-        return innermost is self
 
     def is_stored(self) -> bool:
         """Tell whether all that was done in it is committed."""
@@ -150,32 +160,29 @@ class Block(SessionTransaction):
             block = block.parent
         return False
 
-    def has_committed(self, session: OptInSession) -> None:
-        """Hand what is to be called on to the transaction around, or to the session.
-
-        :param session: Its session.
-        """
+    def has_committed(self) -> None:
+        """Hand what is to be called on to the transaction around, or to the session."""
         self._is_committed = True
-        on_commit, self.on_commit = self.on_commit, ()
-        on_rollback, self.on_rollback = self.on_rollback, ()
+        on_commit, on_rollback = self.on_commit, self.on_rollback
+        if not on_commit and not on_rollback:
+            return
+        self.on_commit = self.on_rollback = ()
         around = self.parent
         while around is not None and not isinstance(around, Block):
             around = around.parent  # that of a flush
         if around is None:
-            session.to_call += on_commit
+            self.session.to_call += on_commit
         else:
             around.on_commit += on_commit
             around.on_rollback += on_rollback
 
-    def has_ended(self, session: OptInSession) -> None:
-        """Note what is to be called: a listener may have registered it after COMMIT or ROLLBACK.
-
-        :param session: Its session.
-        """
+    def has_ended(self) -> None:
+        """Note what is to be called: a listener may have registered it after COMMIT or ROLLBACK."""
+        self.is_open = False
         if self._is_committed:
-            self.has_committed(session)
+            self.has_committed()
         else:
-            session.to_call += self.on_rollback
+            self.session.to_call += self.on_rollback
             self.on_commit = self.on_rollback = ()
 
 
@@ -214,7 +221,7 @@ class OptInSessionTransaction(Block):
             if self.options is not DEFAULT:
                 execution_options = join_options(self.options) | dict(execution_options or {})
             return super()._connection_for_bind(bind, execution_options)  # private: as above
-        connection = _ours(self).borrow(bind)
+        connection = self.session.borrow(bind)
         if connection in self.taken and self.is_active and not execution_options:
             return connection
         if connection.get_transaction() is not None:
@@ -259,10 +266,6 @@ def runs_later(function: Any) -> bool:
         or inspect.isgeneratorfunction(function)
         or inspect.isasyncgenfunction(function)
     )
-
-
-def _ours(transaction: SessionTransaction) -> OptInSession:
-    return cast("OptInSession", transaction.session)
 
 
 def _here() -> tuple[int, object]:

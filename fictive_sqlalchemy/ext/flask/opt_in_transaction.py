@@ -139,7 +139,8 @@ class OptInTransactionMixin(AtomicRequestsMixin, DeclarativeBaseMixin):
         stock = super()._make_scoped_session(options)  # private: as below
         if not is_scoped_by_us:
             return OptInScopedSession(stock.session_factory, stock.registry.scopefunc)
-        session = OptInScopedSession(stock.session_factory, _current_context)
+        context: Any = app_ctx
+        session = OptInScopedSession(stock.session_factory, context._get_current_object)
         # By the context itself: an id() comes again, and its session must not.
         session.registry.registry = WeakKeyDictionary[AppContext, Any]()
         return session
@@ -226,8 +227,3 @@ class OptInTransactionMixin(AtomicRequestsMixin, DeclarativeBaseMixin):
                 # private: Flask-SQLAlchemy listens to the engines that it knows of
                 record_queries._listen(replica)  # pyright: ignore[reportPrivateUsage]
         return engine
-
-
-def _current_context() -> AppContext:
-    context: Any = app_ctx
-    return cast(AppContext, context._get_current_object())
