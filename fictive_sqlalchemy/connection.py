@@ -456,7 +456,7 @@ class OptInConnection(Connection):
             self.alive()  # or SQLAlchemy would wrap what the pool says into the statement's error
         self._under_way += 1  # several: one may load what another needs for its parameters
         try:
-            if parameters and _are_many(parameters):
+            if isinstance(parameters, (list, tuple)) and _are_many(cast(Any, parameters)):
                 with self.begin():
                     return call(statement, parameters, execution_options=execution_options)
             result = call(statement, parameters, execution_options=execution_options)
@@ -563,13 +563,10 @@ def is_aborted(connection: Connection) -> bool:
     return switch_for(connection.dialect).aborted(connection.connection.dbapi_connection)
 
 
-def _are_many(parameters: Any) -> bool:
-    if not isinstance(parameters, (list, tuple)):
+def _are_many(parameters: Sequence[Any]) -> bool:
+    if len(parameters) < 2 or isinstance(parameters[0], str):
         return False
-    sets = cast("Sequence[Any]", parameters)
-    return (
-        len(sets) > 1 and isinstance(sets[0], (Mapping, Sequence)) and not isinstance(sets[0], str)
-    )
+    return isinstance(parameters[0], (Mapping, Sequence))
 
 
 def _is_stream(result: CursorResult[Any]) -> bool:

@@ -565,12 +565,18 @@ class OptInSession(Session):
 
     def close(self) -> None:
         """Close the session as SQLAlchemy does, and end the loans."""
-        with self.calling_back(only_log=True):
-            try:
-                super().close()
-            finally:
-                self._is_closed = self._closes_for_good
-                self._end_loans()
+        if self._state is OUTSIDE and not self.to_call:  # no transaction ends with it
+            self._close()
+        else:
+            with self.calling_back(only_log=True):
+                self._close()
+
+    def _close(self) -> None:
+        try:
+            super().close()
+        finally:
+            self._is_closed = self._closes_for_good
+            self._end_loans()
 
     def reset(self) -> None:
         """Reset the session as SQLAlchemy does, and end the loans."""

@@ -227,7 +227,8 @@ class OptInSessionTransaction(Block):
         if connection.get_transaction() is not None:
             return super()._connection_for_bind(connection, execution_options)  # private: as above
         options = connection.transaction_options
-        connection.transaction_options = self.options.over(options)
+        if self.options is not DEFAULT:
+            connection.transaction_options = self.options.over(options)
         connection.taken_by = self
         try:
             super()._connection_for_bind(connection, execution_options)  # private: as above

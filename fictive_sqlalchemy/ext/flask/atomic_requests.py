@@ -122,6 +122,7 @@ class AtomicRequestsMixin:
 
 
 def _mark(owner: object, view: V, atomic: bool) -> V:
+    _watch_sessions()
     marks: dict[object, bool] = {**getattr(view, _MARKS, {}), owner: atomic}
     try:
         setattr(view, _MARKS, marks)
@@ -159,6 +160,7 @@ class AtomicRequests:
 
     def add(self, blueprint: str | None, methods: set[str]) -> None:
         """Add methods for a blueprint, or for all of the application."""
+        _watch_sessions()
         self._come_first()
         self._methods.setdefault(blueprint, set()).update(methods)
 
@@ -392,7 +394,13 @@ def _watched_by(session: Session) -> RequestTransaction | None:
     return session.info.get(_WATCHED_BY)
 
 
-event.listen(Session, "before_commit", _before_commit)
-event.listen(Session, "after_begin", _after_begin)
-event.listen(Session, "after_transaction_end", _after_transaction_end)
-event.listen(Session, "after_soft_rollback", _after_soft_rollback)
+def _watch_sessions() -> None:
+    """Listen to all sessions, from when something first asks for requests that are transactions."""
+    for name, listener in (
+        ("before_commit", _before_commit),
+        ("after_begin", _after_begin),
+        ("after_transaction_end", _after_transaction_end),
+        ("after_soft_rollback", _after_soft_rollback),
+    ):
+        if not event.contains(Session, name, listener):
+            event.listen(Session, name, listener)
