@@ -6,7 +6,8 @@ Reads run untransacted; ``with session.begin():`` is a transaction.
 from .active_record import ActiveRecordMixin
 from .connection import CommitOutcomeUnknown, OptInConnection
 from .engine import OptInEngine, create_engine, engine_from_config
-from .session import OptInScopedSession, OptInSession
+from .scoped_session import OptInScopedSession
+from .session import OptInSession
 from .transactions import TRANSACTION_CONNECTIONS
 from .unit_of_work import unit_of_work
 

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager
 from enum import Enum
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from sqlalchemy import event, exc
 from sqlalchemy.engine import Connection, TwoPhaseTransaction
@@ -20,7 +20,6 @@ from sqlalchemy.orm import (
     SessionTransaction,
     SessionTransactionOrigin,
     object_mapper,
-    scoped_session,
 )
 from sqlalchemy.orm.attributes import instance_state
 
@@ -39,8 +38,6 @@ from .session_transaction import (
 )
 
 _log = logging.getLogger(__name__)
-
-S = TypeVar("S", bound=Session)
 
 
 class State(Enum):
@@ -821,94 +818,3 @@ for _name, _method in (
     ("persistent_to_deleted", OptInSession.object_deleted),
 ):
     event.listen(OptInSession, _name, _method, insert=True)
-
-
-class OptInScopedSession(scoped_session[S]):
-    """A ``scoped_session`` with what :class:`OptInSession` adds.
-
-    What it adds is for factories of :class:`OptInSession`; a plain ``sessionmaker`` works, too.
-    """
-
-    def begin(
-        self,
-        nested: bool = False,
-        *,
-        isolation_level: str | None = None,
-        read_only: bool | None = None,
-        deferrable: bool | None = None,
-    ) -> SessionTransaction:
-        """See :meth:`OptInSession.begin`."""
-        session = self()
-        if isolation_level is None and read_only is None and deferrable is None:
-            return session.begin(nested)
-        return _opt_in(session, "isolation_level=, read_only= and deferrable= are options").begin(
-            nested, isolation_level=isolation_level, read_only=read_only, deferrable=deferrable
-        )
-
-    @overload
-    def atomic(self, function: F, /) -> F: ...
-
-    @overload
-    def atomic(
-        self,
-        /,
-        *,
-        savepoint: bool = True,
-        durable: bool = False,
-        isolation_level: str | None = None,
-        read_only: bool | None = None,
-        deferrable: bool | None = None,
-    ) -> Atomic: ...
-
-    def atomic(self, function: Any = None, /, **options: Any) -> Any:
-        """See :meth:`OptInSession.atomic`. Each call of a function asks for the session."""
-        atomic = Atomic(lambda: _opt_in(self(), "atomic() is a method"), **options)
-        return atomic if function is None else atomic(function)
-
-    def set_rollback(self) -> None:
-        """See :meth:`OptInSession.set_rollback`."""
-        _opt_in(self(), "set_rollback() is a method").set_rollback()
-
-    def on_commit(self, function: Callback) -> None:
-        """See :meth:`OptInSession.on_commit`."""
-        _opt_in(self(), "on_commit() is a method").on_commit(function)
-
-    def on_rollback(self, function: Callback) -> None:
-        """See :meth:`OptInSession.on_rollback`."""
-        _opt_in(self(), "on_rollback() is a method").on_rollback(function)
-
-    def read_from_primary(self) -> None:
-        """See :meth:`OptInSession.read_from_primary`."""
-        _opt_in(self(), "read_from_primary() is a method").read_from_primary()
-
-    def remove(self) -> None:
-        """Close the session of the scope, and forget it, as SQLAlchemy does.
-
-        :raises sqlalchemy.exc.InvalidRequestError: in a block of its transaction, which is rolled
-            back: what comes next in it would be stored on its own, by a session that is new.
-        """
-        is_inside = False
-        if self.registry.has():
-            session = self.registry()
-            is_inside = isinstance(session, OptInSession) and session.entered is not None
-            session.close()
-        self.registry.clear()
-        if is_inside:
-            raise exc.InvalidRequestError(
-                "remove() inside a transaction: it is rolled back, and nothing of it is stored. "
-                "Leave the block, or the request that is a transaction, before; what ends it "
-                "closes the session."
-            )
-
-    def give_back(self) -> None:
-        """See :meth:`OptInSession.give_back`."""
-        _opt_in(self(), "give_back() is a method").give_back()
-
-
-def _opt_in(session: Session, what: str) -> OptInSession:
-    if not isinstance(session, OptInSession):
-        raise TypeError(
-            f"{what} of OptInSession, and this is a {type(session).__name__}: make the "
-            "factory with sessionmaker(…, class_=OptInSession)."
-        )
-    return session

@@ -18,7 +18,8 @@ from sqlalchemy.exc import ArgumentError
 
 from ...atomic import Atomic, F
 from ...engine import OptInEngine, engine_from_config
-from ...session import OptInScopedSession, OptInSession
+from ...scoped_session import OptInScopedSession
+from ...session import OptInSession
 from ...testing import isolate
 from ...transactions import TRANSACTION_CONNECTIONS, TransactionConnections
 from .atomic_requests import AtomicRequestsMixin, atomic_requests_of

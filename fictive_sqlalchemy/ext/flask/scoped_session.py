@@ -12,7 +12,7 @@ from flask.globals import app_ctx
 from sqlalchemy.orm import Session, sessionmaker
 from werkzeug.local import LocalProxy
 
-from ...session import OptInScopedSession
+from ...scoped_session import OptInScopedSession
 from .atomic_requests import AtomicRequestsMixin, atomic_requests_of
 
 S = TypeVar("S", bound=Session)
