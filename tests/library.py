@@ -220,7 +220,8 @@ class Onlooker:
 
     def kill(self, pid: int) -> None:
         """End a server process, and wait until it has gone."""
-        assert self.scalar("SELECT pg_terminate_backend(:pid, 5000)", pid=pid)
+        self.scalar("SELECT pg_terminate_backend(:pid, 60000)", pid=pid)
+        assert self.state(pid) is None
 
     def state(self, pid: int) -> str | None:
         """Return what a server process does: ``"idle"``, ``"idle in transaction"``…"""

@@ -76,11 +76,9 @@ def fill_pool(engine: OptInEngine) -> list[int]:
 
 
 def kill_all(onlooker: Onlooker, pids: list[int], wire: WireProxy) -> None:
-    left = wire.connections - len(pids)
     for pid in pids:
         onlooker.kill(pid)
-    give_up = time.monotonic() + 30
-    while wire.connections > left and time.monotonic() < give_up:  # until the client can know
+    while not wire.pids.isdisjoint(pids):  # until the client can know
         time.sleep(0.001)
 
 

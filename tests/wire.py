@@ -212,6 +212,12 @@ class WireProxy:
             return len(self._connections)
 
     @property
+    def pids(self) -> set[int]:
+        """The server processes of the proxied connections that are open."""
+        with self._lock:
+            return {connection.pid for connection in self._connections.values()}
+
+    @property
     def transactions_open(self) -> int:
         """How many proxied connections are in a transaction: the server's last word was T or E."""
         with self._lock:
@@ -333,7 +339,7 @@ class _Connection:
         self._busy = {client: True, server: True}
         # Learnt from messages, under the proxy's lock.
         self.status = "I"
-        self._pid = 0
+        self.pid = 0
         self._idle_since: float | None = None
         self._unanswered = 0
         # The thread that reads the client has these to itself.
@@ -415,8 +421,8 @@ class _Connection:
         except OSError:
             pass  # One side is gone; so is the connection.
         finally:
+            self.cut()  # before it counts as gone: who waits for that may ask the client then
             self._proxy._remove(self)
-            self.cut()
             self._busy[source] = False
 
     def _from_client(self, data: bytes) -> bytes:
@@ -502,7 +508,7 @@ class _Connection:
     def _backend(self, name: str, body: bytes) -> None:
         text = ""
         if name == "BackendKeyData":
-            self._pid = struct.unpack_from("!i", body)[0]
+            self.pid = struct.unpack_from("!i", body)[0]
         elif name == "ErrorResponse":
             fields = {part[:1]: part[1:].decode(errors="replace") for part in body.split(b"\0")}
             text = f"{fields.get(b'C', '')} {fields.get(b'M', '')}"
@@ -517,7 +523,7 @@ class _Connection:
         text: str = "",
         waits: bool = False,
     ) -> Message:
-        return Message(time.monotonic(), self.number, self._pid, sender, name, text, waits)
+        return Message(time.monotonic(), self.number, self.pid, sender, name, text, waits)
 
 
 def _startup_packet(client: socket.socket) -> bytes:
