@@ -475,8 +475,11 @@ class OptInConnection(Connection):
         if used is not None:
             if not self._has_sent:
                 self._has_sent = True
-                while self._dbapi_connection is not None and self.is_lost():  # private: as above
-                    self._begin_on_another(used)
+                held = self._dbapi_connection  # private: none if the connection is lost
+                # Or a cursor of the caller's own has sent something, which is part of it.
+                if held is not None and not self.engine.switch.has_begun(held.dbapi_connection):
+                    while self.is_lost():
+                        self._begin_on_another(used)
             if used.read_only and getattr(statement, "is_dml", False):
                 raise exc.InvalidRequestError(
                     "This transaction is read-only: begin() it without read_only=True to "

@@ -172,6 +172,22 @@ class TestWhileIdle:
             session.add(Item(name="two"))
         assert names(onlooker) == ["two"]
 
+    @pytest.mark.parametrize("twophase", [False, True])
+    def test_a_transaction_in_which_something_was_sent_past_sqlalchemy_is_not_begun_again(
+        self, engine: OptInEngine, wire: WireProxy, onlooker: Onlooker, twophase: bool
+    ) -> None:
+        with OptInSession(engine, twophase=twophase) as session:
+            with pytest.raises(OperationalError), session.begin():
+                dbapi: Any = session.connection().connection
+                with dbapi.cursor() as cursor:
+                    cursor.execute("INSERT INTO item (name) VALUES ('by hand')")
+                kill_all(onlooker, [backend_pid(session.connection())], wire)
+                session.add(Item(name="two"))
+            assert names(onlooker) == []
+            with session.begin():
+                session.add(Item(name="after"))
+        assert names(onlooker) == ["after"]
+
     def test_a_flush_and_a_bulk_call_outside(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
