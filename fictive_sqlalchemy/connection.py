@@ -283,6 +283,15 @@ class OptInConnection(Connection):
             super().execution_options(**rest)
         return self
 
+    def note_options(self) -> None:
+        """Note the execution options, for :meth:`put_options_back`."""
+        # private: options can be changed in public, and not be taken away
+        self._noted_options = self._execution_options, self._message_formatter
+
+    def put_options_back(self) -> None:
+        """Forget the execution options that a transaction of the session was given."""
+        self._execution_options, self._message_formatter = self._noted_options  # private: as above
+
     def leave_autocommit(self) -> None:
         """Take the driver out of autocommit, for the transaction that begins. Sends nothing."""
         self.transaction_options.check(self.dialect)

@@ -121,6 +121,7 @@ class OptInSession(Session):
             self._state = OUTSIDE
             for connection in transaction.taken:
                 connection.taken_by = None
+                connection.put_options_back()
             for connection in self._loans.values():
                 connection.give_back_if_wanted()
 

@@ -230,10 +230,12 @@ class OptInSessionTransaction(Block):
         if self.options is not DEFAULT:
             connection.transaction_options = self.options.over(options)
         connection.taken_by = self
+        connection.note_options()
         try:
             super()._connection_for_bind(connection, execution_options)  # private: as above
         except BaseException:
             connection.taken_by = None
+            connection.put_options_back()
             raise
         finally:
             connection.transaction_options = options

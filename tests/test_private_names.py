@@ -105,6 +105,22 @@ class TestConnection:
         assert connection.scalar(sa.text("SELECT 1")) == 1
         assert connection._dbapi_connection is not None
 
+    def test__execution_options(self, connection: SpyConnection) -> None:
+        """All execution options: what was given before can be put back."""
+        before = connection._execution_options
+        connection.execution_options(mine=1)
+        assert connection.get_execution_options() == {"mine": 1}
+        connection._execution_options = before
+        assert connection.get_execution_options() == {}
+
+    def test__message_formatter(self, connection: SpyConnection) -> None:
+        """What the execution option ``logging_token`` makes of the messages of the log."""
+        before: Any = connection._message_formatter
+        connection.execution_options(logging_token="mine")
+        after: Any = connection._message_formatter
+        assert before is None
+        assert "mine" in after("said")
+
     def test__safe_close_cursor(self, connection: SpyConnection) -> None:
         """Called when a result has been read to its end, and when it is closed."""
         assert parameters(sa.Connection._safe_close_cursor) == ["self", "cursor"]

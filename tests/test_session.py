@@ -7,6 +7,7 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -798,6 +799,32 @@ class TestTheSessionsConnection:
         session.connection().execution_options(isolation_level="REPEATABLE READ")
         with session.connection().begin():
             assert session.scalar(level) == "repeatable read"
+
+    @pytest.mark.parametrize("is_stored", [True, False])
+    @pytest.mark.parametrize(
+        "give",
+        [
+            lambda session, **options: session.connection(execution_options=options),
+            lambda session, **options: session.connection().execution_options(**options),
+        ],
+        ids=["to the session", "to the connection"],
+    )
+    def test_has_execution_options_to_the_end_of_the_transaction_that_they_were_given_in(
+        self, session: OptInSession, onlooker: Onlooker, give: Any, is_stored: bool
+    ) -> None:
+        onlooker.run("CREATE SCHEMA other CREATE TABLE author (id int, name text, age int)")
+        onlooker.run("INSERT INTO other.author VALUES (1, 'of the other')")
+        name = sa.select(authors.c.name).where(authors.c.id == 1)
+        session.connection(execution_options={"logging_token": "outside"})
+        with suppress(ZeroDivisionError), session.begin():
+            give(session, schema_translate_map={None: "other"}, logging_token="inside")
+            assert session.scalar(name) == "of the other"
+            if not is_stored:
+                raise ZeroDivisionError
+        assert session.scalar(name) == "Ada"
+        assert session.connection().get_execution_options() == {"logging_token": "outside"}
+        with session.begin():
+            assert session.scalar(name) == "Ada"
 
     @pytest.mark.skipif(sa.__version__ < "2.1", reason="new in SQLAlchemy 2.1")
     def test_has_the_sessions_execution_options(self, sessions: Sessions) -> None:
