@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError, OperationalError, TimeoutError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from fictive_sqlalchemy import (
@@ -157,16 +158,16 @@ class TestWhileIdle:
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         def no_connection(*_: object) -> None:
-            raise sa.exc.TimeoutError("none to be had")
+            raise TimeoutError("none to be had")
 
         session.scalar(ONE)
-        with pytest.raises(sa.exc.TimeoutError), session.begin():
+        with pytest.raises(TimeoutError), session.begin():
             session.connection()
             kill_all(onlooker, onlooker.column(OTHERS), wire)
-            sa.event.listen(session.get_bind(), "do_connect", no_connection)
+            event.listen(session.get_bind(), "do_connect", no_connection)
             session.add(Item(name="one"))
             session.flush()
-        sa.event.remove(session.get_bind(), "do_connect", no_connection)
+        event.remove(session.get_bind(), "do_connect", no_connection)
         assert len(TRANSACTION_CONNECTIONS) == 0
         with session.begin():
             session.add(Item(name="two"))
