@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import importlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -87,25 +88,37 @@ class Note(NoteBase):
     text: Mapped[str] = mapped_column(sa.Text, unique=True)
 
 
-def fill(engine: sa.Engine) -> None:
-    """Make the tables, and three authors with a document each."""
-    with engine.begin() as connection:
-        Base.metadata.create_all(connection, checkfirst=False)
-        connection.execute(
-            sa.insert(Author), [{"name": name, "age": 30} for name in ("Ada", "Bob", "Cid")]
-        )
-        connection.execute(
-            sa.insert(Document), [{"title": f"Of {id}", "author_id": id} for id in (1, 2, 3)]
-        )
+@cache
+def _script() -> str:
+    """Return what makes the tables, and three authors with a document each."""
+    tables = [sa.schema.CreateTable(table) for table in Base.metadata.sorted_tables]
+    dialect = sa.create_engine("postgresql://").dialect
+    return ";".join(
+        [
+            *(str(table.compile(dialect=dialect)) for table in tables),
+            "INSERT INTO author (name, age) VALUES ('Ada', 30), ('Bob', 30), ('Cid', 30)",
+            "INSERT INTO document (title, author_id) SELECT 'Of ' || id, id FROM author",
+        ]
+    )
+
+
+def fill(url: str) -> None:
+    """Make the tables, and three authors with a document each.
+
+    Without SQLAlchemy, which would ask the server for its version, and the like: each test waits
+    for this. And not on a connection under test, where psycopg would prepare statements.
+    """
+    driver: Any = importlib.import_module(sa.make_url(url).get_driver_name())
+    plain = sa.make_url(url).set(drivername="postgresql")
+    dsn = plain.render_as_string(hide_password=False)
+    with closing(driver.connect(dsn)) as connection, connection, connection.cursor() as cursor:
+        cursor.execute(_script())
 
 
 @contextmanager
 def opened(url: str, **options: Any) -> Iterator[OptInEngine]:
     """An engine on the filled tables, whose connections are at rest at the end."""
-    # Not through the engine under test, whose connection psycopg would prepare statements on.
-    other = sa.create_engine(url, poolclass=sa.pool.NullPool)
-    fill(other)
-    other.dispose()
+    fill(url)
     engine = create_engine(url, **options)
     try:
         engine.connect().close()  # SQLAlchemy asks the server for its version, and the like

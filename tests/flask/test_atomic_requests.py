@@ -105,8 +105,7 @@ class House:
 
 @pytest.fixture
 def filled(url: str) -> str:
-    engine = sa.create_engine(url, poolclass=sa.pool.NullPool)
-    fill(engine)
+    fill(url)
     return url
 
 
