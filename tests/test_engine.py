@@ -464,8 +464,7 @@ class TestFlagsThatTheUserSetsOnConnect:
 
     @pytest.fixture
     def engine(self, wire_url: str, flags: dict[str, Any]) -> Iterator[OptInEngine]:
-        other = sa.create_engine(wire_url, poolclass=NullPool)
-        fill(other)
+        fill(wire_url)
         engine = create_engine(wire_url)
 
         @event.listens_for(engine, "connect")

@@ -35,8 +35,7 @@ MakeEngine: TypeAlias = Callable[..., Any]
 @pytest.fixture
 def bounce(server: PostgresServer, url: str) -> Iterator[Bounce]:
     """``bounce(**settings)``: a PgBouncer in front of the filled database."""
-    stock = sa.create_engine(url, poolclass=NullPool)
-    fill(stock)
+    fill(url)
     with ExitStack() as cleanup:
         yield lambda **settings: cleanup.enter_context(PgBouncer(server, **settings))
 

@@ -607,9 +607,7 @@ def test_isolation_sets_replicas_aside(engine: OptInEngine) -> None:
 def test_configuration_may_be_strings(
     wire_url: str, replica_urls: list[str], replica: ReplicaServer
 ) -> None:
-    fill_once = sa.create_engine(wire_url)
-    fill(fill_once)
-    fill_once.dispose()
+    fill(wire_url)
     replica.catch_up()
     engine = engine_from_config(
         {

@@ -187,9 +187,7 @@ class Program:
 
 @pytest.fixture
 def onlooker(url: str) -> Iterator[Onlooker]:
-    engine = sa.create_engine(url)
-    fill(engine)
-    engine.dispose()
+    fill(url)
     onlooker = Onlooker(url)
     yield onlooker
     onlooker.close()

@@ -612,8 +612,9 @@ class TestTheApp:
 
 class TestOtherSessions:
     def test_flask_scoped_session(self, url: str, wire_url: str, wire: WireProxy) -> None:
+        fill(wire_url)
         engine = create_engine(wire_url)
-        fill(engine)
+        engine.connect().close()  # SQLAlchemy asks the server for its version, and the like
         app = Flask(__name__)
         session = flask_scoped_session(sessionmaker(engine, class_=OptInSession), app)
         celery = celery_of(DatabaseTask.of(app))

@@ -35,8 +35,7 @@ PROGRAMS = [
 
 @pytest.fixture
 def filled_url(url: str) -> str:
-    engine = sa.create_engine(url, poolclass=sa.NullPool)
-    fill(engine)
+    fill(url)
     return url
 
 
