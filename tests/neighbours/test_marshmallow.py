@@ -1,6 +1,6 @@
 """marshmallow-sqlalchemy: what loading sends, and what is stored of it."""
 
-# Its schemas take a type parameter from version 1.5 on alone.
+# Its schemas take as type parameter no class of DeclarativeBase.
 # mypy: disable-error-code="type-arg"
 
 from __future__ import annotations
