@@ -90,7 +90,13 @@ CONTENTS = {
         "pgbouncer",
         "workers",
     ],
-    "Look it up": ["troubleshooting", "limitations", "reference/index", "../CHANGES"],
+    "Look it up": [
+        "troubleshooting",
+        "limitations",
+        "neighbours",
+        "reference/index",
+        "../CHANGES",
+    ],
 }
 
 

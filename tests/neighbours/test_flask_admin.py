@@ -259,6 +259,41 @@ def test_a_block_around_it_is_the_way_round(new_site: Callable[[], Site], wire: 
     assert recording.verbs[-2:] == ["DELETE", "COMMIT"]
 
 
+class FlushingView(ModelView):
+    """Its hook wants to know the new key, and then refuses."""
+
+    def on_model_change(self, form: Any, model: Any, is_created: bool) -> None:
+        db: Any = self.session
+        db.session.add(model)
+        db.session.flush()
+        raise ValueError(f"not {model.id}")
+
+
+class WholeFlushingView(FlushingView):
+    """The same, as a whole or not at all."""
+
+    def create_model(self, form: Any) -> Any:
+        db: Any = self.session
+        with db.session.begin():
+            return super().create_model(form)
+
+
+@pytest.mark.parametrize(
+    ("view", "books"),
+    [
+        (FlushingView, {"Notes": 20, "Letters": 9}),
+        (WholeFlushingView, {"Notes": 20}),
+    ],
+)
+def test_what_a_hook_flushes_is_stored_unless_a_block_is_around_it(
+    new_site: Callable[[], Site], view: type[ModelView], books: dict[str, int]
+) -> None:
+    site = new_site()
+    site.start(book_view=view)
+    assert "not 2" in site.post("book/new/", title="Letters", pages=9, author=1).text
+    assert site.books == books
+
+
 def test_in_atomic_requests_its_commit_is_refused_and_shown(
     new_site: Callable[[], Site], wire: WireProxy
 ) -> None:
