@@ -7,7 +7,10 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from sqlalchemy.orm import sessionmaker
 
+from fictive_sqlalchemy import OptInEngine, OptInSession
+from tests.library import Onlooker, opened
 from tests.postgres import PostgresServer, ReplicaServer, server_from_environment
 from tests.wire import WireProxy
 
@@ -97,3 +100,34 @@ def wire_url(wire: WireProxy, url: str) -> Iterator[str]:
     wire.delay = 0.0
     wire.before_forward = None
     wire.cut_where = None
+
+
+# What the tests of the core work with: tables that are filled, see tests.library
+
+
+@pytest.fixture
+def engine(wire_url: str) -> Iterator[OptInEngine]:
+    """An engine on filled tables, through the proxy; at the end its connections are at rest."""
+    with opened(wire_url) as engine:
+        yield engine
+
+
+@pytest.fixture
+def sessions(engine: OptInEngine) -> sessionmaker[OptInSession]:
+    """A factory of sessions of the engine."""
+    return sessionmaker(engine, class_=OptInSession)
+
+
+@pytest.fixture
+def session(sessions: sessionmaker[OptInSession]) -> Iterator[OptInSession]:
+    """A session of the engine."""
+    with sessions() as session:
+        yield session
+
+
+@pytest.fixture
+def onlooker(url: str) -> Iterator[Onlooker]:
+    """Someone else who looks at the database: sees what is committed, and nothing else."""
+    onlooker = Onlooker(url)
+    yield onlooker
+    onlooker.close()

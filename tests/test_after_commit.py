@@ -34,34 +34,10 @@ from fictive_sqlalchemy import (
     unit_of_work,
 )
 from fictive_sqlalchemy.testing import isolate
-from tests.library import Author, Note, NoteBase, Onlooker, Seat, backend_pid, opened, sent
+from tests.library import Author, Note, NoteBase, Onlooker, Seat, backend_pid, sent
 from tests.wire import Message, WireProxy
 
 Sessions = sessionmaker[OptInSession]
-
-
-@pytest.fixture
-def engine(wire_url: str) -> Iterator[OptInEngine]:
-    with opened(wire_url) as engine:
-        yield engine
-
-
-@pytest.fixture
-def sessions(engine: OptInEngine) -> Sessions:
-    return sessionmaker(engine, class_=OptInSession)
-
-
-@pytest.fixture
-def session(sessions: Sessions) -> Iterator[OptInSession]:
-    with sessions() as session:
-        yield session
-
-
-@pytest.fixture
-def onlooker(url: str) -> Iterator[Onlooker]:
-    onlooker = Onlooker(url)
-    yield onlooker
-    onlooker.close()
 
 
 class Undo(Exception):

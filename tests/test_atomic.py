@@ -31,34 +31,10 @@ from fictive_sqlalchemy import (
     create_engine,
     unit_of_work,
 )
-from tests.library import Author, Note, NoteBase, Onlooker, backend_pid, opened, sent
+from tests.library import Author, Note, NoteBase, Onlooker, backend_pid, sent
 from tests.wire import WireProxy
 
 Sessions = sessionmaker[OptInSession]
-
-
-@pytest.fixture
-def engine(wire_url: str) -> Iterator[OptInEngine]:
-    with opened(wire_url) as engine:
-        yield engine
-
-
-@pytest.fixture
-def sessions(engine: OptInEngine) -> Sessions:
-    return sessionmaker(engine, class_=OptInSession)
-
-
-@pytest.fixture
-def session(sessions: Sessions) -> Iterator[OptInSession]:
-    with sessions() as session:
-        yield session
-
-
-@pytest.fixture
-def onlooker(url: str) -> Iterator[Onlooker]:
-    onlooker = Onlooker(url)
-    yield onlooker
-    onlooker.close()
 
 
 def add(session: Session, *names: str) -> None:

@@ -45,19 +45,6 @@ LEVEL = sa.text("SHOW transaction_isolation")
 READ_ONLY = sa.text("SHOW transaction_read_only")
 
 
-@pytest.fixture
-def engine(wire_url: str) -> Iterator[OptInEngine]:
-    with opened(wire_url) as engine:
-        yield engine
-
-
-@pytest.fixture
-def onlooker(url: str) -> Iterator[Onlooker]:
-    onlooker = Onlooker(url)
-    yield onlooker
-    onlooker.close()
-
-
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"isolation_level": "SERIALIZABLE"},

@@ -42,23 +42,10 @@ ONE = sa.text("SELECT 1")
 
 
 @pytest.fixture
-def engine(wire_url: str) -> Iterator[OptInEngine]:
-    with opened(wire_url) as engine:
-        yield engine
-
-
-@pytest.fixture
 def connection(engine: OptInEngine) -> Iterator[OptInConnection]:
     connection = engine.connect()
     yield connection
     connection.close()
-
-
-@pytest.fixture
-def onlooker(url: str) -> Iterator[Onlooker]:
-    onlooker = Onlooker(url)
-    yield onlooker
-    onlooker.close()
 
 
 def insert(name: str) -> sa.Insert:

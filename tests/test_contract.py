@@ -53,30 +53,6 @@ from tests.wire import WireProxy
 Sessions = sessionmaker[OptInSession]
 
 
-@pytest.fixture
-def engine(wire_url: str) -> Iterator[OptInEngine]:
-    with opened(wire_url) as engine:
-        yield engine
-
-
-@pytest.fixture
-def sessions(engine: OptInEngine) -> Sessions:
-    return sessionmaker(engine, class_=OptInSession)
-
-
-@pytest.fixture
-def session(sessions: Sessions) -> Iterator[OptInSession]:
-    with sessions() as session:
-        yield session
-
-
-@pytest.fixture
-def onlooker(url: str) -> Iterator[Onlooker]:
-    onlooker = Onlooker(url)
-    yield onlooker
-    onlooker.close()
-
-
 def count(session: OptInSession) -> int | None:
     return session.scalar(sa.select(sa.func.count()).select_from(Author))
 

@@ -52,19 +52,6 @@ LEVEL = sa.text("SHOW transaction_isolation")
 READ_ONLY = sa.text("SHOW transaction_read_only")
 
 
-@pytest.fixture
-def engine(wire_url: str) -> Iterator[OptInEngine]:
-    with opened(wire_url) as engine:
-        yield engine
-
-
-@pytest.fixture
-def onlooker(url: str) -> Iterator[Onlooker]:
-    onlooker = Onlooker(url)
-    yield onlooker
-    onlooker.close()
-
-
 class TestCreateEngine:
     def test_sends_nothing(self, wire_url: str, wire: WireProxy) -> None:
         with wire.record() as recording:

@@ -56,13 +56,6 @@ def session(engine: OptInEngine) -> Iterator[OptInSession]:
         yield session
 
 
-@pytest.fixture
-def onlooker(url: str) -> Iterator[Onlooker]:
-    onlooker = Onlooker(url)
-    yield onlooker
-    onlooker.close()
-
-
 def names(onlooker: Onlooker) -> list[str]:
     return onlooker.column("SELECT name FROM item ORDER BY id")
 

@@ -56,13 +56,6 @@ def make_engine(bounce: Bounce, url: str, driver: str) -> Iterator[MakeEngine]:
         yield make
 
 
-@pytest.fixture
-def onlooker(url: str) -> Iterator[Onlooker]:
-    onlooker = Onlooker(url)
-    yield onlooker
-    onlooker.close()
-
-
 def wait_for(condition: Callable[[], Any]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():

@@ -34,13 +34,6 @@ def session(engine: OptInEngine) -> Iterator[OptInSession]:
         yield session
 
 
-@pytest.fixture
-def onlooker(url: str) -> Iterator[Onlooker]:
-    onlooker = Onlooker(url)
-    yield onlooker
-    onlooker.close()
-
-
 @pytest.mark.parametrize(
     "write",
     [

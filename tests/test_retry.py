@@ -63,24 +63,6 @@ def engine(wire_url: str) -> Iterator[OptInEngine]:
         yield engine
 
 
-@pytest.fixture
-def sessions(engine: OptInEngine) -> Sessions:
-    return sessionmaker(engine, class_=OptInSession)
-
-
-@pytest.fixture
-def session(sessions: Sessions) -> Iterator[OptInSession]:
-    with sessions() as session:
-        yield session
-
-
-@pytest.fixture
-def onlooker(url: str) -> Iterator[Onlooker]:
-    onlooker = Onlooker(url)
-    yield onlooker
-    onlooker.close()
-
-
 def retried(session: Any, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Retry without waiting."""
 

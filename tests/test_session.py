@@ -76,30 +76,6 @@ from tests.wire import WireProxy
 Sessions = sessionmaker[OptInSession]
 
 
-@pytest.fixture
-def engine(wire_url: str) -> Iterator[OptInEngine]:
-    with opened(wire_url) as engine:
-        yield engine
-
-
-@pytest.fixture
-def sessions(engine: OptInEngine) -> Sessions:
-    return sessionmaker(engine, class_=OptInSession)
-
-
-@pytest.fixture
-def session(sessions: Sessions) -> Iterator[OptInSession]:
-    with sessions() as session:
-        yield session
-
-
-@pytest.fixture
-def onlooker(url: str) -> Iterator[Onlooker]:
-    onlooker = Onlooker(url)
-    yield onlooker
-    onlooker.close()
-
-
 class TestObjectsOutside:
     def test_a_flush_does_not_expire_them(self, session: OptInSession, wire: WireProxy) -> None:
         author, new = session.get_one(Author, 1), Author(name="new")

@@ -50,13 +50,6 @@ WORD = re.compile(r"0x[0-9a-f]+|\[.*?\] |pid \d+")
 
 
 @pytest.fixture
-def onlooker(url: str) -> Iterator[Onlooker]:
-    onlooker = Onlooker(url)
-    yield onlooker
-    onlooker.close()
-
-
-@pytest.fixture
 def engine(url: str) -> Iterator[OptInEngine]:
     with opened(url) as engine:
         yield engine

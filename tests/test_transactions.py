@@ -43,30 +43,6 @@ from tests.wire import Message, WireProxy
 Sessions = sessionmaker[OptInSession]
 
 
-@pytest.fixture
-def engine(wire_url: str) -> Iterator[OptInEngine]:
-    with opened(wire_url) as engine:
-        yield engine
-
-
-@pytest.fixture
-def sessions(engine: OptInEngine) -> Sessions:
-    return sessionmaker(engine, class_=OptInSession)
-
-
-@pytest.fixture
-def session(sessions: Sessions) -> Iterator[OptInSession]:
-    with sessions() as session:
-        yield session
-
-
-@pytest.fixture
-def onlooker(url: str) -> Iterator[Onlooker]:
-    onlooker = Onlooker(url)
-    yield onlooker
-    onlooker.close()
-
-
 class TestTransactionConnections:
     def test_is_empty_outside(self, session: OptInSession) -> None:
         assert len(TRANSACTION_CONNECTIONS) == 0

@@ -42,12 +42,6 @@ Factory = Callable[[], Session]
 
 
 @pytest.fixture
-def engine(wire_url: str) -> Iterator[OptInEngine]:
-    with opened(wire_url) as engine:
-        yield engine
-
-
-@pytest.fixture
 def stock(wire_url: str, engine: OptInEngine) -> Iterator[sa.Engine]:
     stock = sa.create_engine(wire_url)
     stock.connect().close()  # SQLAlchemy asks the server for its version, and the like
@@ -92,13 +86,6 @@ def factory(request: pytest.FixtureRequest, engine: OptInEngine, stock: sa.Engin
         "a stock sessionmaker on our engine": sessionmaker(engine),
     }
     return factories[request.param]
-
-
-@pytest.fixture
-def onlooker(url: str) -> Iterator[Onlooker]:
-    onlooker = Onlooker(url)
-    yield onlooker
-    onlooker.close()
 
 
 def assert_closed(session: Session, factory: Factory) -> None:

@@ -77,13 +77,6 @@ def task(app: Flask) -> Callable[..., Any]:
     return decorate
 
 
-@pytest.fixture
-def onlooker(url: str) -> Iterator[Onlooker]:
-    onlooker = Onlooker(url)
-    yield onlooker
-    onlooker.close()
-
-
 def items(onlooker: Onlooker) -> list[str]:
     return onlooker.column("SELECT name FROM item WHERE name <> 'one' ORDER BY name")
 

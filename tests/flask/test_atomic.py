@@ -77,13 +77,6 @@ def client(app: Flask) -> FlaskClient:
     return app.test_client()
 
 
-@pytest.fixture
-def onlooker(url: str) -> Iterator[Onlooker]:
-    onlooker = Onlooker(url)
-    yield onlooker
-    onlooker.close()
-
-
 def names(onlooker: Onlooker) -> list[str]:
     return onlooker.column("SELECT name FROM account ORDER BY name")
 

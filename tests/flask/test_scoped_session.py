@@ -34,13 +34,6 @@ def engine(url: str) -> Iterator[OptInEngine]:
 
 
 @pytest.fixture
-def onlooker(url: str) -> Iterator[Onlooker]:
-    onlooker = Onlooker(url)
-    yield onlooker
-    onlooker.close()
-
-
-@pytest.fixture
 def sessions(engine: OptInEngine) -> sessionmaker[OptInSession]:
     return sessionmaker(engine, class_=OptInSession)
 
