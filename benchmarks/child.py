@@ -1,57 +1,203 @@
-"""What is measured in a process of its own; the other modules start it.
+"""A process that one peer has to itself, and what is measured in it.
 
-python -m benchmarks.child work URL SIDE
-python -m benchmarks.child repeat URL SIDE OPERATION COUNT
-python -m benchmarks.child stream URL SIDE METHOD
+It reads tasks, one JSON array per line: the name of a function below and its arguments; and answers
+each with one line of JSON. :class:`benchmarks.worker.Worker` is the other end.
+
+python -m benchmarks.child PEER URL OPTIONS
 """
 
 from __future__ import annotations
 
+import gc
 import json
+import math
 import resource
+import statistics
 import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
-from benchmarks.apps import SIDES, Side
-from benchmarks.figures import work
+from benchmarks.peers import Operation, Peer, load_peer
 
-
-def main(task: str, url: str, name: str, *arguments: str) -> None:
-    """Do what the command line says, and print what was measured."""
-    side = next(side for side in SIDES if side.name == name)(url)
-    if task == "work":
-        for seconds in work(side, map(str.strip, sys.stdin)):
-            print(seconds, flush=True)
-    elif task == "repeat":
-        operation, count = arguments
-        for _ in range(int(count)):
-            getattr(side, operation)()
-    else:
-        print(json.dumps(stream(side, *arguments)))
+_warm: set[Operation] = set()
 
 
-def stream(side: Side, method: str) -> tuple[int, int]:
+def main(name: str, url: str, options: str) -> None:
+    """Do what the other end asks for, until it closes."""
+    peer = load_peer(name)(url, **json.loads(options))
+    for line in sys.stdin:
+        task, *arguments = json.loads(line)
+        function: Callable[..., Any] = globals()[task]
+        print(json.dumps(function(peer, *arguments)), flush=True)
+
+
+def repeat(peer: Peer, operation: list[Any], count: int) -> None:
+    """Do an operation some times, and nothing before."""
+    _repeat(peer, _operation(operation), count)
+
+
+def warm_up(peer: Peer, operation: list[Any]) -> None:
+    """Do an operation until Python, the library, the driver and the server have cached all."""
+    _warmed_up(peer, operation)
+
+
+def cpu(peer: Peer, operation: list[Any]) -> float:
+    """Do a batch of an operation; return its CPU time in seconds for one, the kernel's too."""
+    known = _warmed_up(peer, operation)
+    gc.collect()  # no batch pays for the garbage of another
+    start = time.thread_time()
+    _repeat(peer, known, known.batch)
+    return (time.thread_time() - start) / known.batch
+
+
+def wall(peer: Peer, operation: list[Any], count: int) -> float:
+    """Do an operation some times; return how many seconds one takes."""
+    known = _warmed_up(peer, operation)
+    start = time.perf_counter()
+    _repeat(peer, known, count)
+    return (time.perf_counter() - start) / count
+
+
+def calls(peer: Peer, operation: list[Any]) -> float:
+    """Return how many calls of Python functions an operation makes."""
+    known = _warmed_up(peer, operation)
+    count = 0
+
+    def note(frame: FrameType, happening: str, argument: object) -> None:
+        nonlocal count
+        count += happening == "call"
+
+    sys.setprofile(note)
+    try:
+        _repeat(peer, known, 10)
+    finally:
+        sys.setprofile(None)
+    return count / 10
+
+
+def among(peer: Peer, count: int, repetitions: int) -> tuple[float, float]:
+    """Return the CPU time of work in a request that has read many objects before.
+
+    :returns: the seconds of a read of one more by its key, and of an update of one of them.
+    """
+    found: list[tuple[float, float]] = []
+    for repetition in range(repetitions + 1):
+        with peer.request():
+            objects = peer.load(count)
+            gc.collect()
+            start = time.thread_time()
+            peer.get(count + 1)
+            read = time.thread_time()
+            peer.update(objects[0], f"title {repetition}")
+            end = time.thread_time()
+        found.append((read - start, end - read))
+    reads, updates = zip(*found[1:], strict=True)  # the first one warmed up
+    return statistics.median(reads), statistics.median(updates)
+
+
+def hold(peer: Peer, count: int) -> int:
+    """Return by how many bytes this process grows at most while it reads and holds objects."""
+    peer.load_many(10)  # what the first statement needs is not theirs
+    before = _memory()
+    with peer.request():
+        objects = peer.load(count)
+        assert len(objects) == count
+    return _memory(peak=True) - before
+
+
+def stream(peer: Peer, method: str) -> tuple[int, int]:
     """Stream all rows.
 
-    :param method: The name of the method that streams.
     :returns: how many rows, and by how many bytes this process has grown meanwhile, at most.
     """
-    side.read()  # what the first statement needs is not the stream's
-    before, _ = memory()
-    rows = sum(1 for _ in getattr(side, method)())
-    _, peak = memory()
-    return rows, peak - before
+    peer.load_many(10)
+    before = _memory()
+    rows = sum(1 for _ in getattr(peer, method)())
+    return rows, _memory(peak=True) - before
 
 
-def memory() -> tuple[int, int]:
-    """Return the bytes of memory that this process has now, and the most it has had."""
+def serve(peer: Peer, threads: int, wait: float, seconds: float) -> tuple[int, float, float, float]:
+    """Serve requests that wait between two reads, one after the other in each of some threads.
+
+    :param threads: How many threads.
+    :param wait: How many seconds a request waits.
+    :param seconds: For how long.
+    :returns: how many requests were served, when that began and when it ended, and the seconds
+        within which 99 of 100 requests were done.
+    """
+    barrier = threading.Barrier(threads + 1)
+    times: list[float] = []
+    failures: list[BaseException] = []
+
+    def serve_one() -> None:
+        own: list[float] = []
+        try:
+            peer.read_wait_read(0.0)  # to make the connection
+            barrier.wait()
+            end = time.monotonic() + seconds
+            while (start := time.monotonic()) < end:
+                peer.read_wait_read(wait)
+                own.append(time.monotonic() - start)
+        except BaseException as failure:
+            failures.append(failure)
+            barrier.abort()
+        finally:
+            peer.end_thread()
+        times.extend(own)
+
+    workers = [threading.Thread(target=serve_one) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    with suppress(threading.BrokenBarrierError):
+        barrier.wait()
+    start = time.monotonic()
+    for worker in workers:
+        worker.join()
+    end = time.monotonic()
+    if failures:
+        raise failures[0]
+    peer.close()
+    return len(times), start, end, sorted(times)[math.ceil(len(times) * 0.99) - 1]
+
+
+def _operation(plain: list[Any]) -> Operation:
+    title, method, arguments, batch = plain
+    return Operation(title, method, tuple(arguments), batch)
+
+
+def _warmed_up(peer: Peer, plain: list[Any]) -> Operation:
+    operation = _operation(plain)
+    if operation not in _warm:
+        # psycopg 3 prepares what comes a sixth time.
+        _repeat(peer, operation, max(8, 3 * operation.batch))
+        _warm.add(operation)
+        gc.collect()
+        gc.freeze()  # a collection looks only at what comes now
+    return operation
+
+
+def _repeat(peer: Peer, operation: Operation, count: int) -> None:
+    function = getattr(peer, operation.method)
+    for _ in range(count):
+        function(*operation.arguments)
+
+
+def _memory(peak: bool = False) -> int:
+    """Return the bytes of memory that this process has, or the most since the last call."""
     status = Path("/proc/self/status")
-    if status.exists():
-        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        now, peak = (int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
-        return now, peak
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return (peak, peak) if sys.platform == "darwin" else (peak * 1024, peak * 1024)
+    if not status.exists():
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most * 1024
+    fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    if not peak:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+    return int(fields["VmHWM" if peak else "VmRSS"].split()[0]) * 1024
 
 
 if __name__ == "__main__":

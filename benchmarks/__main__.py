@@ -1,0 +1,112 @@
+"""All benchmarks, each peer beside the others: ``python -m nox -s bench``.
+
+It writes what it has measured into ``docs/benchmarks.md`` and ``docs/images``, and as it is into
+``build/benchmarks.json``, from which ``--draw`` writes the page again. ``--quick`` takes a few
+minutes; its figures are rougher. Nothing is judged by the clock: all are counts, or ratios of what
+was measured in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks import cpu, growth, latency, memory, page, round_trips, waiting
+from benchmarks.figures import Figure
+from benchmarks.peers import (
+    DRIVERS,
+    FOUND,
+    OPERATIONS,
+    PEERS,
+    READ,
+    READ_THEN_UPDATE,
+    TEN_READS,
+)
+from benchmarks.setting import Setting, setting
+
+ROOT = Path(__file__).parent.parent
+MEASURED = ROOT / "build" / "benchmarks.json"
+OTHERS = ("Flask-SQLAlchemy-Lite", "Django", "peewee")
+
+NUMBERS_OF_THREADS = (1, 5, 15, 50, 100, 200)
+OBJECTS = 20_000
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured."""
+
+    generations: int
+    """How many generations of processes compare the CPU time."""
+    batches: int
+    """How many batches of each operation each of them does."""
+    processes: int
+    """In how many processes the memory of a request is measured."""
+    rows: int
+    """How many rows are streamed."""
+    delays: int
+    """How often the peers take turns at each delay."""
+    turns: int
+    """How often they take turns to serve."""
+    seconds: float
+    """How long each serves in its turn."""
+    growths: int
+    """How often they take turns at each size."""
+
+
+FULL = Effort(
+    generations=5, batches=12, processes=3, rows=300_000, delays=8, turns=2, seconds=1.5, growths=5
+)
+QUICK = Effort(
+    generations=2, batches=4, processes=1, rows=50_000, delays=3, turns=1, seconds=0.8, growths=2
+)
+
+
+def main() -> None:
+    """Measure everything and write the page."""
+    parser = argparse.ArgumentParser(prog="python -m nox -s bench --", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="take a few minutes")
+    parser.add_argument("--draw", action="store_true", help="measure nothing, write the page again")
+    arguments = parser.parse_args()
+    if not arguments.draw:
+        effort = QUICK if arguments.quick else FULL
+        with setting(effort.rows) as where:
+            figures = [asdict(figure) for figure in measure(where, effort)]
+            facts = [where.versions(*OTHERS)]
+        if arguments.quick:
+            facts.append("This was a quick run: the ratios are rough.")
+        MEASURED.parent.mkdir(exist_ok=True)
+        MEASURED.write_text(json.dumps({"facts": facts, "figures": figures}), encoding="utf-8")
+    measured = json.loads(MEASURED.read_text(encoding="utf-8"))
+    figures = [Figure(**figure) for figure in measured["figures"]]
+    page.write(ROOT / "docs", measured["facts"], figures)
+
+
+def measure(where: Setting, effort: Effort) -> Iterator[Figure]:
+    """Measure all figures, one kind after the other."""
+    peers = list(PEERS)
+    for driver in DRIVERS:
+        url, proxied = where.urls[driver], where.proxied[driver]
+        yield from round_trips.measure(where.proxy, driver, proxied, peers, OPERATIONS)
+        yield from cpu.measure_calls(driver, url, peers, OPERATIONS)
+        yield from cpu.measure_time(
+            driver, url, peers, "stock", OPERATIONS, effort.generations, effort.batches
+        )
+        yield from cpu.measure_instructions(driver, url, peers, OPERATIONS, batches=10)
+        yield from memory.measure_held(driver, url, peers, OBJECTS, effort.processes)
+        yield from memory.measure_streamed(driver, url, peers, "stream_objects", effort.rows)
+        distant = (READ, TEN_READS, READ_THEN_UPDATE, FOUND)
+        yield from latency.measure(
+            where.proxy, driver, proxied, peers, "by_hand", distant, effort.delays
+        )
+        yield from waiting.measure(
+            driver, url, peers, NUMBERS_OF_THREADS, effort.turns, effort.seconds
+        )
+        yield from growth.measure(driver, url, peers, "by_hand", effort.growths)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Django's ORM; a request is what the signals at its begin and end do, without a view.
+
+With psycopg 3 it has the pool that Django has for it; with psycopg2 it has none, and each thread
+keeps a connection (``CONN_MAX_AGE = None``).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import make_url
+
+from benchmarks.peers import MAX_OVERFLOW, POOL_SIZE, Peer
+
+
+class Django(Peer):
+    """Django as it is; there can be one in a process, for it is configured once.
+
+    :param url: The database.
+    :param pool_size: How many connections the pool keeps.
+    :param max_overflow: How many more it may open.
+    """
+
+    title = "Django"
+
+    def __init__(
+        self, url: str, pool_size: int = POOL_SIZE, max_overflow: int = MAX_OVERFLOW
+    ) -> None:
+        super().__init__(url, pool_size, max_overflow)
+        at = make_url(url)
+        options: dict[str, Any] = dict(at.query)
+        if at.get_driver_name() == "psycopg2":
+            sys.modules["psycopg"] = None  # type: ignore[assignment]  # it takes what it can import
+        else:
+            options["pool"] = {"min_size": 0, "max_size": pool_size + max_overflow}
+
+        from django.conf import settings
+
+        settings.configure(
+            DATABASES={
+                "default": {
+                    "ENGINE": "django.db.backends.postgresql",
+                    "NAME": at.database,
+                    "USER": at.username or "",
+                    "PASSWORD": at.password or "",
+                    "HOST": at.host or "",
+                    "PORT": str(at.port or ""),
+                    "OPTIONS": options,
+                    "CONN_MAX_AGE": 0 if "pool" in options else None,
+                }
+            },
+            DEFAULT_AUTO_FIELD="django.db.models.AutoField",
+            USE_TZ=True,
+        )
+
+        import django
+        from django.core import signals
+        from django.db import connections, models, transaction
+
+        django.setup()
+        self._signals, self._connections, self._atomic = signals, connections, transaction.atomic
+
+        class Document(models.Model):  # type: ignore[misc]  # Django has no types
+            title = models.TextField()
+
+            class Meta:
+                app_label, db_table = "benchmarks", "document"
+
+        class Tag(models.Model):  # type: ignore[misc]
+            name = models.TextField(unique=True)
+
+            class Meta:
+                app_label, db_table = "benchmarks", "tag"
+
+        class Note(models.Model):  # type: ignore[misc]
+            title = models.TextField()
+
+            class Meta:
+                app_label, db_table = "benchmarks", "note"
+
+        self.document: Any = Document
+        self.tag: Any = Tag
+        self.note: Any = Note
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """The signals, to which Django gives its connections back."""
+        self._signals.request_started.send(sender=type(self))
+        try:
+            yield
+        finally:
+            self._signals.request_finished.send(sender=type(self))
+
+    def get(self, key: int) -> Any:
+        """``objects.get()``."""
+        return self.document.objects.get(pk=key)
+
+    def update(self, document: Any, title: str) -> None:
+        """``save()`` in an ``atomic()`` block."""
+        with self._atomic():
+            document.title = title
+            document.save(force_update=True)
+
+    def get_or_create(self, name: str) -> Any:
+        """``objects.get_or_create()``."""
+        found, _ = self.tag.objects.get_or_create(name=name)
+        return found
+
+    def insert(self, titles: Sequence[str]) -> None:
+        """``objects.bulk_create()``, which is atomic."""
+        self.note.objects.bulk_create([self.note(title=title) for title in titles])
+
+    def load(self, count: int) -> list[Any]:
+        """``objects.filter()``."""
+        return list(self.document.objects.filter(pk__lte=count))
+
+    def stream(self) -> Iterator[Any]:
+        """``iterator()``."""
+        yield from self.document.objects.iterator(chunk_size=1000)
+
+    def end_thread(self) -> None:
+        """Close the connection of the thread."""
+        self._connections.close_all()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._connections.close_all()
+        connection = self._connections["default"]
+        if connection.pool:
+            connection.close_pool()

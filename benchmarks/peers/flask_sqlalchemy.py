@@ -1,0 +1,187 @@
+"""This package and stock Flask-SQLAlchemy; a request is an application context."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
+
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import Engine, Text, insert, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from benchmarks.peers import MAX_OVERFLOW, POOL_SIZE, Peer
+from fictive_sqlalchemy.ext.flask import builtins
+
+
+class OnSQLAlchemy(Peer):
+    """What all that use SQLAlchemy's ORM in Flask have in common."""
+
+    app: Flask
+    document: Any
+    tag: Any
+    note: Any
+
+    @property
+    @abstractmethod
+    def session(self) -> Any:
+        """The session of the current request."""
+
+    @property
+    @abstractmethod
+    def engine(self) -> Engine:
+        """The engine."""
+
+    def declare(self, base: Any) -> None:
+        """Declare the models.
+
+        :param base: What they inherit from.
+        """
+
+        class Document(base):  # type: ignore[misc]  # the base is a variable
+            __tablename__ = "document"
+            id: Mapped[int] = mapped_column(primary_key=True)
+            title: Mapped[str] = mapped_column(Text)
+
+        class Tag(base):  # type: ignore[misc]
+            __tablename__ = "tag"
+            id: Mapped[int] = mapped_column(primary_key=True)
+            name: Mapped[str] = mapped_column(Text, unique=True)
+
+        class Note(base):  # type: ignore[misc]
+            __tablename__ = "note"
+            id: Mapped[int] = mapped_column(primary_key=True)
+            title: Mapped[str] = mapped_column(Text)
+
+        self.document, self.tag, self.note = Document, Tag, Note
+
+    def request(self) -> AbstractContextManager[Any]:
+        """An application context, whose end ends the session."""
+        return self.app.app_context()
+
+    def get(self, key: int) -> Any:
+        """``Session.get()``."""
+        found = self.session.get(self.document, key)
+        assert found is not None
+        return found
+
+    def update(self, document: Any, title: str) -> None:
+        """Set the attribute and commit."""
+        document.title = title
+        self.session.commit()
+
+    def get_or_create(self, name: str) -> Any:
+        """Look; insert in a savepoint; look again if somebody was faster."""
+        session, query = self.session, select(self.tag).filter_by(name=name)
+        found = session.scalar(query)
+        if found is None:
+            try:
+                with session.begin_nested():
+                    found = self.tag(name=name)
+                    session.add(found)
+            except IntegrityError:
+                found = session.scalars(query).one()
+            session.commit()
+        return found
+
+    def insert(self, titles: Sequence[str]) -> None:
+        """An ORM bulk insert."""
+        self.session.execute(insert(self.note), [{"title": title} for title in titles])
+        self.session.commit()
+
+    def load(self, count: int) -> list[Any]:
+        """``Session.scalars()``."""
+        statement = select(self.document).where(self.document.id <= count)
+        return list(self.session.scalars(statement))
+
+    def stream(self) -> Iterator[Any]:
+        """``yield_per``."""
+        statement = select(self.document).execution_options(yield_per=1000)
+        yield from self.session.scalars(statement)
+
+    def stream_rows(self) -> Iterator[Any]:
+        """Read all rows a thousand at a time, without the ORM."""
+        with self.app.app_context(), self.engine.connect() as connection:
+            statement = select(self.document.__table__).execution_options(yield_per=1000)
+            yield from connection.execute(statement)
+
+    def close(self) -> None:
+        """Close the connections."""
+        with self.app.app_context():
+            self.engine.dispose()
+
+
+class OnFlaskSQLAlchemy(OnSQLAlchemy):
+    """What this package and stock Flask-SQLAlchemy have in common: all but the class."""
+
+    extension: ClassVar[type[SQLAlchemy]]
+    engine_options: ClassVar[dict[str, Any]] = {}
+
+    def __init__(
+        self, url: str, pool_size: int = POOL_SIZE, max_overflow: int = MAX_OVERFLOW
+    ) -> None:
+        super().__init__(url, pool_size, max_overflow)
+        self.app = Flask("benchmark")
+        self.app.config["SQLALCHEMY_DATABASE_URI"] = url
+        pool = {"pool_size": pool_size, "max_overflow": max_overflow}
+        self.app.config["SQLALCHEMY_ENGINE_OPTIONS"] = {**self.engine_options, **pool}
+
+        class Base(DeclarativeBase):  # one for each application: it carries the metadata
+            pass
+
+        extension: Any = self.extension
+        self.db: SQLAlchemy = extension(self.app, model_class=Base)
+        self.declare(self.db.Model)
+
+    @property
+    def session(self) -> Any:
+        """``db.session``."""
+        return self.db.session
+
+    @property
+    def engine(self) -> Engine:
+        """``db.engine``."""
+        return self.db.engine
+
+
+class Ours(OnFlaskSQLAlchemy):
+    """This package."""
+
+    title = "fictive-sqlalchemy"
+    extension = builtins.SQLAlchemy
+
+    def update(self, document: Any, title: str) -> None:
+        """A ``begin()`` block."""
+        with self.session.begin():
+            document.title = title
+
+    def get_or_create(self, name: str) -> Any:
+        """``filter_by_or_create``."""
+        return self.tag.filter_by_or_create(name=name)
+
+    def insert(self, titles: Sequence[str]) -> None:
+        """The same bulk insert, in a ``begin()`` block."""
+        with self.session.begin():
+            self.session.execute(insert(self.note), [{"title": title} for title in titles])
+
+
+class Stock(OnFlaskSQLAlchemy):
+    """Flask-SQLAlchemy as it is."""
+
+    title = "Flask-SQLAlchemy"
+    extension = SQLAlchemy
+
+
+class Autocommit(OnFlaskSQLAlchemy):
+    """Flask-SQLAlchemy on an engine in autocommit: ``commit()`` and ``rollback()`` do nothing."""
+
+    title = "Flask-SQLAlchemy, AUTOCOMMIT (not atomic)"
+    extension = SQLAlchemy
+    engine_options: ClassVar[dict[str, Any]] = {"isolation_level": "AUTOCOMMIT"}
+    fails: ClassVar[dict[str, str]] = {
+        "created": "a savepoint needs a transaction",
+        "stream_objects": "a cursor of the server needs a transaction",
+    }

@@ -1,0 +1,101 @@
+"""peewee with its pool; a request is a ``connection_context()``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import peewee
+from playhouse import postgres_ext
+from sqlalchemy import make_url
+
+from benchmarks.peers import MAX_OVERFLOW, POOL_SIZE, Peer
+
+
+class Peewee(Peer):
+    """peewee as it is.
+
+    :param url: The database.
+    :param pool_size: How many connections the pool has,
+    :param max_overflow: with these.
+    """
+
+    title = "peewee"
+
+    def __init__(
+        self, url: str, pool_size: int = POOL_SIZE, max_overflow: int = MAX_OVERFLOW
+    ) -> None:
+        super().__init__(url, pool_size, max_overflow)
+        at = make_url(url)
+        self.db: Any = postgres_ext.PooledPostgresqlExtDatabase(
+            at.database,
+            host=at.host,
+            port=at.port,
+            user=at.username,
+            password=at.password,
+            max_connections=pool_size + max_overflow,
+            timeout=30,
+            prefer_psycopg3=at.get_driver_name() == "psycopg",
+            **at.query,
+        )
+        model: Any = peewee.Model
+
+        class Document(model):  # type: ignore[misc]  # what there is of types does not fit
+            title = peewee.TextField()
+
+            class Meta:
+                database, table_name = self.db, "document"
+
+        class Tag(model):  # type: ignore[misc]
+            name = peewee.TextField(unique=True)
+
+            class Meta:
+                database, table_name = self.db, "tag"
+
+        class Note(model):  # type: ignore[misc]
+            title = peewee.TextField()
+
+            class Meta:
+                database, table_name = self.db, "note"
+
+        self.document: Any = Document
+        self.tag: Any = Tag
+        self.note: Any = Note
+
+    def request(self) -> AbstractContextManager[Any]:
+        """A connection of the pool, for as long as the request takes."""
+        context: AbstractContextManager[Any] = self.db.connection_context()
+        return context
+
+    def get(self, key: int) -> Any:
+        """``get_by_id()``."""
+        return self.document.get_by_id(key)
+
+    def update(self, document: Any, title: str) -> None:
+        """``save()`` in an ``atomic()`` block."""
+        with self.db.atomic():
+            document.title = title
+            document.save()
+
+    def get_or_create(self, name: str) -> Any:
+        """``get_or_create()``."""
+        found, _ = self.tag.get_or_create(name=name)
+        return found
+
+    def insert(self, titles: Sequence[str]) -> None:
+        """``insert_many()`` in an ``atomic()`` block."""
+        with self.db.atomic():
+            self.note.insert_many([{"title": title} for title in titles]).execute()
+
+    def load(self, count: int) -> list[Any]:
+        """``select()``."""
+        return list(self.document.select().where(self.document.id <= count))
+
+    def stream(self) -> Iterator[Any]:
+        """``ServerSide()``."""
+        yield from postgres_ext.ServerSide(self.document.select(), array_size=1000)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.db.close_all()
