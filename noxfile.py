@@ -112,12 +112,12 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """A benchmark beside stock Flask-SQLAlchemy: ``-- core`` runs ``benchmarks/core.py``."""
-    if not session.posargs:
-        session.error("Name the benchmark to run: python -m nox -s bench -- core")
-    name, *arguments = session.posargs
-    session.install(".[test]")
-    session.run("python", "-m", f"benchmarks.{name}", *arguments, interrupt_timeout=PATIENCE)
+    """The benchmarks beside the peers, into ``docs/``; ``-- core`` is ours beside stock alone."""
+    arguments = list(session.posargs)
+    core = arguments[:1] == ["core"]
+    session.install(".[test]" if core else ".[bench]")
+    module = f"benchmarks.{arguments.pop(0)}" if core else "benchmarks"
+    session.run("python", "-m", module, *arguments, interrupt_timeout=PATIENCE)
 
 
 @nox.session

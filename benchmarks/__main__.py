@@ -18,12 +18,8 @@ from benchmarks import cpu, growth, latency, memory, page, round_trips, waiting
 from benchmarks.figures import Figure
 from benchmarks.peers import (
     DRIVERS,
-    FOUND,
     OPERATIONS,
     PEERS,
-    READ,
-    READ_THEN_UPDATE,
-    TEN_READS,
 )
 from benchmarks.setting import Setting, setting
 
@@ -31,7 +27,6 @@ ROOT = Path(__file__).parent.parent
 MEASURED = ROOT / "build" / "benchmarks.json"
 OTHERS = ("Flask-SQLAlchemy-Lite", "Django", "peewee")
 
-NUMBERS_OF_THREADS = (1, 5, 15, 50, 100, 200)
 OBJECTS = 20_000
 
 
@@ -74,12 +69,12 @@ def main() -> None:
     if not arguments.draw:
         effort = QUICK if arguments.quick else FULL
         with setting(effort.rows) as where:
-            figures = [asdict(figure) for figure in measure(where, effort)]
+            plain = [asdict(figure) for figure in measure(where, effort)]
             facts = [where.versions(*OTHERS)]
         if arguments.quick:
             facts.append("This was a quick run: the ratios are rough.")
         MEASURED.parent.mkdir(exist_ok=True)
-        MEASURED.write_text(json.dumps({"facts": facts, "figures": figures}), encoding="utf-8")
+        MEASURED.write_text(json.dumps({"facts": facts, "figures": plain}), encoding="utf-8")
     measured = json.loads(MEASURED.read_text(encoding="utf-8"))
     figures = [Figure(**figure) for figure in measured["figures"]]
     page.write(ROOT / "docs", measured["facts"], figures)
@@ -98,12 +93,9 @@ def measure(where: Setting, effort: Effort) -> Iterator[Figure]:
         yield from cpu.measure_instructions(driver, url, peers, OPERATIONS, batches=10)
         yield from memory.measure_held(driver, url, peers, OBJECTS, effort.processes)
         yield from memory.measure_streamed(driver, url, peers, "stream_objects", effort.rows)
-        distant = (READ, TEN_READS, READ_THEN_UPDATE, FOUND)
-        yield from latency.measure(
-            where.proxy, driver, proxied, peers, "by_hand", distant, effort.delays
-        )
+        yield from latency.measure(where.proxy, driver, proxied, peers, "by_hand", effort.delays)
         yield from waiting.measure(
-            driver, url, peers, NUMBERS_OF_THREADS, effort.turns, effort.seconds
+            driver, url, peers, waiting.NUMBERS_OF_THREADS, effort.turns, effort.seconds
         )
         yield from growth.measure(driver, url, peers, "by_hand", effort.growths)
 

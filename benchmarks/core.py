@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks import cpu, memory, round_trips, waiting
 from benchmarks.figures import Figure
-from benchmarks.peers import DRIVERS, READ, READ_THEN_UPDATE, TEN_READS
+from benchmarks.peers import READ, READ_THEN_UPDATE, TEN_READS
 from benchmarks.setting import Setting, setting
 from tests.wire import WireProxy
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.peers import Operation, load_peer
+from benchmarks.peers import load_peer
 from benchmarks.worker import Worker
 
 
@@ -44,7 +44,9 @@ def spread(
     return Figure(kind, what, driver, peer, middle, min(values), max(values), at)
 
 
-def in_turns(workers: Sequence[Worker], turns: int, task: str, *arguments: Any) -> dict[str, list[Any]]:
+def in_turns(
+    workers: Sequence[Worker], turns: int, task: str, *arguments: Any
+) -> dict[str, list[Any]]:
     """Let some processes do the same task in turns, each turn in another order.
 
     :returns: the results of each peer, one for each turn.

@@ -15,8 +15,9 @@ ROWS = "rows of a result"
 READ_AMONG = "read by key, with objects in the session"
 UPDATE_AMONG = "update, with objects in the session"
 
-NUMBERS_OF_READS = (1, 3, 10, 30, 100)
-NUMBERS_OF_OBJECTS = (1, 10, 100, 1_000, 10_000)
+_READS = (1, 3, 10, 30, 100)
+_OBJECTS = (1, 10, 100, 1_000, 10_000)
+SIZES = {READS: _READS, ROWS: _OBJECTS, READ_AMONG: _OBJECTS, UPDATE_AMONG: _OBJECTS}
 
 
 def measure(
@@ -34,19 +35,20 @@ def measure(
         units = in_turns([all_workers[floor]], 3 * turns, "cpu", READ)
         unit = statistics.median(units[floor])
         working = list(all_workers.values())
-        for count in NUMBERS_OF_READS:
+        for count in _READS:
             progress(f"{count} reads in a request, {driver}")
             operation = Operation(READS, "reads", (count,), max(1, 20 // count))
             yield from _cpu(driver, working, operation, count, unit, turns)
-        for count in NUMBERS_OF_OBJECTS:
+        for count in _OBJECTS:
             progress(f"{count:,} rows of a result, {driver}")
             operation = Operation(ROWS, "load_many", (count,), max(1, 20 // count))
             yield from _cpu(driver, working, operation, count, unit, turns)
-        for count in NUMBERS_OF_OBJECTS:
+        for count in _OBJECTS:
             progress(f"{count:,} objects in the session, {driver}")
             repetitions = 3 if count > 1000 else 9
             for peer, found in in_turns(working, turns, "among", count, repetitions).items():
-                for kind, seconds in zip((READ_AMONG, UPDATE_AMONG), zip(*found), strict=True):
+                reads, updates = zip(*found, strict=True)
+                for kind, seconds in ((READ_AMONG, reads), (UPDATE_AMONG, updates)):
                     costs = [one / unit for one in seconds]
                     yield spread(kind, kind, driver, peer, costs, at=count)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from benchmarks.figures import Figure, able, in_turns, progress, spread, unable
-from benchmarks.peers import Operation
+from benchmarks.peers import READ, READ_THEN_UPDATE, TEN_READS
 from benchmarks.worker import workers
 from tests.wire import WireProxy
 
 LATENCY = "latency"
+OPERATIONS = (READ, TEN_READS, READ_THEN_UPDATE)
 DELAYS = (0, 1, 10)
 """Milliseconds that a round trip takes longer, half of it each way."""
 
@@ -20,7 +21,6 @@ def measure(
     url: str,
     peers: Sequence[str],
     floor: str,
-    operations: Sequence[Operation],
     turns: int,
 ) -> Iterator[Figure]:
     """Compare the time that each operation takes.
@@ -30,13 +30,12 @@ def measure(
     :param url: The database, through the proxy.
     :param peers: The names of the peers.
     :param floor: The name of the one that the others are compared with, in each turn.
-    :param operations: The operations.
     :param turns: How often the peers take turns.
     """
     with workers(peers, url) as all_workers:
         for delay in DELAYS:
             progress(f"latency with a delay of {delay} ms, {driver}")
-            for operation in operations:
+            for operation in OPERATIONS:
                 working = [all_workers[peer] for peer in able(peers, operation.method)]
                 for worker in working:
                     worker.do("warm_up", operation)

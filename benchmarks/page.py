@@ -1,24 +1,18 @@
-"""Writes what was measured into the page: ``docs/benchmarks.md``.
+"""Writes what was measured into the page, ``docs/benchmarks.md``.
 
-What stands between ``<!-- measured: NAME -->`` and ``<!-- end -->`` is written here, all else in
-the page is prose that stays. So the prose can only say what does not change with the numbers.
+What stands between ``<!-- measured: NAME -->`` and ``<!-- end -->`` is written here; all else in
+the page is prose that stays, and so says nothing that depends on the numbers.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import cpu, growth, latency, memory, plots, round_trips, waiting
+from benchmarks import behind, cpu, growth, latency, memory, plots, round_trips, waiting
 from benchmarks.figures import Figure
-from benchmarks.peers import DRIVERS, PEERS, load_peer
-
-#: What a reader calls the drivers.
-DRIVER_TITLES = {"psycopg2": "psycopg2", "psycopg": "psycopg 3"}
-
-#: Where more is better. Everywhere else less is.
-MORE_IS_BETTER = {waiting.SHARE}
+from benchmarks.peers import DRIVER_TITLES, OPERATIONS, PEERS, load_peer
 
 
 def write(docs: Path, facts: Sequence[str], figures: Sequence[Figure]) -> None:
@@ -32,35 +26,121 @@ def write(docs: Path, facts: Sequence[str], figures: Sequence[Figure]) -> None:
     page = docs / "benchmarks.md"
     text = page.read_text(encoding="utf-8")
     for name, part in parts(facts, figures).items():
-        begin = f"<!-- measured: {name} -->\n"
-        text, count = re.subn(
-            f"{re.escape(begin)}.*?(?=<!-- end -->)",
-            lambda _, whole=f"{begin}\n{part}\n\n": whole,  # type: ignore[misc]
-            text,
-            flags=re.DOTALL,
-        )
-        if count != 1:
-            raise ValueError(f"{page} needs one place for {name!r}, it has {count}.")
+        before, begin, rest = text.partition(f"<!-- measured: {name} -->\n")
+        _, end, after = rest.partition("<!-- end -->\n")
+        if not (begin and end):
+            raise ValueError(f"{page} has no place for {name!r}.")
+        text = f"{before}{begin}\n{part}\n\n{end}{after}"
     page.write_text(text, encoding="utf-8")
 
 
 def parts(facts: Sequence[str], figures: Sequence[Figure]) -> dict[str, str]:
     """Return what is written into the page, by its name there."""
-    threads = sorted({one.at for one in figures if one.kind == waiting.SHARE and one.at})
-    most = threads[-1]
-    return {
-        "facts": "\n\n".join(facts),
-        "round trips": _by_driver(lambda driver: _table(figures, round_trips.ROUND_TRIPS, driver)),
-        "cpu": _by_driver(lambda driver: _table(figures, cpu.CPU, driver)),
-        "calls": _by_driver(lambda driver: _table(figures, cpu.CALLS, driver)),
-        "instructions": _instructions(figures),
-        "memory": _by_driver(lambda driver: _memory(figures, driver)),
-        "latency": _by_driver(lambda driver: _latency(figures, driver)),
-        "waiting": _by_driver(lambda driver: _waiting(figures, driver, most)),
-        "growth": _by_driver(lambda driver: _growth(figures, driver)),
-        "behind": behind(figures),
+    tables = {
+        "round trips": [
+            _operation(round_trips.ROUND_TRIPS, one.title, count) for one in OPERATIONS
+        ],
+        "cpu": [_operation(cpu.CPU, one.title, ratio) for one in OPERATIONS],
+        "calls": [_operation(cpu.CALLS, one.title, count) for one in OPERATIONS],
+        "instructions": [_operation(cpu.INSTRUCTIONS, one.title, count) for one in OPERATIONS],
+        "memory": [
+            Column("one object of a request that holds many", memory.HELD, kilobytes),
+            Column("a stream of objects", memory.STREAMED, megabytes),
+        ],
+        "latency": [
+            Column(f"{one.title}, {delay:.0f} ms", latency.LATENCY, ratio, one.title, delay)
+            for one in latency.OPERATIONS
+            for delay in latency.DELAYS
+        ],
+        "served": [
+            Column(f"{count:,} threads", waiting.SHARE, ratio, at=count)
+            for count in waiting.NUMBERS_OF_THREADS
+        ],
+        "crowd": [
+            Column(title, kind, form, at=waiting.NUMBERS_OF_THREADS[-1])
+            for title, kind, form in (
+                ("99th percentile, in waits", waiting.P99, ratio),
+                ("connections, the most", waiting.CONNECTIONS, count),
+                ("idle in a transaction, the mean", waiting.IDLE, ratio),
+                ("seconds idle in a transaction, per request", waiting.IDLE_SECONDS, ratio),
+            )
+        ],
+        "growth": [
+            Column(f"{sizes[-1]:,} {kind}", kind, ratio, at=sizes[-1])
+            for kind, sizes in growth.SIZES.items()
+        ],
     }
+    written = {name: "\n\n".join(_tables(figures, columns)) for name, columns in tables.items()}
+    if not any(one.kind == cpu.INSTRUCTIONS for one in figures):
+        written["instructions"] = "The machine of this run does not count instructions."
+    written["facts"] = "\n\n".join(facts)
+    written["behind"] = behind.text(figures)
+    return written
 
 
-def _by_driver(table: Callable[[str], str]) -> str:
-    return "\n\n".join(f"With {DRIVER_TITLES[one]}:\n\n{table(one)}" for one in DRIVERS)
+@dataclass(frozen=True)
+class Column:
+    """A column of a table."""
+
+    title: str
+    kind: str
+    form: Callable[[Figure], str]
+    what: str | None = None
+    at: float | None = None
+
+    def cell(self, figures: Sequence[Figure], driver: str, peer: str) -> str:
+        """Return what is in it for a peer."""
+        for one in figures:
+            if (
+                (one.kind, one.driver, one.peer) == (self.kind, driver, peer)
+                and self.what in (None, one.what)
+                and self.at in (None, one.at)
+            ):
+                return "fails" if one.value is None else self.form(one)
+        return ""
+
+
+def ratio(figure: Figure) -> str:
+    """Write a ratio and its spread."""
+    return _spread(figure, lambda value: f"{value:.2f}" if value < 10 else f"{value:.0f}")
+
+
+def count(figure: Figure) -> str:
+    """Write a number of things."""
+    return _spread(figure, lambda value: f"{value:,.0f}")
+
+
+def kilobytes(figure: Figure) -> str:
+    """Write a number of bytes, thousands of them."""
+    return _spread(figure, lambda value: f"{value / 1000:.2f} kB")
+
+
+def megabytes(figure: Figure) -> str:
+    """Write a number of bytes, millions of them."""
+    return _spread(figure, lambda value: f"{value / 1000**2:.1f} MB")
+
+
+def _spread(figure: Figure, form: Callable[[float], str]) -> str:
+    assert figure.value is not None
+    middle = form(figure.value)
+    if figure.low is None or figure.high is None:
+        return middle
+    low, high = form(figure.low), form(figure.high)
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def _operation(kind: str, title: str, form: Callable[[Figure], str]) -> Column:
+    return Column(title, kind, form, title)
+
+
+def _tables(figures: Sequence[Figure], columns: Sequence[Column]) -> Iterator[str]:
+    """Write a table for each driver, a line for each peer."""
+    for driver, title in DRIVER_TITLES.items():
+        lines = [
+            f"| {title} | {' | '.join(column.title for column in columns)} |",
+            f"|---|{'---|' * len(columns)}",
+        ]
+        for peer in PEERS:
+            cells = [column.cell(figures, driver, peer) for column in columns]
+            lines.append(f"| {load_peer(peer).title} | {' | '.join(cells)} |")
+        yield "\n".join(lines)

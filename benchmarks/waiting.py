@@ -20,6 +20,7 @@ from benchmarks.figures import Figure, progress, spread
 from benchmarks.worker import workers
 
 WAIT = 0.05
+NUMBERS_OF_THREADS = (1, 5, 15, 50, 100, 200)
 
 SHARE = "requests/s of the ideal"
 P99 = "99th percentile"

@@ -102,7 +102,7 @@ class Peer(ABC):
     def close(self) -> None:
         """Close the connections."""
 
-    def end_thread(self) -> None:
+    def end_thread(self) -> None:  # noqa: B027  # most have nothing of the kind
         """Close what belongs to the thread that ends now."""
 
     def reads(self, count: int) -> None:
@@ -164,7 +164,9 @@ PEERS = {
     "peewee": "peewee:Peewee",
     "by_hand": "by_hand:ByHand",
 }
-DRIVERS = ("psycopg2", "psycopg")
+#: The drivers, and what a reader calls them.
+DRIVER_TITLES = {"psycopg2": "psycopg2", "psycopg": "psycopg 3"}
+DRIVERS = tuple(DRIVER_TITLES)
 
 
 def load_peer(name: str) -> type[Peer]:

@@ -61,7 +61,8 @@ class Django(Peer):
         from django.db import connections, models, transaction
 
         django.setup()
-        self._signals, self._connections, self._atomic = signals, connections, transaction.atomic
+        self._signals, self._connections = signals, connections
+        self._atomic: Any = transaction.atomic
 
         class Document(models.Model):  # type: ignore[misc]  # Django has no types
             title = models.TextField()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
@@ -181,7 +181,7 @@ class Autocommit(OnFlaskSQLAlchemy):
     title = "Flask-SQLAlchemy, AUTOCOMMIT (not atomic)"
     extension = SQLAlchemy
     engine_options: ClassVar[dict[str, Any]] = {"isolation_level": "AUTOCOMMIT"}
-    fails: ClassVar[dict[str, str]] = {
+    fails: ClassVar[Mapping[str, str]] = {
         "created": "a savepoint needs a transaction",
         "stream_objects": "a cursor of the server needs a transaction",
     }

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from importlib import import_module
 from typing import Any
 
 import peewee
-from playhouse import postgres_ext
 from sqlalchemy import make_url
 
 from benchmarks.peers import MAX_OVERFLOW, POOL_SIZE, Peer
+
+
+#: By its name, for type checkers know another playhouse, which has none.
+postgres_ext: Any = import_module("playhouse.postgres_ext")
 
 
 class Peewee(Peer):

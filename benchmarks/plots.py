@@ -1,0 +1,168 @@
+"""The plots of the page: SVG, narrow enough for a phone, on a ground of their own.
+
+The same figures make the same files: no date, no random names, and text that stays text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib import pyplot
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from benchmarks import cpu, growth, latency, waiting
+from benchmarks.figures import Figure
+from benchmarks.peers import DRIVER_TITLES, PEERS, READ, READ_THEN_UPDATE, TEN_READS, load_peer
+
+STYLE: Any = {
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "font.size": 10,
+    "grid.color": "#e4e4e4",
+    "lines.markersize": 4,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "benchmarks",
+}
+WIDTH = 6.0
+
+LOOKS: dict[str, dict[str, Any]] = {
+    "ours": {"color": "#c2185b", "linewidth": 2.6, "zorder": 3},
+    "stock": {"color": "#1f5fa8"},
+    "autocommit": {"color": "#1f5fa8", "linestyle": ":"},
+    "lite": {"color": "#5fa8d3", "linestyle": "--"},
+    "django": {"color": "#1b7f4b"},
+    "peewee": {"color": "#b8860b"},
+    "by_hand": {"color": "#444444", "linestyle": "--"},
+}
+
+
+def draw(directory: Path, figures: Sequence[Figure]) -> None:
+    """Draw all plots.
+
+    :param directory: Where to.
+    :param figures: What was measured.
+    """
+    directory.mkdir(exist_ok=True)
+    with matplotlib.rc_context(STYLE):
+        for driver, title in DRIVER_TITLES.items():
+            own = [one for one in figures if one.driver == driver and one.value is not None]
+            draw_cpu(directory / f"benchmarks-cpu-{driver}.svg", title, own)
+            draw_latency(directory / f"benchmarks-latency-{driver}.svg", title, own)
+            draw_waiting(directory / f"benchmarks-waiting-{driver}.svg", title, own)
+            draw_growth(directory / f"benchmarks-growth-{driver}.svg", title, own)
+
+
+def draw_cpu(file: Path, driver: str, figures: Sequence[Figure]) -> None:
+    """Draw bars for the CPU time of each operation."""
+    operations = list(dict.fromkeys(one.what for one in figures if one.kind == cpu.CPU))
+    with _panels(file, driver, len(operations), height=1.75, legend=False) as panels:
+        for panel, operation in zip(panels, operations, strict=True):
+            panel.set_title(f"{operation}: client CPU, Flask-SQLAlchemy = 1")
+            panel.grid(axis="y", visible=False)
+            panel.axvline(1.0, color="#888888", linewidth=1)
+            bars = [one for one in figures if (one.kind, one.what) == (cpu.CPU, operation)]
+            order = {peer: place for place, peer in enumerate(PEERS)}
+            for one in sorted(bars, key=lambda bar: order[bar.peer], reverse=True):
+                value, low, high = one.value or 0.0, one.low or 0.0, one.high or 0.0
+                title = load_peer(one.peer).title.replace(" (not atomic)", "\n(not atomic)")
+                color = LOOKS[one.peer]["color"]
+                panel.barh(
+                    title,
+                    value,
+                    xerr=[[value - low], [high - value]],
+                    color=color,
+                    ecolor="#222222",
+                    height=0.7,
+                )
+
+
+def draw_latency(file: Path, driver: str, figures: Sequence[Figure]) -> None:
+    """Draw lines for the time of requests over the network's delay."""
+    operations = (READ.title, TEN_READS.title, READ_THEN_UPDATE.title)
+    with _panels(file, driver, len(operations)) as panels:
+        for panel, operation in zip(panels, operations, strict=True):
+            panel.set_title(f"{operation}: time, by hand = 1")
+            _lines(panel, figures, latency.LATENCY, operation, evenly=True)
+            panel.set_xticks(range(len(latency.DELAYS)), [f"{one} ms" for one in latency.DELAYS])
+            panel.set_ylim(bottom=0)
+        panels[-1].set_xlabel("added to a round trip")
+
+
+def draw_waiting(file: Path, driver: str, figures: Sequence[Figure]) -> None:
+    """Draw lines for what is served over the number of threads."""
+    kinds = {
+        waiting.SHARE: "requests/s, ideal = 1",
+        waiting.P99: "99th percentile of the time, in waits",
+        waiting.IDLE_SECONDS: "seconds idle in a transaction, per request",
+        waiting.CONNECTIONS: "connections, the most",
+    }
+    with _panels(file, driver, len(kinds)) as panels:
+        for panel, (kind, title) in zip(panels, kinds.items(), strict=True):
+            panel.set_title(title)
+            _lines(panel, figures, kind, evenly=True)
+            numbers = waiting.NUMBERS_OF_THREADS
+            panel.set_xticks(range(len(numbers)), [str(one) for one in numbers])
+            panel.set_ylim(bottom=0)
+        panels[-1].set_xlabel("threads, each 50 ms of other work between two reads; pool of 5 + 10")
+
+
+def draw_growth(file: Path, driver: str, figures: Sequence[Figure]) -> None:
+    """Draw lines for the CPU time over the size, both with a logarithmic scale."""
+    with _panels(file, driver, len(growth.SIZES)) as panels:
+        for panel, (kind, sizes) in zip(panels, growth.SIZES.items(), strict=True):
+            panel.set_title(f"{kind}: client CPU, a read by hand = 1")
+            _lines(panel, figures, kind)
+            panel.set_xscale("log")
+            panel.set_yscale("log")
+            panel.set_xticks(sizes, [f"{one:,}" for one in sizes])
+            panel.xaxis.set_minor_formatter(NullFormatter())
+            panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+            panel.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _lines(
+    panel: Any,
+    figures: Sequence[Figure],
+    kind: str,
+    what: str | None = None,
+    evenly: bool = False,
+) -> None:
+    """Draw a line for each peer over what the figures depend on.
+
+    :param evenly: Whether the sizes are as far from each other, whatever they are.
+    """
+    own = [one for one in figures if one.kind == kind and what in (None, one.what)]
+    places = {at: place for place, at in enumerate(sorted({one.at or 0.0 for one in own}))}
+    for peer in PEERS:
+        points = sorted((one.at or 0.0, one.value) for one in own if one.peer == peer)
+        panel.plot(
+            [places[at] if evenly else at for at, _ in points],
+            [value for _, value in points],
+            marker="o",
+            label=load_peer(peer).title,
+            **LOOKS[peer],
+        )
+
+
+@contextmanager
+def _panels(
+    file: Path, driver: str, count: int, height: float = 2.5, legend: bool = True
+) -> Iterator[Sequence[Any]]:
+    """Panels one below the other, in a file."""
+    figure, panels = pyplot.subplots(
+        count, figsize=(WIDTH, height * count + 1.2), layout="constrained", squeeze=False
+    )
+    figure.suptitle(f"with {driver}", fontsize=11, x=0.01, horizontalalignment="left")
+    yield list(panels[:, 0])
+    if legend:
+        handles, titles = panels[0, 0].get_legend_handles_labels()
+        figure.legend(handles, titles, loc="outside lower left", ncols=2, frameon=False)
+    figure.savefig(file, metadata={"Date": None, "Creator": None})
+    pyplot.close(figure)
