@@ -49,11 +49,11 @@ class Effort:
     seconds: float
     """How long each serves in its turn."""
     growths: int
-    """How often they take turns at each size."""
+    """How many generations of processes show how it grows."""
 
 
 FULL = Effort(
-    generations=5, batches=12, processes=3, rows=300_000, delays=8, turns=2, seconds=1.5, growths=5
+    generations=5, batches=12, processes=3, rows=300_000, delays=8, turns=2, seconds=1.5, growths=3
 )
 QUICK = Effort(
     generations=2, batches=4, processes=1, rows=50_000, delays=3, turns=1, seconds=0.8, growths=2

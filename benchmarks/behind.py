@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 from benchmarks import cpu, growth, latency, memory, round_trips, waiting
 from benchmarks.figures import Figure
@@ -11,106 +12,138 @@ from benchmarks.peers import DRIVER_TITLES, load_peer
 #: Where more is better. Everywhere else less is.
 MORE = {waiting.SHARE}
 
+#: Why, by the names of the peers.
+Reasons: TypeAlias = dict[tuple[str, ...], str]
+
 #: A figure counts when the spreads do not overlap and it differs by more than this.
 LEAST = 1.05
 
-_ORM = "SQLAlchemy's ORM does more for each object and statement, and Flask for each request."
-_CPU = {
-    ("stock", "lite"): (
-        "A transaction leaves autocommit and comes back; the session looks whether the server is "
-        "still there and whether the transaction was aborted, and after each statement whether "
-        "the pool needs its connection."
+_FLASK = ("stock", "lite")
+_AUTOCOMMIT = ("autocommit",)
+_SQLALCHEMY = (*_FLASK, *_AUTOCOMMIT)
+_OTHER_ORMS = ("django", "peewee")
+_BY_HAND = ("by_hand",)
+_ALL = (*_SQLALCHEMY, *_OTHER_ORMS, *_BY_HAND)
+
+_CPU: Reasons = {
+    _SQLALCHEMY: (
+        "a transaction takes a connection out of autocommit and back, with looks whether the "
+        "server is still there and whether the transaction was aborted; a statement outside asks "
+        "whether the pool needs the connection, and `filter_by_or_create` checks what it is called "
+        "with"
     ),
-    ("autocommit",): "The same as beside Flask-SQLAlchemy; its commits send and undo nothing.",
-    ("django", "peewee"): _ORM,
-    ("by_hand",): "There is no ORM and no Flask: this is the floor.",
+    _OTHER_ORMS: (
+        "SQLAlchemy's session keeps track of each object, which theirs do not have, and Flask's "
+        "context is part of the request"
+    ),
+    _BY_HAND: "there is no ORM and no Flask: this is the floor",
+}
+_THREADS: Reasons = {
+    _ALL: (
+        "Python runs one thread of a process at a time, so what counts with many threads is the "
+        "client's CPU; where the pool has no spare connection, giving it back after each "
+        "statement costs some, too. Who has a connection for each thread need not wait for one"
+    ),
 }
 
-#: By the kind of figure, for some peers each.
-WHY: dict[str, dict[tuple[str, ...], str]] = {
-    round_trips.ROUND_TRIPS: {
-        ("stock", "lite"): "None is known.",
-        ("autocommit",): "It has no BEGIN and no COMMIT, so what fails half-way stays half done.",
-        ("django", "peewee"): (
-            "SQLAlchemy inserts 1,000 rows with a statement on psycopg2, these all with one."
-        ),
-        ("by_hand",): "By hand it is one COPY, which needs no transaction.",
-    },
-    cpu.CALLS: _CPU,
-    cpu.CPU: _CPU,
-    cpu.INSTRUCTIONS: _CPU,
-    memory.HELD: {
-        ("stock", "lite", "autocommit"): "The objects are the same; what differs is between runs.",
-        ("django", "peewee"): (
-            "A session keeps a state for each object, a reference to it, and what was loaded."
-        ),
-        ("by_hand",): "A row is a tuple.",
-    },
-    memory.STREAMED: {
-        ("stock", "lite"): "A cursor WITH HOLD keeps nothing in the client; the rest is ours.",
-        ("django", "peewee", "by_hand"): "A portion of objects is larger, as above.",
-    },
-    latency.LATENCY: {
-        ("stock", "lite"): "The client's CPU, while nothing else takes time.",
-        ("autocommit",): "It has fewer round trips, for it is not atomic.",
-        ("django", "peewee"): "The client's CPU, while nothing else takes time.",
-        ("by_hand",): "The client's CPU, while nothing else takes time.",
-    },
-    waiting.SHARE: {
-        ("stock", "lite", "autocommit"): "The client's CPU: Python runs one thread at a time.",
-        ("django", "peewee", "by_hand"): "The client's CPU: Python runs one thread at a time.",
-    },
-    waiting.P99: {
-        ("stock", "lite", "autocommit"): "The client's CPU: Python runs one thread at a time.",
-        ("django", "peewee", "by_hand"): "The client's CPU: Python runs one thread at a time.",
-    },
-    growth.READS: _CPU,
-    growth.ROWS: _CPU,
-    growth.READ_AMONG: _CPU,
-    growth.UPDATE_AMONG: _CPU,
+#: Figures that belong together, and the reasons, for some peers each.
+KINDS: dict[str, tuple[tuple[str, ...], Reasons]] = {
+    "Round trips": (
+        (round_trips.ROUND_TRIPS,),
+        {
+            _SQLALCHEMY: "in autocommit there is no BEGIN and no COMMIT, and so nothing to undo",
+            _OTHER_ORMS: "SQLAlchemy inserts with several statements what they insert with one",
+            _BY_HAND: "a COPY brings all rows at once, and needs no transaction",
+        },
+    ),
+    "Client CPU": ((cpu.CPU,), _CPU),
+    "Python calls": ((cpu.CALLS,), _CPU),
+    "Client instructions": ((cpu.INSTRUCTIONS,), _CPU),
+    "Memory": (
+        (memory.HELD, memory.STREAMED),
+        {
+            _SQLALCHEMY: "the objects are the same; a stream outside has a cursor of our own",
+            _OTHER_ORMS: "a session keeps a state for each object, and the portion is of those",
+            _BY_HAND: "a row is a tuple",
+        },
+    ),
+    "Latency": (
+        (latency.LATENCY,),
+        {
+            (*_FLASK, *_OTHER_ORMS, *_BY_HAND): (
+                "with as many round trips, what is left is the client's CPU, as above"
+            ),
+            _AUTOCOMMIT: "in autocommit there is no BEGIN and no COMMIT, and so less to wait for",
+        },
+    ),
+    "Requests that wait": ((waiting.SHARE, waiting.P99), _THREADS),
+    "How the cost grows, at the largest size": (
+        tuple(growth.SIZES),
+        {
+            _SQLALCHEMY: _CPU[_SQLALCHEMY],
+            _OTHER_ORMS: (
+                "as for the client's CPU; and a commit expires each object that the session has, "
+                "as it does on Flask-SQLAlchemy"
+            ),
+            _BY_HAND: "there is no ORM and no Flask: this is the floor",
+        },
+    ),
 }
 
 
 def text(figures: Sequence[Figure]) -> str:
     """Return the list for the page."""
-    return "\n".join(_lines(figures)) or "This run found nothing."
+    parts: list[str] = []
+    for title, (kinds, reasons) in KINDS.items():
+        lines = list(_lines([one for one in figures if one.kind in kinds], reasons))
+        if lines:
+            parts.append("\n".join([f"**{title}**", "", *lines]))
+    return "\n\n".join(parts) or "This run found nothing."
 
 
-def _lines(figures: Sequence[Figure]) -> Iterator[str]:
+def _lines(figures: Sequence[Figure], reasons: Reasons) -> Iterator[str]:
     largest = {kind: max(sizes) for kind, sizes in growth.SIZES.items()}
-    looked_at = [one for one in figures if one.at == largest.get(one.kind, one.at)]
-    for kind, reasons in WHY.items():
-        own = [one for one in looked_at if one.kind == kind]
-        ours = {(one.driver, one.what, one.at): one for one in own if one.peer == "ours"}
-        for peers, why in reasons.items():
-            found: dict[tuple[str, str], list[str]] = {}
-            for one in own:
-                times = _times(ours[one.driver, one.what, one.at], one)
-                if one.peer in peers and times is not None:
-                    found.setdefault((one.peer, one.driver), []).append(_place(one, times))
+    own = [one for one in figures if one.at == largest.get(one.kind, one.at)]
+    ours = {_key(one): one for one in own if one.peer == "ours"}
+    for peers, reason in reasons.items():
+        places: list[str] = []
+        for peer in peers:
+            compared = [(times(ours[_key(one)], one), one) for one in own if one.peer == peer]
+            found = [(factor, one) for factor, one in compared if factor is not None]
             if found:
-                yield f"- **{kind[0].upper()}{kind[1:]}.** {why}"
-            for (peer, driver), places in found.items():
-                yield f"  - {load_peer(peer).title}, {DRIVER_TITLES[driver]}: {', '.join(places)}"
+                most, where = max(found, key=lambda pair: pair[0])
+                places.append(
+                    f"{load_peer(peer).title} in {len(found)} of {len(compared)} figures, by up to "
+                    f"{most:.2f} times ({_place(where)})"
+                )
+        if places:
+            yield f"- {'; '.join(places)}. *Why:* {reason}."
 
 
-def _times(ours: Figure, other: Figure) -> float | None:
-    """Return how many times as much we need; nothing where we are not behind."""
+def _key(figure: Figure) -> tuple[object, ...]:
+    return figure.kind, figure.what, figure.driver, figure.at
+
+
+def times(ours: Figure, other: Figure) -> float | None:
+    """Return how many times worse ours is; nothing where we are not behind.
+
+    :param ours: Our figure.
+    :param other: A peer's.
+    """
     if ours.value is None or not other.value:
         return None
     worse, better = (other, ours) if ours.kind in MORE else (ours, other)
-    times = (worse.value or 0.0) / (better.value or 1.0)
+    factor = (worse.value or 0.0) / (better.value or 1.0)
     apart = worse.low is None or better.high is None or worse.low > better.high
-    return times if times > LEAST and apart else None
+    return factor if factor > LEAST and apart else None
 
 
-def _place(figure: Figure, times: float) -> str:
-    at = ""
+def _place(figure: Figure) -> str:
+    place = figure.what
     if figure.kind == latency.LATENCY:
-        at = f" at {figure.at:.0f} ms"
-    elif figure.kind in (waiting.SHARE, waiting.P99):
-        at = f" with {figure.at:.0f} threads"
+        place += f" at {figure.at:.0f} ms"
+    elif figure.kind in MORE or figure.kind == waiting.P99:
+        place = f"{figure.kind} with {figure.at:.0f} threads"
     elif figure.kind in growth.SIZES:
-        at = f" at {figure.at:,.0f}"
-    what = "" if figure.kind in (waiting.SHARE, waiting.P99, figure.what) else figure.what
-    return f"{what}{at} {times:.2f}".strip()
+        place += f": {figure.at:,.0f}"
+    return f"{place}, {DRIVER_TITLES[figure.driver]}"

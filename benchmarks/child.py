@@ -86,15 +86,8 @@ def among(peer: Peer, count: int, repetitions: int) -> tuple[float, float]:
     :returns: the seconds of a read of one more by its key, and of an update of one of them.
     """
     found: list[tuple[float, float]] = []
-    for repetition in range(repetitions + 1):
-        with peer.request():
-            objects = peer.load(count)
-            gc.collect()
-            start = time.thread_time()
-            peer.get(count + 1)
-            read = time.thread_time()
-            peer.update(objects[0], f"title {repetition}")
-            end = time.thread_time()
+    for _ in range(repetitions + 1):
+        start, read, end = peer.read_then_update_among(count, time.thread_time)
         found.append((read - start, end - read))
     reads, updates = zip(*found[1:], strict=True)  # the first one warmed up
     return statistics.median(reads), statistics.median(updates)

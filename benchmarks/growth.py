@@ -17,11 +17,12 @@ UPDATE_AMONG = "update, with objects in the session"
 
 _READS = (1, 3, 10, 30, 100)
 _OBJECTS = (1, 10, 100, 1_000, 10_000)
+_TURNS = 3  # how often the peers take turns in a generation
 SIZES = {READS: _READS, ROWS: _OBJECTS, READ_AMONG: _OBJECTS, UPDATE_AMONG: _OBJECTS}
 
 
 def measure(
-    driver: str, url: str, peers: Sequence[str], floor: str, turns: int
+    driver: str, url: str, peers: Sequence[str], floor: str, generations: int
 ) -> Iterator[Figure]:
     """Measure all of them.
 
@@ -29,33 +30,32 @@ def measure(
     :param url: The database.
     :param peers: The names of the peers.
     :param floor: The name of the one that reads by hand.
-    :param turns: How often the peers take turns.
+    :param generations: How many generations of processes; the spread is from one to the other.
     """
-    with workers(peers, url) as all_workers:
-        units = in_turns([all_workers[floor]], 3 * turns, "cpu", READ)
-        unit = statistics.median(units[floor])
-        working = list(all_workers.values())
-        for count in _READS:
-            progress(f"{count} reads in a request, {driver}")
-            operation = Operation(READS, "reads", (count,), max(1, 20 // count))
-            yield from _cpu(driver, working, operation, count, unit, turns)
-        for count in _OBJECTS:
-            progress(f"{count:,} rows of a result, {driver}")
-            operation = Operation(ROWS, "load_many", (count,), max(1, 20 // count))
-            yield from _cpu(driver, working, operation, count, unit, turns)
-        for count in _OBJECTS:
-            progress(f"{count:,} objects in the session, {driver}")
-            repetitions = 3 if count > 1000 else 9
-            for peer, found in in_turns(working, turns, "among", count, repetitions).items():
-                reads, updates = zip(*found, strict=True)
-                for kind, seconds in ((READ_AMONG, reads), (UPDATE_AMONG, updates)):
-                    costs = [one / unit for one in seconds]
-                    yield spread(kind, kind, driver, peer, costs, at=count)
+    costs: dict[tuple[str, int, str], list[float]] = {}
+    for generation in range(generations):
+        progress(f"growth, {driver}, {generation + 1} of {generations}")
+        with workers(peers, url) as all_workers:
+            for kind, at, peer, cost in _costs(all_workers, floor):
+                costs.setdefault((kind, at, peer), []).append(cost)
+    for (kind, at, peer), values in costs.items():
+        yield spread(kind, kind, driver, peer, values, at=at)
 
 
-def _cpu(
-    driver: str, working: list[Worker], operation: Operation, count: int, unit: float, turns: int
-) -> Iterator[Figure]:
-    for peer, seconds in in_turns(working, turns, "cpu", operation).items():
-        costs = [one / unit for one in seconds]
-        yield spread(operation.title, operation.title, driver, peer, costs, at=count)
+def _costs(all_workers: dict[str, Worker], floor: str) -> Iterator[tuple[str, int, str, float]]:
+    """Measure in one generation of processes; give the kind, the size, the peer and the cost."""
+    units = in_turns([all_workers[floor]], 3 * _TURNS, "cpu", READ)
+    unit = statistics.median(units[floor])
+    working = list(all_workers.values())
+    for kind, method in ((READS, "reads"), (ROWS, "load_many")):
+        for size in SIZES[kind]:
+            operation = Operation(kind, method, (size,), max(1, 20 // size))
+            for peer, seconds in in_turns(working, _TURNS, "cpu", operation).items():
+                yield kind, size, peer, statistics.median(seconds) / unit
+    for size in SIZES[UPDATE_AMONG]:
+        repetitions = 3 if size > 1000 else 9
+        for peer, found in in_turns(working, _TURNS, "among", size, repetitions).items():
+            for kind, times in zip(
+                (READ_AMONG, UPDATE_AMONG), zip(*found, strict=True), strict=True
+            ):
+                yield kind, size, peer, statistics.median(times) / unit

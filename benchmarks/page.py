@@ -53,8 +53,13 @@ def parts(facts: Sequence[str], figures: Sequence[Figure]) -> dict[str, str]:
             for delay in latency.DELAYS
         ],
         "served": [
-            Column(f"{count:,} threads", waiting.SHARE, ratio, at=count)
-            for count in waiting.NUMBERS_OF_THREADS
+            Column(
+                "1 thread" if threads == 1 else f"{threads} threads",
+                waiting.SHARE,
+                ratio,
+                at=threads,
+            )
+            for threads in waiting.NUMBERS_OF_THREADS
         ],
         "crowd": [
             Column(title, kind, form, at=waiting.NUMBERS_OF_THREADS[-1])
@@ -66,7 +71,7 @@ def parts(facts: Sequence[str], figures: Sequence[Figure]) -> dict[str, str]:
             )
         ],
         "growth": [
-            Column(f"{sizes[-1]:,} {kind}", kind, ratio, at=sizes[-1])
+            Column(f"{kind}: {sizes[-1]:,}", kind, ratio, at=sizes[-1])
             for kind, sizes in growth.SIZES.items()
         ],
     }

@@ -12,18 +12,20 @@ from typing import Any
 
 import matplotlib
 from matplotlib import pyplot
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter
 
 from benchmarks import cpu, growth, latency, waiting
 from benchmarks.figures import Figure
 from benchmarks.peers import DRIVER_TITLES, PEERS, READ, READ_THEN_UPDATE, TEN_READS, load_peer
 
 STYLE: Any = {
+    "axes.axisbelow": True,
     "axes.grid": True,
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlelocation": "left",
     "axes.titlesize": 11,
+    "font.sans-serif": ["DejaVu Sans"],
     "font.size": 10,
     "grid.color": "#e4e4e4",
     "lines.markersize": 4,
@@ -62,16 +64,17 @@ def draw(directory: Path, figures: Sequence[Figure]) -> None:
 def draw_cpu(file: Path, driver: str, figures: Sequence[Figure]) -> None:
     """Draw bars for the CPU time of each operation."""
     operations = list(dict.fromkeys(one.what for one in figures if one.kind == cpu.CPU))
-    with _panels(file, driver, len(operations), height=1.75, legend=False) as panels:
+    title = f"{driver}: client CPU, Flask-SQLAlchemy = 1"
+    with _panels(file, title, len(operations), height=1.6, legend=False) as panels:
         for panel, operation in zip(panels, operations, strict=True):
-            panel.set_title(f"{operation}: client CPU, Flask-SQLAlchemy = 1")
+            panel.set_title(operation)
             panel.grid(axis="y", visible=False)
             panel.axvline(1.0, color="#888888", linewidth=1)
             bars = [one for one in figures if (one.kind, one.what) == (cpu.CPU, operation)]
             order = {peer: place for place, peer in enumerate(PEERS)}
             for one in sorted(bars, key=lambda bar: order[bar.peer], reverse=True):
                 value, low, high = one.value or 0.0, one.low or 0.0, one.high or 0.0
-                title = load_peer(one.peer).title.replace(" (not atomic)", "\n(not atomic)")
+                title = load_peer(one.peer).title.removeprefix("Flask-SQLAlchemy, ")
                 color = LOOKS[one.peer]["color"]
                 panel.barh(
                     title,
@@ -86,9 +89,9 @@ def draw_cpu(file: Path, driver: str, figures: Sequence[Figure]) -> None:
 def draw_latency(file: Path, driver: str, figures: Sequence[Figure]) -> None:
     """Draw lines for the time of requests over the network's delay."""
     operations = (READ.title, TEN_READS.title, READ_THEN_UPDATE.title)
-    with _panels(file, driver, len(operations)) as panels:
+    with _panels(file, f"{driver}: time, by hand = 1", len(operations)) as panels:
         for panel, operation in zip(panels, operations, strict=True):
-            panel.set_title(f"{operation}: time, by hand = 1")
+            panel.set_title(operation)
             _lines(panel, figures, latency.LATENCY, operation, evenly=True)
             panel.set_xticks(range(len(latency.DELAYS)), [f"{one} ms" for one in latency.DELAYS])
             panel.set_ylim(bottom=0)
@@ -115,16 +118,16 @@ def draw_waiting(file: Path, driver: str, figures: Sequence[Figure]) -> None:
 
 def draw_growth(file: Path, driver: str, figures: Sequence[Figure]) -> None:
     """Draw lines for the CPU time over the size, both with a logarithmic scale."""
-    with _panels(file, driver, len(growth.SIZES)) as panels:
+    title = f"{driver}: client CPU, one read by hand = 1"
+    with _panels(file, title, len(growth.SIZES)) as panels:
         for panel, (kind, sizes) in zip(panels, growth.SIZES.items(), strict=True):
-            panel.set_title(f"{kind}: client CPU, a read by hand = 1")
+            panel.set_title(kind)
             _lines(panel, figures, kind)
             panel.set_xscale("log")
             panel.set_yscale("log")
             panel.set_xticks(sizes, [f"{one:,}" for one in sizes])
-            panel.xaxis.set_minor_formatter(NullFormatter())
             panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-            panel.yaxis.set_minor_formatter(NullFormatter())
+            panel.minorticks_off()
 
 
 def _lines(
@@ -153,13 +156,13 @@ def _lines(
 
 @contextmanager
 def _panels(
-    file: Path, driver: str, count: int, height: float = 2.5, legend: bool = True
+    file: Path, title: str, count: int, height: float = 2.5, legend: bool = True
 ) -> Iterator[Sequence[Any]]:
     """Panels one below the other, in a file."""
     figure, panels = pyplot.subplots(
         count, figsize=(WIDTH, height * count + 1.2), layout="constrained", squeeze=False
     )
-    figure.suptitle(f"with {driver}", fontsize=11, x=0.01, horizontalalignment="left")
+    figure.suptitle(title, fontsize=12, x=0.01, horizontalalignment="left")
     yield list(panels[:, 0])
     if legend:
         handles, titles = panels[0, 0].get_legend_handles_labels()

@@ -94,6 +94,7 @@ CONTENTS = {
         "troubleshooting",
         "limitations",
         "neighbours",
+        "benchmarks",
         "reference/index",
         "../CHANGES",
     ],

@@ -6,10 +6,11 @@ at once. An operation is what a request does with the database, its begin and it
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
@@ -114,7 +115,7 @@ class Peer(ABC):
     def read_then_update(self) -> None:
         """Read one document by its key and store a change of it."""
         with self.request():
-            self.update(self.get(1), f"title {self._next()}")
+            self.update(self.get(1), self._new())
 
     def found(self) -> None:
         """Get or create what is there."""
@@ -124,7 +125,7 @@ class Peer(ABC):
     def created(self) -> None:
         """Get or create what is not there."""
         with self.request():
-            self.get_or_create(f"{os.getpid()}-{self._next()}")
+            self.get_or_create(self._new())
 
     def insert_many(self, count: int) -> None:
         """Store many notes at once."""
@@ -148,9 +149,26 @@ class Peer(ABC):
         with self.request():
             yield from self.stream()
 
-    def _next(self) -> int:
+    def read_then_update_among(self, count: int, clock: Callable[[], float]) -> list[float]:
+        """Read many documents; then one more by its key, and change one.
+
+        :param clock: Tells the time.
+        :returns: what it told before the read, after it, and after the update.
+        """
+        with self.request():
+            documents = self.load(count)
+            gc.collect()
+            times = [clock()]
+            self.get(count + 1)
+            times.append(clock())
+            self.update(documents[0], self._new())
+            times.append(clock())
+        return times
+
+    def _new(self) -> str:
+        """Return a text that is nowhere yet: what sets the same again may send no UPDATE."""
         self._count += 1
-        return self._count
+        return f"{os.getpid()}-{self._count}"
 
 
 #: Where each peer is, by the name that the processes call it. One that is not installed may be

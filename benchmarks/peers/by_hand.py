@@ -104,7 +104,10 @@ class ByHand(Peer):
     def load(self, count: int) -> list[Any]:
         """A SELECT."""
         with self.connection() as connection, connection.cursor() as cursor:
-            cursor.execute("SELECT id, title FROM document WHERE id <= %s", (count,))
+            cursor.execute(
+                "SELECT id, title FROM document WHERE id <= %s ORDER BY id",
+                (count,),
+            )
             rows: list[Any] = cursor.fetchall()
             return rows
 

@@ -116,7 +116,7 @@ class Django(Peer):
 
     def load(self, count: int) -> list[Any]:
         """``objects.filter()``."""
-        return list(self.document.objects.filter(pk__lte=count))
+        return list(self.document.objects.filter(pk__lte=count).order_by("pk"))
 
     def stream(self) -> Iterator[Any]:
         """``iterator()``."""

@@ -94,7 +94,8 @@ class OnSQLAlchemy(Peer):
 
     def load(self, count: int) -> list[Any]:
         """``Session.scalars()``."""
-        statement = select(self.document).where(self.document.id <= count)
+        document = self.document
+        statement = select(document).where(document.id <= count).order_by(document.id)
         return list(self.session.scalars(statement))
 
     def stream(self) -> Iterator[Any]:

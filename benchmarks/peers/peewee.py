@@ -12,7 +12,6 @@ from sqlalchemy import make_url
 
 from benchmarks.peers import MAX_OVERFLOW, POOL_SIZE, Peer
 
-
 #: By its name, for type checkers know another playhouse, which has none.
 postgres_ext: Any = import_module("playhouse.postgres_ext")
 
@@ -94,7 +93,8 @@ class Peewee(Peer):
 
     def load(self, count: int) -> list[Any]:
         """``select()``."""
-        return list(self.document.select().where(self.document.id <= count))
+        document = self.document
+        return list(document.select().where(document.id <= count).order_by(document.id))
 
     def stream(self) -> Iterator[Any]:
         """``ServerSide()``."""
