@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
+from benchmarks import waiting
+from benchmarks.behind import times
+from benchmarks.figures import Figure
 from benchmarks.peers import (
     CREATED,
     FOUND,
@@ -144,3 +147,31 @@ def test_what_is_said_to_fail_fails(
     with Worker(peer, url) as worker, pytest.raises(RuntimeError, match="has ended"):
         worker.do(*task)
     assert "transaction" in capfd.readouterr().err
+
+
+def figure(value: float | None, low: float | None = None, high: float | None = None) -> Figure:
+    return Figure("client CPU", "read by key", "psycopg2", "ours", value, low, high)
+
+
+@pytest.mark.parametrize(
+    ("ours", "other", "expected"),
+    [
+        (figure(4), figure(2), 2.0),
+        (figure(4, 3, 5), figure(2, 1, 2.5), 2.0),
+        (figure(4, 2, 5), figure(2, 1, 2.5), None),  # it may be the spread
+        (figure(2.05), figure(2), None),
+        (figure(2), figure(4), None),
+        (figure(None), figure(4), None),
+        (figure(2), figure(None), None),
+    ],
+)
+def test_where_we_are_behind_is_found_in_the_figures(
+    ours: Figure, other: Figure, expected: float | None
+) -> None:
+    assert times(ours, other) == expected
+
+
+def test_of_what_more_is_better_less_is_behind() -> None:
+    less, more = (replace(figure(value), kind=waiting.SHARE) for value in (0.4, 0.8))
+    assert times(less, more) == 2.0
+    assert times(more, less) is None
