@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ class Effort:
 
 
 FULL = Effort(
-    generations=5, batches=12, processes=3, rows=300_000, delays=8, turns=2, seconds=1.5, growths=3
+    generations=4, batches=10, processes=3, rows=300_000, delays=8, turns=2, seconds=1.2, growths=3
 )
 QUICK = Effort(
     generations=2, batches=4, processes=1, rows=50_000, delays=3, turns=1, seconds=0.8, growths=2
@@ -68,11 +69,17 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.draw:
         effort = QUICK if arguments.quick else FULL
+        busy = os.getloadavg()[0] > 1
         with setting(effort.rows) as where:
             plain = [asdict(figure) for figure in measure(where, effort)]
             facts = [where.versions(*OTHERS)]
         if arguments.quick:
             facts.append("This was a quick run: the ratios are rough.")
+        if busy:
+            facts.append(
+                "Other programs kept the machine busy when the run began: the times are rougher "
+                "than their spread says."
+            )
         MEASURED.parent.mkdir(exist_ok=True)
         MEASURED.write_text(json.dumps({"facts": facts, "figures": plain}), encoding="utf-8")
     measured = json.loads(MEASURED.read_text(encoding="utf-8"))

@@ -73,7 +73,10 @@ KINDS: dict[str, tuple[tuple[str, ...], Reasons]] = {
             (*_FLASK, *_OTHER_ORMS, *_BY_HAND): (
                 "with as many round trips, what is left is the client's CPU, as above"
             ),
-            _AUTOCOMMIT: "in autocommit there is no BEGIN and no COMMIT, and so less to wait for",
+            _AUTOCOMMIT: (
+                "in autocommit there is no BEGIN and no COMMIT, and so less to wait for; what is "
+                "left is the client's CPU"
+            ),
         },
     ),
     "Requests that wait": ((waiting.SHARE, waiting.P99), _THREADS),
