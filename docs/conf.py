@@ -26,7 +26,7 @@ release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 root_doc = "docs/index"
-include_patterns = ["README.md", "CHANGES.md", "docs/**"]
+include_patterns = ["README.md", "CHANGES.md", "CONTRIBUTING.md", "SECURITY.md", "docs/**"]
 exclude_patterns = [".*", "build"]
 
 # Anchors as GitHub makes them of headings, for links such as page.md#limitations.
@@ -97,6 +97,8 @@ CONTENTS = {
         "benchmarks",
         "reference/index",
         "../CHANGES",
+        "../CONTRIBUTING",
+        "../SECURITY",
     ],
 }
 
