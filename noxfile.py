@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
-import re
+import shutil
 import sys
+import tarfile
+import tempfile
+from glob import glob
+from itertools import chain
 
 import nox
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
-nox.needs_version = ">=2024.4.15"
+nox.needs_version = ">=2025.2.9"
 nox.options.sessions = ["tests"]
 nox.options.default_venv_backend = "virtualenv"
 
+PROJECT = nox.project.load_toml("pyproject.toml")
 DRIVERS = ["psycopg2", "psycopg"]
 LINES = ["2.1", "2.0"]
 
@@ -27,12 +34,13 @@ PATIENCE = 30.0
 WITH_SLOW = {("psycopg2", "2.1"), ("psycopg", "2.0")}
 
 
-def pytest(session: nox.Session, *arguments: str, **env: str) -> None:
+def pytest(session: nox.Session, *arguments: str, python: str = "python", **env: str) -> None:
     """Run the tests against the given environment; what follows ``--`` goes to pytest."""
     session.run(
-        "python", "-m", "pytest", f"--numprocesses={WORKERS}", "--dist=worksteal",
+        python, "-m", "pytest", f"--numprocesses={WORKERS}", "--dist=worksteal",
         *arguments, *session.posargs,
         env=env,
+        external=python != "python",
         interrupt_timeout=PATIENCE,
     )  # fmt: skip
 
@@ -71,28 +79,57 @@ def postgres16(session: nox.Session) -> None:
 def lint(session: nox.Session) -> None:
     """ruff, strict mypy and pyright."""
     session.install(".[dev]")
-    session.run("ruff", "check")
-    session.run("ruff", "format", "--check")
-    session.run("mypy")
-    session.run("pyright")
+    run_linters(session)
 
 
 @nox.session
-def lowest(session: nox.Session) -> None:
-    """The tests with the lowest version of each dependency that pyproject.toml allows."""
-    project = nox.project.load_toml("pyproject.toml")["project"]
-    extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["flask"], *extras["psycopg"]]
-    session.install(".[test]", *(re.sub(r">=([^,]+).*", r"==\1", one) for one in wanted))
+@nox.parametrize("what", ["tests", "docs", "lint"], ids=["tests", "docs", "lint"])
+def lowest(session: nox.Session, what: str) -> None:
+    """The tests, the docs and lint with the lowest version of each dependency of pyproject.toml."""
+    if what == "tests":
+        extras = ["celery", "flask", "psycopg", "psycopg2", "pytest", "retry", "test"]
+        session.install(".[test]", *floors("dependencies", *extras))
+        for driver in DRIVERS:
+            pytest(session, TEST_DRIVER=driver)
+    elif what == "docs":
+        session.install(".[docs]", *floors("docs"))
+        build_site(session)
+    else:
+        session.install(".[dev]", *floors("dev"))
+        run_linters(session)
+
+
+@nox.session(python=nox.project.python_versions(PROJECT))
+def pythons(session: nox.Session) -> None:
+    """The tests on each Python that pyproject.toml names and that is installed here."""
+    session.install(".[test]")
     for driver in DRIVERS:
         pytest(session, TEST_DRIVER=driver)
 
 
-@nox.session(python=["3.10", "3.11", "3.12", "3.13"])
-def pythons(session: nox.Session) -> None:
-    """The tests on each Python that is installed here."""
-    session.install(".[test]")
-    pytest(session, TEST_DRIVER="psycopg")
+@nox.session
+def release(session: nox.Session) -> None:
+    """Build the wheel and the sdist into ``dist``; look into both; run the tests of the sdist."""
+    session.install("build", "twine", "pytest>=8")
+    shutil.rmtree("dist", ignore_errors=True)
+    session.run("python", "-m", "build", silent=True)
+    [wheel], [sdist] = glob("dist/*.whl"), glob("dist/*.tar.gz")
+    session.run("twine", "check", "--strict", wheel, sdist)
+    session.run(
+        "python", "-m", "pytest", "--noconftest", "tests/test_distributions.py",
+        env={"DISTRIBUTIONS": "dist"},
+    )  # fmt: skip
+    session.install(f"{wheel}[flask]")
+    installed(session)
+    # Elsewhere, so that nothing of the checkout is found, nor its git.
+    with tempfile.TemporaryDirectory() as elsewhere:
+        with tarfile.open(sdist) as archive:
+            archive.extractall(elsewhere)  # made above
+        python = os.path.join(elsewhere, "venv", "bin", "python")
+        session.run("python", "-m", "venv", os.path.dirname(os.path.dirname(python)))
+        with session.chdir(os.path.join(elsewhere, os.path.basename(sdist)[: -len(".tar.gz")])):
+            session.run(python, "-m", "pip", "install", "--quiet", ".[test]", external=True)
+            pytest(session, python=python, TEST_DRIVER="psycopg2")
 
 
 @nox.session
@@ -124,6 +161,19 @@ def bench(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Build the docs site into ``build/site``, and look for broken links and wide pages."""
     session.install(".[docs]")
+    build_site(session)
+
+
+def run_linters(session: nox.Session) -> None:
+    """ruff, mypy and pyright, over all files."""
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("mypy")
+    session.run("pyright")
+
+
+def build_site(session: nox.Session) -> None:
+    """Build the docs site and look at it; what follows ``--`` goes to pytest."""
     site = os.path.join("build", "site")
     session.run(
         "sphinx-build", "--fail-on-warning", "--keep-going", "--fresh-env", "--quiet",
@@ -141,6 +191,19 @@ def install(session: nox.Session, line: str) -> None:
     if line == "2.1" and sys.version_info < (3, 11):
         session.skip("SQLAlchemy 2.1 needs Python 3.11: this Python tests with 2.0.")
     session.install(".[test]", f"sqlalchemy~={line}.0")
+
+
+def floors(*groups: str) -> list[str]:
+    """Return what the package ("dependencies") or an extra requires, at its lowest version."""
+    project = PROJECT["project"]
+    all_groups = project["optional-dependencies"] | {"dependencies": project["dependencies"]}
+    pinned = []
+    for requirement in map(Requirement, chain(*(all_groups[group] for group in groups))):
+        for specifier in requirement.specifier:
+            if specifier.operator == ">=":
+                requirement.specifier = SpecifierSet(f"=={specifier.version}")
+                pinned.append(str(requirement))
+    return pinned
 
 
 def installed(session: nox.Session) -> None:

@@ -269,10 +269,17 @@ class Interrupter:
         self._package = str(Path(fictive_sqlalchemy.__file__).parent)
 
     def run(self, call: Callable[[], object]) -> None:
+        # An error raised here at the end of an `except` leaves the one that was handled as the
+        # current one: in a generator that ends with it, else all later errors would come from it.
+        for _ in self._traced(call):
+            pass
+
+    def _traced(self, call: Callable[[], object]) -> Iterator[None]:
         before = sys.gettrace()
         sys.settrace(self._trace)
         try:
             call()
+            yield
         finally:
             sys.settrace(before)
 
