@@ -12,7 +12,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib import pyplot
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from benchmarks import cpu, growth, latency, waiting
 from benchmarks.figures import Figure
@@ -128,6 +128,7 @@ def draw_growth(file: Path, driver: str, figures: Sequence[Figure]) -> None:
             panel.set_xticks(sizes, [f"{one:,}" for one in sizes])
             panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
             panel.minorticks_off()
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
 
 
 def _lines(
