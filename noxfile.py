@@ -115,12 +115,12 @@ def release(session: nox.Session) -> None:
     session.run("python", "-m", "build", silent=True)
     [wheel], [sdist] = glob("dist/*.whl"), glob("dist/*.tar.gz")
     session.run("twine", "check", "--strict", wheel, sdist)
+    session.install(f"{wheel}[flask]")
+    installed(session)
     session.run(
         "python", "-m", "pytest", "--noconftest", "tests/test_distributions.py",
         env={"DISTRIBUTIONS": "dist"},
     )  # fmt: skip
-    session.install(f"{wheel}[flask]")
-    installed(session)
     # Elsewhere, so that nothing of the checkout is found, nor its git.
     with tempfile.TemporaryDirectory() as elsewhere:
         with tarfile.open(sdist) as archive:
