@@ -119,10 +119,12 @@ class OptInSession(Session):
             transaction.has_ended()
         if isinstance(transaction, OptInSessionTransaction):
             self._state = OUTSIDE
-            for connection in transaction.taken:
-                connection.taken_by = None
-                connection.put_options_back()
             for connection in self._loans.values():
+                if connection.taken_by is transaction:
+                    connection.taken_by = None
+                    connection.put_options_back()
+                    if connection.is_inside():  # an interruption came on its way back
+                        connection.close()
                 connection.give_back_if_wanted()
 
     def object_deleted(self, instance: object) -> None:

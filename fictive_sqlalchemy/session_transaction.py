@@ -229,8 +229,8 @@ class OptInSessionTransaction(Block):
         options = connection.transaction_options
         if self.options is not DEFAULT:
             connection.transaction_options = self.options.over(options)
-        connection.taken_by = self
         connection.note_options()
+        connection.taken_by = self
         try:
             super()._connection_for_bind(connection, execution_options)  # private: as above
         except BaseException:

@@ -9,6 +9,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -262,7 +263,8 @@ class Interruption(BaseException):
 class Interrupter:
     """Traces the lines of the package that a call runs, and can raise at one of them."""
 
-    def __init__(self, at: int | None = None) -> None:
+    def __init__(self, at: int | None = None, function: str | None = None) -> None:
+        self._function = function
         self.lines: list[tuple[str, int]] = []
         self.has_raised = False
         self._at = at
@@ -286,7 +288,7 @@ class Interrupter:
     def _trace(self, frame: FrameType, what: str, argument: object) -> Any:
         if not frame.f_code.co_filename.startswith(self._package):
             return None
-        if what == "line":
+        if what == "line" and self._function in (None, frame.f_code.co_name):
             self.lines.append((frame.f_code.co_filename, frame.f_lineno))
             if len(self.lines) - 1 == self._at:
                 self.has_raised = True
@@ -411,6 +413,31 @@ def test_an_interruption_at_any_line_leaves_nothing_behind(
                 assert_rests(connection.connection.dbapi_connection)
         assert len({*first.values(), *last.values()}) > 50
         assert all(interrupter.has_raised for interrupter in interrupters[2:])
+
+
+@pytest.mark.parametrize("function", ["_connection_for_bind", "return_to_autocommit"])
+def test_an_interruption_on_the_way_out_and_back_leaves_a_session_that_can_go_on(
+    url: str, onlooker: Onlooker, function: str
+) -> None:
+    """It is not closed: what it writes next is stored, for it is in no transaction any more."""
+    with opened(url, pool_size=1, max_overflow=0, pool_timeout=5) as engine:
+        at, stored = 0, []
+        while True:
+            with OptInSession(engine) as session:
+                transaction = session.begin()
+                interrupter = Interrupter(at, function)
+                with suppress(Interruption):
+                    interrupter.run(partial(session.get, Author, 1))
+                    interrupter.run(transaction.commit)
+                transaction.close()
+                session.execute(sa.insert(Author).values(name=f"{at:02}"))
+                stored.append(f"{at:02}")
+                assert onlooker.names() == stored, interrupter.lines[-1]
+            if not interrupter.has_raised:
+                break
+            at += 1
+        assert at > 3
+        assert_at_rest(engine)
 
 
 def test_an_interruption_while_a_connection_is_made_leaves_nothing_behind(wire_url: str) -> None:
