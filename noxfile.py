@@ -29,9 +29,39 @@ WORKERS = str(min(os.cpu_count() or 1, 4))
 PATIENCE = 30.0
 
 
-# The slow tests start programs of their own. They run with each driver and on each line, which two
-# of the combinations do; all other tests run in all of them.
-WITH_SLOW = {("psycopg2", "2.1"), ("psycopg", "2.0")}
+# What depends on the driver, on SQLAlchemy or on PostgreSQL itself. It runs in each combination.
+CORE = [
+    "tests/test_autocommit.py",
+    "tests/test_connection.py",
+    "tests/test_contract.py",
+    "tests/test_declarative.py",
+    "tests/test_engine.py",
+    "tests/test_filter_by_or_create.py",
+    "tests/test_lost_servers.py",
+    "tests/test_private_names.py",
+    "tests/test_read_only.py",
+    "tests/test_replicas.py",
+    "tests/test_session.py",
+    "tests/test_state_machine.py",
+    "tests/test_threads.py",
+    "tests/test_transactions.py",
+    "tests/flask/test_binds.py",
+    "tests/flask/test_extension.py",
+    "tests/flask/test_misuse.py",
+    "tests/flask/test_options.py",
+    "tests/flask/test_yardstick.py",
+]
+
+
+def chosen(session: nox.Session, driver: str, line: str) -> list[str]:
+    """Return what pytest runs in a combination, so that the whole stays short.
+
+    What stands on the core runs with each driver and on each line, which two combinations do; the
+    slow tests, which start programs and are about no driver, in one.
+    """
+    if session.posargs or (driver, line) == ("psycopg2", "2.1"):
+        return []
+    return ["-m", "not slow"] if (driver, line) == ("psycopg", "2.0") else CORE
 
 
 def pytest(session: nox.Session, *arguments: str, python: str = "python", **env: str) -> None:
@@ -49,30 +79,30 @@ def pytest(session: nox.Session, *arguments: str, python: str = "python", **env:
 def tests(session: nox.Session) -> None:
     """Everything: both drivers on both lines of SQLAlchemy, PostgreSQL 18 and 16, lint."""
     for line in LINES:
-        for driver in DRIVERS:
-            session.notify(f"postgres18({driver}, SQLAlchemy {line})")
+        session.notify(f"postgres18(SQLAlchemy {line})")
     session.notify("postgres16")
     session.notify("lint", posargs=[])
 
 
 @nox.session
 @nox.parametrize("line", [nox.param(line, id=f"SQLAlchemy {line}") for line in LINES])
-@nox.parametrize("driver", [nox.param(driver, id=driver) for driver in DRIVERS])
-def postgres18(session: nox.Session, driver: str, line: str) -> None:
+def postgres18(session: nox.Session, line: str) -> None:
     """The tests on PostgreSQL 18, or on the server of DATABASE_URL if that is set."""
     install(session, line)
     installed(session)
-    some = () if (driver, line) in WITH_SLOW else ("-m", "not slow")
-    pytest(session, *some, TEST_DRIVER=driver, POSTGRES_VERSION="18")
+    for driver in DRIVERS:
+        some = chosen(session, driver, line)
+        pytest(session, *some, TEST_DRIVER=driver, POSTGRES_VERSION="18")
 
 
 @nox.session
 def postgres16(session: nox.Session) -> None:
-    """The tests on PostgreSQL 16, but for the slow ones."""
+    """The tests of the core on PostgreSQL 16."""
     if os.environ.get("DATABASE_URL"):
         session.skip("DATABASE_URL names the server to test with.")
     session.install(".[test]")
-    pytest(session, "-m", "not slow", TEST_DRIVER="psycopg2", POSTGRES_VERSION="16")
+    some = [] if session.posargs else CORE
+    pytest(session, *some, TEST_DRIVER="psycopg2", POSTGRES_VERSION="16")
 
 
 @nox.session

@@ -36,8 +36,6 @@ import fictive_sqlalchemy
 from fictive_sqlalchemy import create_engine
 from tests.wire import Recording, WireProxy
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MODULES = sorted((ROOT / "fictive_sqlalchemy").rglob("*.py"))

@@ -14,8 +14,6 @@ from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 from tests.celery.conftest import Worker, wait_for
 from tests.wire import WireProxy
 
-pytestmark = pytest.mark.slow
-
 MakeWorker = Callable[..., Any]
 
 

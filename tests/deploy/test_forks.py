@@ -15,10 +15,7 @@ from fictive_sqlalchemy import create_engine
 from tests.deploy import forking
 from tests.library import fill
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork()"),
-]
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork()")
 
 PROGRAMS = [
     forking.pool_is_the_parents,

@@ -20,13 +20,10 @@ import pytest
 
 from tests.library import Onlooker
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        find_spec("gunicorn") is None or find_spec("gevent") is None,
-        reason="gunicorn or gevent is not installed",
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    find_spec("gunicorn") is None or find_spec("gevent") is None,
+    reason="gunicorn or gevent is not installed",
+)
 
 # Far longer than anything takes, so that a test that would hang fails instead.
 PATIENCE = 60.0

@@ -17,8 +17,6 @@ import fictive_sqlalchemy
 from tests.postgres import PostgresServer
 from tests.wire import Recording, WireProxy
 
-pytestmark = pytest.mark.slow
-
 APP = """
     import os
 
