@@ -6,7 +6,7 @@ Each page has a directory of its own, which is the current one and importable. F
 - any other ```python block runs; all of a page share one namespace. Once that has a Flask `app`,
   what follows runs in its application context;
 - a ```console block has lines `$ command`, each followed by what the command prints;
-- a ```sql block says what the block before it sent.
+- a ```sql block says what the block before it sent; `-- nothing is sent` says that.
 
 In what is printed or sent … stands for anything; a line of its own, for any number of lines.
 """
@@ -42,6 +42,9 @@ MODULES = sorted((ROOT / "fictive_sqlalchemy").rglob("*.py"))
 
 # What the pages say their database is.
 DATABASE = "postgresql://postgres:secret@127.0.0.1:5432/postgres"
+
+# What a block says that sent nothing: an empty one looks like a fault of the page.
+NOTHING = "-- nothing is sent"
 
 # What SQLAlchemy asks on the first connection of an engine, psycopg in a transaction.
 FIRST_CONNECTION = re.compile(
@@ -197,7 +200,7 @@ def run_page(page: Path, directory: Path, wire: WireProxy, url: str) -> None:
                     commands.run(block)
                 sent = sent_in(recording)
             elif block.language == "sql":
-                said = block.code.splitlines()
+                said = [line for line in block.code.splitlines() if line != NOTHING]
                 assert len(said) == len(sent), f"{block.place} says\n{block.code}but sent: {sent}"
                 for one_said, one_sent in zip(said, sent, strict=True):
                     assert matches(one_said, one_sent), f"{block.place}: {one_said!r}: {one_sent!r}"

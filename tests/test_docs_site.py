@@ -5,8 +5,10 @@ It looks at the site that DOCS_SITE names; ``python -m nox -s docs`` builds one 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -22,6 +24,8 @@ from urllib.parse import unquote
 
 import pytest
 
+import fictive_sqlalchemy
+
 pytestmark = pytest.mark.skipif(
     "DOCS_SITE" not in os.environ,
     reason="DOCS_SITE names no built site: python -m nox -s docs makes one",
@@ -29,7 +33,9 @@ pytestmark = pytest.mark.skipif(
 SITE = Path(os.environ.get("DOCS_SITE", "")).resolve()
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 
-PHONE = 390  # pixels
+# Pixels.
+PHONE = 390
+COLUMN = 45
 
 LOOK = """
 <!doctype html>
@@ -42,6 +48,9 @@ async function look() {
         const shown = phone.contentDocument;
         const width = shown.documentElement.scrollWidth;
         if (width > WIDTH) wrong.push(`${page} is ${width} pixels wide`);
+        for (const cell of shown.querySelectorAll("table.docutils :is(th, td)"))
+            if (cell.clientWidth < COLUMN)
+                wrong.push(`${page} breaks the words of a column: ${cell.textContent}`);
         for (const image of shown.images) {
             image.loading = "eager";
             await image.decode().catch(() => wrong.push(`${page} does not show ${image.src}`));
@@ -108,6 +117,17 @@ def test_each_link_and_image_leads_somewhere() -> None:
     assert len(found) > 20
 
 
+def test_the_reference_has_each_public_name() -> None:
+    anchors = {anchor for page in pages().values() for anchor in page.anchors}
+    names: set[str] = set()
+    for module in pkgutil.walk_packages(fictive_sqlalchemy.__path__, "fictive_sqlalchemy."):
+        public = getattr(importlib.import_module(module.name), "__all__", [])
+        names |= {f"{module.name}.{name}" for name in public}
+    names |= {f"fictive_sqlalchemy.{name}" for name in fictive_sqlalchemy.__all__}
+    assert names - anchors == set()
+    assert len(names) > 15
+
+
 def test_the_site_has_what_github_shows() -> None:
     page = (SITE / "docs" / "service-layer.html").read_text(encoding="utf-8")
     assert "caption-text" in page  # the file that a block is
@@ -119,7 +139,8 @@ def test_a_phone_shows_each_page_and_its_images(tmp_path: Path) -> None:
     assert BROWSER is not None
     names = [f"/{path.relative_to(SITE).as_posix()}" for path in pages()]
     harness = SITE / "phone-test.html"
-    text = LOOK.replace("WIDTH", str(PHONE)).replace("PAGES", json.dumps(names))
+    text = LOOK.replace("WIDTH", str(PHONE)).replace("COLUMN", str(COLUMN))
+    text = text.replace("PAGES", json.dumps(names))
     harness.write_text(text, encoding="utf-8")
     try:
         with served() as url:
