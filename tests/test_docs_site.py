@@ -31,7 +31,8 @@ pytestmark = pytest.mark.skipif(
     reason="DOCS_SITE names no built site: python -m nox -s docs makes one",
 )
 SITE = Path(os.environ.get("DOCS_SITE", "")).resolve()
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 
 # Pixels.
 PHONE = 390
@@ -134,7 +135,9 @@ def test_the_site_has_what_github_shows() -> None:
     assert "```" not in page
 
 
-@pytest.mark.skipif(BROWSER is None, reason="There is no chromium to look at the site with.")
+@pytest.mark.skipif(
+    BROWSER is None, reason=f"No browser to look at the site with: none of {', '.join(BROWSERS)}."
+)
 def test_a_phone_shows_each_page_and_its_images(tmp_path: Path) -> None:
     assert BROWSER is not None
     names = [f"/{path.relative_to(SITE).as_posix()}" for path in pages()]
