@@ -29,8 +29,9 @@ from typing import Any, NamedTuple
 
 import pytest
 from flask import Flask
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 from sqlalchemy.orm import close_all_sessions
+from sqlalchemy.pool import Pool
 
 import fictive_sqlalchemy
 from fictive_sqlalchemy import create_engine
@@ -159,15 +160,27 @@ def page_directory(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 @contextmanager
 def disposed_engines() -> Iterator[None]:
-    """Dispose of all engines that were made in the block, wherever they are."""
+    """Dispose of all engines that were made in the block, wherever they are.
+
+    A page may also let go of an app whose engine has connections, as processes do at their end.
+    """
+    opened: list[Any] = []
+
+    def note(connection: Any, record: object) -> None:
+        opened.append(connection)
+
     before = set(map(id, engines()))
+    event.listen(Pool, "connect", note)
     try:
         yield
     finally:
+        event.remove(Pool, "connect", note)
         close_all_sessions()
         for engine in engines():
             if id(engine) not in before:
                 engine.dispose()
+        for connection in opened:
+            connection.close()
 
 
 def engines() -> list[Engine]:
