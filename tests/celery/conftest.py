@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from celery import Celery
 from celery.result import AsyncResult
 
+from tests.celery.files import results
 from tests.celery.settings import configure
 from tests.library import Onlooker
 from tests.postgres import PostgresServer
@@ -103,7 +104,7 @@ def started(
     """A worker that is ready, stopped at the end."""
     if backend is None:
         (folder / "results").mkdir()
-        backend = (folder / "results").as_uri()
+        backend = results(folder / "results")
     environment = {
         **os.environ,
         "TASKS_BACKEND": backend,

@@ -7,7 +7,7 @@ from typing import Any
 
 from celery import Celery
 
-import tests.celery.transport  # noqa: F401  # it is what files:// means
+import tests.celery.files  # noqa: F401  # it is what files:// means
 
 
 def configure(celery: Celery[Any], broker: str, backend: str, folder: Path) -> None:
