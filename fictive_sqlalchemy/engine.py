@@ -24,6 +24,7 @@ from .autocommit import (
     without_autocommit,
 )
 from .connection import OptInConnection
+from .drivers import with_installed_driver
 from .errors import explain_errors
 from .forks import leave_connection_to_parent, leave_to_parent
 from .read_only import forbid_writes
@@ -120,7 +121,9 @@ OptInEngine._option_cls = OptInOptionEngine  # pyright: ignore[reportPrivateUsag
 def create_engine(url: str | URL, **kwargs: Any) -> OptInEngine:
     """Create an engine whose connections rest in autocommit. Sends nothing.
 
-    :param url: The database, as ``sqlalchemy.create_engine()`` takes it.
+    :param url: The database, as ``sqlalchemy.create_engine()`` takes it. ``postgresql://`` is
+        SQLAlchemy's choice of the driver, or the other one, of psycopg2 and psycopg, if that is
+        not installed.
     :param kwargs: As ``sqlalchemy.create_engine()`` takes them, but ``isolation_level`` is that
         of the transactions. Outside of them a statement has the server's default.
         ``read_only_outside=True`` makes the server refuse writes outside of transactions. And
@@ -130,6 +133,7 @@ def create_engine(url: str | URL, **kwargs: Any) -> OptInEngine:
     :raises sqlalchemy.exc.ArgumentError: if the database does not know the isolation level, if
         an option contradicts autocommit, if the dialect does not offer AUTOCOMMIT, or if a replica
         has no URL or is of another database system.
+    :raises ModuleNotFoundError: if the driver is not installed.
     """
     return _opt_in(sqlalchemy.create_engine, url, kwargs)
 
@@ -179,6 +183,8 @@ def _opt_in(
     # Our own reset() knows when there is nothing to do.
     if "pool" not in kwargs:
         kwargs.setdefault("pool_reset_on_return", None)
+    if "module" not in kwargs:
+        url = with_installed_driver(url)
     engine = create(url, execution_options=execution_options, **kwargs)
     if read_only_outside:
         forbid_writes(engine)

@@ -31,9 +31,10 @@ def explain_errors(engine: Engine) -> None:
             close_lost_cursor(context.execution_context.cursor)
         error: Any = context.original_exception
         said = context.sqlalchemy_exception
-        advice = _OUTSIDE.get(
-            getattr(error, "sqlstate", None) or getattr(error, "pgcode", "") or ""
-        )
+        code = getattr(error, "sqlstate", None) or getattr(error, "pgcode", "") or ""
+        if code == "34000" and "held_" not in str(error):
+            return  # the stream of a block, which has ended
+        advice = _OUTSIDE.get(code)
         if advice is None or said is None or context.connection is None:
             return
         if not context.connection.in_transaction():

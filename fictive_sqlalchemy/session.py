@@ -10,11 +10,14 @@ import logging
 from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager
 from enum import Enum
+from inspect import currentframe
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, overload
 
 from sqlalchemy import event, exc
 from sqlalchemy.engine import Connection, TwoPhaseTransaction
 from sqlalchemy.orm import (
+    AppenderQuery,
     FromStatement,
     Session,
     SessionTransaction,
@@ -267,6 +270,9 @@ class OptInSession(Session):
         arguments = () if objects is None else (objects,)
         if self._state is INSIDE:
             flush(*arguments)
+            return
+        if _is_a_dynamic_read(currentframe()):
+            self._autoflush()  # private: our own, below
             return
         binds = self._changed_binds()
         if not any(map(_is_ours, binds)):
@@ -740,6 +746,7 @@ class OptInSession(Session):
             # waiting in it. So they get another one, on the same connections.
             apart = OptInSession(twophase=self.twophase)
             apart._loans = self._loans
+            apart.borrow = self.borrow  # type: ignore[method-assign]  # with this one's options
 
             def get_bind(*args: Any, **kwargs: Any) -> Any:
                 self._flushing = apart._flushing  # private: sessions that route writes ask it
@@ -784,8 +791,9 @@ class OptInSession(Session):
             )
         return (
             "A transaction is already begun on this Session, by SQLAlchemy itself, on a bind "
-            "whose connections don't rest in autocommit. Use commit() or rollback() before, or "
-            "begin_nested() for a savepoint inside it."
+            "whose connections don't rest in autocommit: one of another database, an engine that "
+            "fictive_sqlalchemy.create_engine() has not made, or a Connection. Use commit() or "
+            "rollback() before, or begin_nested() for a savepoint inside it."
         )
 
 
@@ -810,6 +818,17 @@ class _CallingBack(AbstractContextManager[None]):
 
 def _is_ours(bind: Any) -> bool:
     return isinstance(bind, OptInEngine)
+
+
+# What reads a relationship with lazy="dynamic": it calls flush() where others call _autoflush().
+_DYNAMIC_READ: CodeType = AppenderQuery.session.fget.__code__  # type: ignore[attr-defined]
+
+
+def _is_a_dynamic_read(frame: FrameType | None) -> bool:
+    """Tell whether flush() was called because a relationship with lazy="dynamic" is read."""
+    while frame is not None and frame.f_code.co_name == "flush":  # a subclass may have its own
+        frame = frame.f_back
+    return frame is not None and frame.f_code is _DYNAMIC_READ
 
 
 # First of all listeners: others may raise.

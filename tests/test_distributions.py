@@ -71,6 +71,13 @@ def test_what_an_index_shows_is_complete() -> None:
     assert "Typing :: Typed" in said.get_all("Classifier", [])
 
 
+def test_the_extra_for_flask_brings_a_driver_for_the_url_of_the_readme() -> None:
+    """It is installed here, and no other extra is."""
+    url = "postgresql://postgres:secret@127.0.0.1:5432/postgres"
+    assert f'"{url}"' in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert fictive_sqlalchemy.create_engine(url).dialect.driver == "psycopg2"
+
+
 def test_each_requirement_has_a_lowest_version() -> None:
     """``python -m nox -s lowest`` tests with it."""
     for requirement in metadata().get_all("Requires-Dist", []):

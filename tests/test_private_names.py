@@ -25,7 +25,17 @@ from sqlalchemy.engine.cursor import (
 )
 from sqlalchemy.engine.default import DefaultExecutionContext
 from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
-from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin
+from sqlalchemy.orm import (
+    AppenderQuery,
+    DeclarativeBase,
+    DynamicMapped,
+    Mapped,
+    Session,
+    SessionTransaction,
+    SessionTransactionOrigin,
+    mapped_column,
+    relationship,
+)
 from sqlalchemy.sql.compiler import SQLCompiler
 
 import fictive_sqlalchemy
@@ -47,6 +57,38 @@ def engine() -> Iterator[sa.Engine]:
 
 def parameters(function: Any) -> list[str]:
     return list(inspect.signature(function).parameters)
+
+
+class TreeBase(DeclarativeBase):
+    pass
+
+
+class Node(TreeBase):
+    __tablename__ = "node"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    parent_id: Mapped[int | None] = mapped_column(sa.ForeignKey("node.id"))
+    children: DynamicMapped[Node] = relationship()
+
+
+def test_a_dynamic_relationship_flushes_in_the_session_of_its_query(engine: sa.Engine) -> None:
+    callers: list[Any] = []
+
+    class Spy(Session):
+        def flush(self, objects: Any = None) -> None:
+            frame: Any = inspect.currentframe()
+            callers.append(frame.f_back.f_code)
+            super().flush(objects)
+
+    TreeBase.metadata.create_all(engine)
+    with Spy(engine) as session:
+        node = Node()
+        session.add(node)
+        session.flush()
+        callers.clear()
+        assert node.children.count() == 0
+    session_of_a_query: Any = AppenderQuery.session
+    assert session_of_a_query.fget.__code__ in callers
 
 
 class SpyConnection(sa.Connection):

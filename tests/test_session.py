@@ -29,6 +29,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.orm import (
     DeclarativeBase,
+    DynamicMapped,
     Mapped,
     Session,
     foreign,
@@ -455,6 +456,86 @@ class Parent(FamilyBase):
     )
 
 
+class DynamicBase(DeclarativeBase):
+    pass
+
+
+class Book(DynamicBase):
+    __tablename__ = "document"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    title: Mapped[str]
+    author_id: Mapped[int] = mapped_column(sa.ForeignKey("author.id"))
+
+
+class Writer(DynamicBase):
+    __tablename__ = "author"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    books: DynamicMapped[Book] = relationship(order_by=Book.id)
+
+
+class OwnFlush(OptInSession):
+    def flush(self, objects: Any = None) -> None:
+        super().flush(objects)
+
+
+DYNAMIC_READS: dict[str, Callable[[Writer], Any]] = {
+    "count": lambda writer: writer.books.count(),
+    "all": lambda writer: len(writer.books.all()),
+    "first": lambda writer: writer.books.first() is not None,
+    "iteration": lambda writer: len(list(writer.books)),
+    "slice": lambda writer: len(writer.books[0:1]),
+    "filter": lambda writer: writer.books.filter_by(title="Of 1").count(),
+}
+
+
+class TestADynamicRelationship:
+    @pytest.mark.parametrize("class_", [OptInSession, OwnFlush])
+    @pytest.mark.parametrize("name", DYNAMIC_READS)
+    def test_is_read_outside_without_writing(
+        self,
+        engine: OptInEngine,
+        wire: WireProxy,
+        onlooker: Onlooker,
+        name: str,
+        class_: type[OptInSession],
+    ) -> None:
+        with class_(engine) as session:
+            writer = session.get_one(Writer, 1)
+            session.add(Writer(name="Ada"))  # which could not be stored
+            with wire.record() as recording:
+                assert DYNAMIC_READS[name](writer) == 1
+            assert recording.verbs == ["SELECT"]
+            assert len(session.new) == 1
+            session.rollback()
+        assert onlooker.names() == []
+
+    def test_is_read_inside_after_a_flush(self, session: OptInSession, wire: WireProxy) -> None:
+        writer = session.get_one(Writer, 1)
+        with wire.record() as recording, session.begin():
+            writer.books.append(Book(title="new"))
+            assert writer.books.count() == 2
+            with session.no_autoflush:
+                writer.books.append(Book(title="newer"))
+                assert writer.books.count() == 2
+        assert recording.verbs == ["BEGIN", "INSERT", "SELECT", "SELECT", "INSERT", "COMMIT"]
+
+    def test_of_another_database_is_read_after_a_flush(self) -> None:
+        engine = sa.create_engine("sqlite://")
+        DynamicBase.metadata.create_all(engine)
+        with OptInSession(engine) as session:
+            writer = Writer(name="one")
+            session.add(writer)
+            session.commit()
+            writer.books.append(Book(title="new"))
+            assert writer.books.count() == 1
+            session.rollback()
+            assert writer.books.count() == 0
+        engine.dispose()
+
+
 def rows_of_a_result(session: OptInSession) -> list[Any]:
     names = sa.text("SELECT name FROM (VALUES ('n1'), ('n2'), ('Ada')) AS v (name)")
     return list(session.execute(names).mappings())
@@ -812,6 +893,22 @@ class TestTheSessionsConnection:
             execution_options=options,  # type: ignore[call-arg, unused-ignore]
         ) as stock:
             assert shown == stock.scalar(sa.text("SHOW transaction_isolation"))
+
+    @pytest.mark.skipif(sa.__version__ < "2.1", reason="new in SQLAlchemy 2.1")
+    @pytest.mark.parametrize("call", ["bulk_insert_mappings", "bulk_save_objects"])
+    def test_has_them_too_if_a_bulk_call_takes_it_first(
+        self, sessions: Sessions, onlooker: Onlooker, call: str
+    ) -> None:
+        onlooker.run("CREATE SCHEMA other")
+        onlooker.run("CREATE TABLE other.author (LIKE author INCLUDING ALL)")
+        options = {"schema_translate_map": {None: "other"}}
+        with sessions(execution_options=options) as session:
+            if call == "bulk_insert_mappings":
+                session.bulk_insert_mappings(sa.inspect(Author), [{"name": "new"}])
+            else:
+                session.bulk_save_objects([Author(name="new")])
+        assert onlooker.column("SELECT name FROM other.author") == ["new"]
+        assert onlooker.names() == []
 
     @pytest.mark.parametrize("end", ["commit", "rollback"])
     def test_ended_by_hand_inside_a_block_writes_nothing_more(

@@ -17,6 +17,9 @@ from tests.library import fill
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork()")
 
+# Python 3.12 warns of any fork() while there are other threads.
+QUIET = ["-W", "ignore:This process:DeprecationWarning"]
+
 PROGRAMS = [
     forking.pool_is_the_parents,
     forking.pool_of_a_grandchild,
@@ -38,7 +41,7 @@ def filled_url(url: str) -> str:
 
 def run(program: str, url: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", forking.__name__, program, url],
+        [sys.executable, *QUIET, "-m", forking.__name__, program, url],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -248,6 +248,27 @@ def test_a_session_class_of_the_users_own_is_combined_with_ours(
         assert sent(recording) == ["SELECT item", "BEGIN", "INSERT item", "COMMIT"]
 
 
+class UsersOptInSession(OptInSession):
+    pass
+
+
+@pytest.mark.parametrize("class_", [OptInSession, FlaskSession, Session, UsersOptInSession])
+def test_a_session_class_that_is_among_its_bases_may_be_given(
+    make_app: MakeApp, wire_url: str, class_: type[Any]
+) -> None:
+    db: Any = Database(session_options={"class_": class_})
+    with_item(db)
+    with make_app(db, wire_url).app_context():
+        db.create_all()
+        session = db.session()
+        assert isinstance(session, class_)
+        assert isinstance(session, OptInSession)
+        assert isinstance(session, FlaskSession)
+        assert session.scalar(sa.text("SELECT 1")) == 1
+        with db.session.begin():
+            assert session.scalar(sa.text("SELECT 1")) == 1
+
+
 CALLS: dict[str, Callable[[Any], object]] = {
     "begin": lambda session: session.begin_nested(),
     "commit": lambda session: session.commit(),

@@ -131,10 +131,11 @@ class OptInTransactionMixin(AtomicRequestsMixin, DeclarativeBaseMixin):
         """
         options = dict(options or {})
         class_ = options.get("class_", Session)
-        bases = (OptInSession, class_, FlaskSession)
-        missing = [base for base in bases if base is class_ or not issubclass(class_, base)]
+        bases = list(dict.fromkeys((OptInSession, class_, FlaskSession)))
+        # Without those that another of them has as a base.
+        needed = [base for base in bases if sum(issubclass(one, base) for one in bases) == 1]
         options["class_"] = (
-            class_ if missing == [class_] else type(class_.__name__, tuple(missing), {})
+            needed[0] if len(needed) == 1 else type(class_.__name__, tuple(needed), {})
         )
         is_scoped_by_us = "scopefunc" not in options
         stock = super()._make_scoped_session(options)  # private: as below

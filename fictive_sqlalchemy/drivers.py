@@ -1,0 +1,32 @@
+"""Which driver a URL that names none means."""
+
+from __future__ import annotations
+
+from sqlalchemy import make_url
+from sqlalchemy.engine import URL
+
+from .autocommit import PSYCOPG
+
+
+def with_installed_driver(url: str | URL) -> URL:
+    """Name a driver that is installed, where a URL names none and SQLAlchemy's choice is not.
+
+    For ``postgresql://`` that is psycopg2 with SQLAlchemy 2.0 and psycopg with 2.1:
+    https://docs.sqlalchemy.org/en/21/changelog/migration_21.html
+
+    :param url: The database. A URL that names a driver is returned as it is.
+    :raises ModuleNotFoundError: if it names none, is PostgreSQL's, and no driver is installed.
+    """
+    url = make_url(url)
+    if url.drivername != "postgresql":
+        return url
+    for found in (url, *(url.set(drivername=f"postgresql+{driver}") for driver in PSYCOPG)):
+        try:
+            found.get_dialect().import_dbapi()
+        except ImportError:
+            continue
+        return found
+    raise ModuleNotFoundError(
+        'No driver of PostgreSQL is installed: pip install "fictive-sqlalchemy[psycopg2]", or '
+        '"fictive-sqlalchemy[psycopg]" for psycopg 3.'
+    )

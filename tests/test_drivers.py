@@ -1,0 +1,53 @@
+"""The driver of a URL that names none, in processes in which some driver is not installed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+# None in sys.modules is what makes an import fail as if it were not installed.
+PROGRAM = """
+import sys
+missing, url = sys.argv[1:]
+sys.modules.update(dict.fromkeys(missing.split()))
+from fictive_sqlalchemy import create_engine
+print(create_engine(url).dialect.driver)
+"""
+DEFAULT = """
+import sys
+from sqlalchemy import make_url
+print(make_url("postgresql://").get_dialect().driver)
+"""
+
+
+def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("missing", "driver"),
+    [("psycopg", "psycopg2"), ("psycopg2", "psycopg"), ("", run(DEFAULT).stdout.strip())],
+)
+def test_a_url_without_a_driver_means_one_that_is_installed(missing: str, driver: str) -> None:
+    assert run(PROGRAM, missing, "postgresql://localhost/shop").stdout.strip() == driver
+
+
+def test_without_any_it_says_what_to_install() -> None:
+    ended = run(PROGRAM, "psycopg psycopg2", "postgresql://localhost/shop")
+    assert ended.returncode
+    assert ended.stderr.endswith(
+        'ModuleNotFoundError: No driver of PostgreSQL is installed: pip install "fictive-sqlalchemy'
+        '[psycopg2]", or "fictive-sqlalchemy[psycopg]" for psycopg 3.\n'
+    )
+
+
+@pytest.mark.parametrize("named", ["psycopg", "psycopg2"])
+def test_a_driver_that_is_named_is_the_one(named: str) -> None:
+    url = f"postgresql+{named}://localhost/shop"
+    assert run(PROGRAM, "", url).stdout.strip() == named
+    assert f"No module named '{named}'" in run(PROGRAM, named, url).stderr.replace(
+        f"import of {named} halted; None in sys.modules", f"No module named '{named}'"
+    )
