@@ -96,11 +96,13 @@ class Refused(Exception):
 
 def is_lost(error: DBAPIError) -> bool:
     """Whether an error comes from a server process that was killed."""
-    # psycopg speaks of its pipeline if that happens in the middle of executemany(), and SQLAlchemy
-    # does not take it for a disconnection. Nor if a statement beside a stream finds the connection
-    # lost, and goes on with another one: then the stream's is closed.
+    # psycopg speaks of its pipeline if that happens in the middle of executemany(), or of what the
+    # server said at last, and SQLAlchemy takes neither for a disconnection. Nor if a statement
+    # beside a stream finds the connection lost, and goes on with another one: then the stream's
+    # is closed.
     said = str(error.orig)
-    return error.connection_invalidated or "pipeline" in said or "closed" in said
+    told = ("pipeline", "terminating connection", "closed")
+    return error.connection_invalidated or any(words in said for words in told)
 
 
 class Bank:
