@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from typing import Any, cast
 from weakref import WeakSet
@@ -188,6 +188,7 @@ class Isolation:
         self._process = os.getpid()
         self._lock = threading.Condition()
         self._busy: int | None = None  # the thread that is in the middle of a statement
+        self._cut_off = False  # whether that took too long at the end
         self._current: StandIn | None = None
         self._stand_ins: WeakSet[StandIn] = WeakSet()
         self._to_undo: list[str] = []
@@ -469,7 +470,12 @@ class Isolation:
         if self._busy == threading.get_ident():  # it was interrupted just as it ended
             self._busy = None
         if not self._lock.wait_for(lambda: self._busy is None, PATIENCE):
-            self.physical.close()
+            # close() would take the connection from under the thread that waits in it, which may
+            # crash; so it is told by the driver that the server is gone.
+            self._cut_off = True
+            with suppress(OSError), socket.socket(fileno=os.dup(self.physical.fileno())) as copy:
+                copy.shutdown(socket.SHUT_RDWR)
+            self._lock.wait_for(lambda: self._busy is None, PATIENCE)
 
     def _close(self, stand_ins: WeakSet[StandIn], connections: WeakSet[Connection]) -> None:
         for stand_in in list(stand_ins):
@@ -480,7 +486,7 @@ class Isolation:
                 connection.invalidate()
 
     def _end(self) -> None:
-        if self._busy is not None:
+        if self._cut_off:
             raise exc.InvalidRequestError(
                 "Another thread was still in the middle of a statement. All was undone, but wait "
                 "for the threads of a test in the test."
