@@ -18,8 +18,10 @@ pytestmark = pytest.mark.slow
 
 #: Starts a server and says where; then it waits to be ended, by this or that.
 _SCRIPT = """
-import sys, time
+import signal, sys, time
 from tests.postgres import PostgresServer
+# What runs in the background of a shell is started without it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 server = PostgresServer.start(18)
 print(server.log.parent, server.port, flush=True)
 {then}

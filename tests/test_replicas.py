@@ -429,6 +429,7 @@ def test_reads_go_to_the_next_replica_and_at_last_to_the_primary(
 def test_a_replica_is_tried_again_after_a_while(
     engine: OptInEngine, replica: ReplicaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(replicas, "RETRY_AFTER", 3600.0)  # longer than a restart can take
     replica.shut_down("immediate")
     with OptInSession(engine) as session:
         assert not is_on_replica(session)
