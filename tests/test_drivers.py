@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from sqlalchemy import make_url
 
 # None in sys.modules is what makes an import fail as if it were not installed.
 PROGRAM = """
@@ -15,28 +16,26 @@ sys.modules.update(dict.fromkeys(missing.split()))
 from fictive_sqlalchemy import create_engine
 print(create_engine(url).dialect.driver)
 """
-DEFAULT = """
-import sys
-from sqlalchemy import make_url
-print(make_url("postgresql://").get_dialect().driver)
-"""
+
+# What SQLAlchemy would choose.
+DEFAULT = make_url("postgresql://").get_dialect().driver
 
 
-def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", program, *arguments]
+def run(missing: str, url: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", PROGRAM, missing, url]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.parametrize(
     ("missing", "driver"),
-    [("psycopg", "psycopg2"), ("psycopg2", "psycopg"), ("", run(DEFAULT).stdout.strip())],
+    [("psycopg", "psycopg2"), ("psycopg2", "psycopg"), ("", DEFAULT)],
 )
 def test_a_url_without_a_driver_means_one_that_is_installed(missing: str, driver: str) -> None:
-    assert run(PROGRAM, missing, "postgresql://localhost/shop").stdout.strip() == driver
+    assert run(missing, "postgresql://localhost/shop").stdout.strip() == driver
 
 
 def test_without_any_it_says_what_to_install() -> None:
-    ended = run(PROGRAM, "psycopg psycopg2", "postgresql://localhost/shop")
+    ended = run("psycopg psycopg2", "postgresql://localhost/shop")
     assert ended.returncode
     assert ended.stderr.endswith(
         'ModuleNotFoundError: No driver of PostgreSQL is installed: pip install "fictive-sqlalchemy'
@@ -47,7 +46,5 @@ def test_without_any_it_says_what_to_install() -> None:
 @pytest.mark.parametrize("named", ["psycopg", "psycopg2"])
 def test_a_driver_that_is_named_is_the_one(named: str) -> None:
     url = f"postgresql+{named}://localhost/shop"
-    assert run(PROGRAM, "", url).stdout.strip() == named
-    assert f"No module named '{named}'" in run(PROGRAM, named, url).stderr.replace(
-        f"import of {named} halted; None in sys.modules", f"No module named '{named}'"
-    )
+    assert run("", url).stdout.strip() == named
+    assert f"ModuleNotFoundError: import of {named} halted" in run(named, url).stderr
