@@ -3,12 +3,12 @@
 Reads run untransacted; ``with session.begin():`` is a transaction.
 """
 
+from ._core.connection import CommitOutcomeUnknown, OptInConnection
+from ._core.engine import OptInEngine, create_engine, engine_from_config
+from ._core.session import OptInSession
+from ._core.transactions import TRANSACTION_CONNECTIONS
 from .active_record import ActiveRecordMixin
-from .connection import CommitOutcomeUnknown, OptInConnection
-from .engine import OptInEngine, create_engine, engine_from_config
 from .scoped_session import OptInScopedSession
-from .session import OptInSession
-from .transactions import TRANSACTION_CONNECTIONS
 from .unit_of_work import unit_of_work
 
 __version__ = "0.1.0"

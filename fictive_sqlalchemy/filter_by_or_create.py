@@ -26,8 +26,8 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.orm.attributes import set_committed_value
 
-from .engine import OptInEngine
-from .session import OptInSession
+from ._core.engine import OptInEngine
+from ._core.session import OptInSession
 
 T = TypeVar("T")
 

@@ -7,9 +7,9 @@ from typing import Any, TypeVar, overload
 from sqlalchemy import exc
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
-from .atomic import Atomic, F
-from .session import OptInSession
-from .session_transaction import Callback
+from ._core.atomic import Atomic, F
+from ._core.blocks import Callback
+from ._core.session import OptInSession
 
 S = TypeVar("S", bound=Session)
 

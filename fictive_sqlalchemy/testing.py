@@ -22,7 +22,7 @@ from weakref import WeakSet
 from sqlalchemy import Connection, Engine, NullPool, event, exc
 from sqlalchemy.pool import PoolProxiedConnection
 
-from .autocommit import PSYCOPG
+from ._core.autocommit import PSYCOPG
 from .stand_in import IDLE, IN_ERROR, STAND_INS, StandIn, State
 
 #: How long a thread waits, in seconds, for a transaction of another thread to end, and a statement

@@ -28,8 +28,8 @@ from sqlalchemy.orm import (
     sessionmaker,
 )
 
-from .connection import NOTHING_STORED, OptInConnection, is_aborted
-from .session import OptInSession
+from ._core.connection import NOTHING_STORED, OptInConnection, is_aborted
+from ._core.session import OptInSession
 
 S = TypeVar("S", bound=Session)
 P = ParamSpec("P")

@@ -40,7 +40,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 
 import fictive_sqlalchemy
 from fictive_sqlalchemy import OptInConnection, OptInEngine, OptInSession, create_engine
-from fictive_sqlalchemy.session_transaction import OptInSessionTransaction
+from fictive_sqlalchemy._core.blocks import OptInSessionTransaction
 from tests.library import Note, NoteBase
 
 #: Names that only look like one of SQLAlchemy's: theirs is an attribute of another class.

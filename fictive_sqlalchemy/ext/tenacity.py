@@ -30,10 +30,10 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from ..atomic import Atomic, check_function, finished
-from ..connection import CommitOutcomeUnknown
-from ..session import OptInSession
-from ..session_transaction import OptInSessionTransaction
+from .._core.atomic import Atomic, check_function, finished
+from .._core.blocks import OptInSessionTransaction
+from .._core.connection import CommitOutcomeUnknown
+from .._core.session import OptInSession
 
 __all__ = ["is_serialization_failure", "retry_transaction"]
 

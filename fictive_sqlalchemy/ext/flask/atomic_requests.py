@@ -15,10 +15,10 @@ from sqlalchemy import event, exc
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction, SessionTransactionOrigin
 
-from ...connection import NOTHING_STORED, is_aborted
-from ...engine import OptInEngine
-from ...session import OptInSession
-from ...session_transaction import Block
+from ..._core.blocks import Block
+from ..._core.connection import NOTHING_STORED, is_aborted
+from ..._core.engine import OptInEngine
+from ..._core.session import OptInSession
 
 NO_COMMIT = (
     "This request is one transaction, which commits by itself if the status of the response is "

@@ -16,12 +16,12 @@ from flask_sqlalchemy.session import Session as FlaskSession
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError
 
-from ...atomic import Atomic, F
-from ...engine import OptInEngine, engine_from_config
+from ..._core.atomic import Atomic, F
+from ..._core.engine import OptInEngine, engine_from_config
+from ..._core.session import OptInSession
+from ..._core.transactions import TRANSACTION_CONNECTIONS, TransactionConnections
 from ...scoped_session import OptInScopedSession
-from ...session import OptInSession
 from ...testing import isolate
-from ...transactions import TRANSACTION_CONNECTIONS, TransactionConnections
 from .atomic_requests import AtomicRequestsMixin, atomic_requests_of
 from .declarative import DeclarativeBaseMixin
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from sqlalchemy import exc
 from sqlalchemy.orm import SessionTransaction, SessionTransactionOrigin
 
-from .session_transaction import OF_ANOTHER_TASK, Block, runs_later
+from .blocks import OF_ANOTHER_TASK, Block, runs_later
 
 if TYPE_CHECKING:
     from .session import OptInSession

@@ -28,10 +28,7 @@ from sqlalchemy.orm.attributes import instance_state
 
 from .atomic import Atomic, F
 from .autocommit import DEFAULT, TransactionOptions, split_options
-from .connection import CommitOutcomeUnknown, OptInConnection
-from .engine import OptInEngine
-from .replicas import borrow_to_read, source_of
-from .session_transaction import (
+from .blocks import (
     OF_ANOTHER_TASK,
     Block,
     Callback,
@@ -39,8 +36,11 @@ from .session_transaction import (
     OptInSessionTransaction,
     check_callback,
 )
+from .connection import CommitOutcomeUnknown, OptInConnection
+from .engine import OptInEngine
+from .replicas import borrow_to_read, source_of
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("fictive_sqlalchemy.session")
 
 
 class State(Enum):
