@@ -285,7 +285,7 @@ class OptInSessionTransaction(Block):
         session = self.session
         if not session.is_inside:
             session.begin_implicitly()  # what comes here is a flush, or may be many statements
-        connection = session.borrow(bind)
+        connection: OptInConnection = session.borrow(bind)
         if connection in self.joined and self.is_active:
             if execution_options and connection.has_sent_nothing():
                 connection.give_options(**execution_options)

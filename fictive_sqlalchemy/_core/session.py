@@ -271,6 +271,8 @@ class OptInSession(SessionStates):
         innermost = self.innermost()
         if innermost is not None:
             innermost.call_after_commit(function)
+        elif self.writing_call is not None:  # a listener to a statement
+            self.writing_call.on_commit.append(function)
         elif self.callbacks.ending:  # a listener to the end of a transaction
             self.callbacks.add([function])
         else:
@@ -292,6 +294,8 @@ class OptInSession(SessionStates):
         innermost = self.innermost()
         if innermost is not None:
             innermost.call_after_rollback(function)
+        elif self.writing_call is not None:
+            self.writing_call.on_rollback.append(function)
 
     # Statements
 

@@ -94,7 +94,9 @@ class SessionHooks(Session):
             # Each statement comes here for its connection, and SQLAlchemy begins here.
             cls._connection_for_bind = vars(cls)["provide_connection"]  # type: ignore[method-assign]
 
-    def provide_connection(self, engine: Any, execution_options: Any = None, **kw: Any) -> Any:
+    def provide_connection(
+        self, engine: Any, execution_options: Any = None, **kw: Any
+    ) -> Connection:
         """Return the connection that a statement is sent on, as SQLAlchemy does.
 
         :param engine: What ``get_bind()`` has returned.
