@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, cast, overload
 
-from sqlalchemy import exc
+from sqlalchemy import TextClause, exc
 from sqlalchemy.orm import SessionTransaction, object_mapper
 from sqlalchemy.sql import visitors
 
@@ -480,6 +480,6 @@ _NOTHING: AbstractContextManager[None] = nullcontext()
 
 def _writes(statement: Any) -> bool:
     """Tell whether a statement writes that is no INSERT, UPDATE or DELETE of SQLAlchemy's."""
-    if getattr(statement, "is_text", False):
+    if isinstance(statement, TextClause):
         return evidently_writes(str(statement))
     return any(getattr(part, "is_dml", False) for part in visitors.iterate(statement))
