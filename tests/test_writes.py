@@ -588,3 +588,54 @@ def test_begin_nested_that_fails_expires_what_it_has_changed_alone(
         with wire.record() as recording:
             assert [author.age for author in loaded] == [30, 30, 30]
     assert sent(recording) == ["SELECT"]
+
+
+class TestTwoBindsBeforeTheFirstCommit(TestTwoBinds):
+    """Tried several times, since SQLAlchemy commits the binds in no order."""
+
+    @pytest.mark.parametrize("attempt", range(6))
+    @pytest.mark.parametrize("aborted", [Author, Note])
+    def test_one_that_is_aborted_keeps_the_other_from_being_stored(
+        self,
+        session: OptInSession,
+        other: OptInEngine,
+        onlooker: Onlooker,
+        aborted: Any,
+        attempt: int,
+    ) -> None:
+        with pytest.raises(PendingRollbackError) as raised, session.begin():
+            session.add_all([Author(name="one"), Note(text="one")])
+            session.flush()
+            with pytest.raises(DBAPIError) as caught:
+                session.execute(sa.text("SELECT 1/0"), bind_arguments={"mapper": aborted})
+        assert raised.value.__cause__ is caught.value
+        assert onlooker.names() == []
+        with other.connect() as connection:
+            assert connection.scalars(sa.select(Note.text)).all() == []
+
+    @pytest.mark.parametrize("attempt", range(6))
+    def test_one_that_is_lost_keeps_the_other_from_being_stored(
+        self, session: OptInSession, other: OptInEngine, onlooker: Onlooker, attempt: int
+    ) -> None:
+        with pytest.raises(OperationalError, match="nothing of the transaction is stored"):
+            with session.begin():
+                session.add_all([Author(name="one"), Note(text="one")])
+                session.flush()
+                onlooker.kill(backend_pid(session.connection({"mapper": Author.__mapper__})))
+        assert onlooker.names() == []
+        with other.connect() as connection:
+            assert connection.scalars(sa.select(Note.text)).all() == []
+
+
+def test_a_savepoint_that_cannot_be_set_is_not_left_open(
+    session: OptInSession, onlooker: Onlooker
+) -> None:
+    session.connection()
+    with pytest.raises(PendingRollbackError), session.begin():
+        session.execute(sa.insert(authors).values(name="one"))
+        with pytest.raises(DBAPIError):
+            session.execute(sa.text("SELECT 1/0"))
+        with pytest.raises(DBAPIError), session.begin_nested():
+            pass
+        assert not session.in_nested_transaction()
+    assert onlooker.names() == []

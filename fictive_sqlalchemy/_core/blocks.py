@@ -9,7 +9,7 @@ from sqlalchemy import exc
 from sqlalchemy.engine import Connection
 
 from .callbacks import Callback, Callbacks
-from .connection import OptInConnection
+from .connection import OptInConnection, is_aborted
 from .engine import OptInEngine
 from .errors import NOTHING_STORED, CommitOutcomeUnknown
 from .flow import Flow, here
@@ -100,6 +100,7 @@ class Block(TransactionHooks):
 
     def commit(self, *args: Any, **kwargs: Any) -> None:
         self.refuse_to_commit()
+        self.look_before_commit()
         with self.session.callbacks.after_end():
             try:
                 super().commit(*args, **kwargs)
@@ -187,6 +188,9 @@ class Block(TransactionHooks):
 
     # What is known of it
 
+    def look_before_commit(self) -> None:
+        """Look at each connection before the first of them is committed."""
+
     def is_stored(self) -> bool:
         """Tell whether all that was done in it is committed."""
         return False
@@ -255,6 +259,21 @@ class OptInSessionTransaction(Block):
 
     begun_at: Place | None = None
     """The line of the application that has begun it implicitly, with a write."""
+
+    def look_before_commit(self) -> None:
+        # SQLAlchemy commits one bind after the other, in no order: once one is stored, it is too
+        # late to find out that another one can't be.
+        if len(self.begun_on) < 2:
+            return
+        for connection in self.begun_on:
+            if isinstance(connection, OptInConnection):
+                connection.refuse_if_aborted()
+            elif is_aborted(connection):
+                raise exc.PendingRollbackError(NOTHING_STORED)
+        for connection in self.joined:
+            transaction = connection.get_transaction()
+            if transaction is not None and connection.is_lost():
+                transaction.commit()  # which says so, before anything is stored
 
     def note_stored(self) -> None:
         """Note that a bind has committed what was done in it."""

@@ -96,20 +96,22 @@ class OptInSession(SessionStates):
         transaction = super().begin()
         assert isinstance(transaction, OptInSessionTransaction)
         transaction.options = options
+        return self._with_handed_out(transaction)
+
+    def _begin_savepoint(self) -> SessionTransaction:
+        refuse_other_task(self.innermost())
+        if not self.is_inside:
+            self.begin_implicitly()
+        return self._with_handed_out(super().begin(nested=True))
+
+    def _with_handed_out(self, transaction: SessionTransaction) -> SessionTransaction:
+        """Have the connections join that the user has, or end the transaction where they can't."""
         try:
             self.join_handed_out()
         except BaseException:
             transaction.close()
             raise
         return transaction
-
-    def _begin_savepoint(self) -> SessionTransaction:
-        refuse_other_task(self.innermost())
-        if not self.is_inside:
-            self.begin_implicitly()
-        savepoint = super().begin(nested=True)
-        self.join_handed_out()
-        return savepoint
 
     def begin_nested(self) -> SessionTransaction:
         """Set a SAVEPOINT; outside there is nothing to nest in, so it is :meth:`begin`.
