@@ -5,12 +5,8 @@ It is for code outside of views: the services of an application, its commands an
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import itertools
-import os
-import sys
-import threading
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -29,6 +25,7 @@ from sqlalchemy.orm import (
 )
 
 from ._core.connection import NOTHING_STORED, OptInConnection, is_aborted
+from ._core.flow import here
 from ._core.session import OptInSession
 
 S = TypeVar("S", bound=Session)
@@ -172,7 +169,7 @@ class _Unit:
         self.scope = scope
         self.session = session
         self.is_ours = is_ours
-        self.here = _here()
+        self.flow = here()
         self.is_ending = False
         self.has_ended = False
         self.stock_connections: list[Connection] = []
@@ -203,7 +200,7 @@ class _Unit:
                 "one did not. Nothing of them is stored. A generator that yields inside such a "
                 "block keeps it open: let it yield after the block."
             )
-        if self.here != _here():
+        if self.flow != here():
             raise exc.InvalidRequestError(
                 "A unit of work ends in the thread, asyncio task and greenlet in which it began, "
                 "and this one did not. Nothing of it is stored."
@@ -314,12 +311,12 @@ def _begun(unit: _Unit) -> Generator[None]:
 
 def _unit_to_join(factory: Callable[[], Any], given: object) -> _Unit | None:
     """Return the innermost open unit of a factory in this thread, task and greenlet."""
-    here = None
+    flow = None
     for unit in reversed(_units.get()):
         if not unit.is_open() or unit.factory != factory:
             continue
-        here = here or _here()
-        if unit.here != here:
+        flow = flow or here()
+        if unit.flow != flow:
             continue  # the context was copied
         if given is not None:
             if given is unit.session:
@@ -362,24 +359,6 @@ def _make_unit(factory: Callable[[], Any], given: object) -> _Unit:
 
 def _is_scoped(factory: object) -> bool:
     return isinstance(factory, scoped_session)  # which a proxy of one is, too
-
-
-class _Thread(threading.local):
-    def __init__(self) -> None:
-        self.mark = object()  # the ident of a thread that has ended is used again
-
-
-_thread = _Thread()
-
-
-def _here() -> tuple[object, ...]:
-    """Return what tells this flow of control from others. A context may be copied to them."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:  # no event loop
-        task = None
-    greenlet = sys.modules.get("greenlet")  # or there are none
-    return _thread.mark, task, greenlet and greenlet.getcurrent(), os.getpid()
 
 
 def _check_function(function: Any) -> None:
