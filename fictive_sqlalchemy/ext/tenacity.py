@@ -33,6 +33,7 @@ from tenacity import (
 from .._core.atomic import Atomic, check_function, finished
 from .._core.blocks import OptInSessionTransaction
 from .._core.connection import CommitOutcomeUnknown
+from .._core.errors import sqlstate
 from .._core.session import OptInSession
 
 __all__ = ["is_serialization_failure", "retry_transaction"]
@@ -153,9 +154,7 @@ def is_serialization_failure(error: BaseException) -> bool:
     """
     if not isinstance(error, exc.DBAPIError) or isinstance(error, CommitOutcomeUnknown):
         return False
-    # psycopg 3 says sqlstate, psycopg2 pgcode
-    code: object = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
-    return code in ("40001", "40P01")
+    return sqlstate(error) in ("40001", "40P01")
 
 
 class _Tried:
