@@ -14,8 +14,7 @@ from functools import wraps
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
-from sqlalchemy import event, exc
-from sqlalchemy.engine import Connection
+from sqlalchemy import exc
 from sqlalchemy.orm import (
     Session,
     SessionTransaction,
@@ -24,14 +23,20 @@ from sqlalchemy.orm import (
     sessionmaker,
 )
 
-from ._core.connection import NOTHING_STORED, OptInConnection, is_aborted
+from ._core.connection import NOTHING_STORED
 from ._core.flow import here
 from ._core.session import OptInSession
+from .owned import Owned
 
 S = TypeVar("S", bound=Session)
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+
+_NO_COMMIT = (
+    "A unit of work commits at its end, as a whole: leave session.commit() out. Use "
+    "session.flush() to send what is waiting before."
+)
 
 
 class unit_of_work(Generic[S]):
@@ -172,7 +177,6 @@ class _Unit:
         self.flow = here()
         self.is_ending = False
         self.has_ended = False
-        self.stock_connections: list[Connection] = []
         self.transactions: list[SessionTransaction] = []
         """That of the outermost block, and the savepoints of those in it."""
 
@@ -206,15 +210,6 @@ class _Unit:
                 "and this one did not. Nothing of it is stored."
             )
         self.check_active(transaction)
-        if any(map(is_aborted, self.stock_connections)):
-            raise exc.PendingRollbackError(NOTHING_STORED)
-
-    def has_joined(
-        self, session: Session, transaction: SessionTransaction, connection: Connection
-    ) -> None:
-        """Note a connection that nobody asks before COMMIT whether its transaction is aborted."""
-        if not isinstance(connection, OptInConnection):
-            self.stock_connections.append(connection)
 
     def check_active(self, transaction: SessionTransaction) -> None:
         """Refuse to go on with a transaction that has ended, or whose flush has failed."""
@@ -228,15 +223,6 @@ class _Unit:
             "the session, and rolls back if an exception leaves the block; session.set_rollback() "
             "asks for that without one."
         )
-
-    def refuse_commit(self, session: Session) -> None:
-        """Before a commit: refuse it if it is not the one at the end of a block."""
-        committing = session.get_nested_transaction() or session.get_transaction()
-        if committing in self.transactions and not self.is_ending:
-            raise exc.InvalidRequestError(
-                "A unit of work commits at its end, as a whole: leave session.commit() out. Use "
-                "session.flush() to send what is waiting before."
-            )
 
     def close(self) -> None:
         """Close the session, if it was made for this unit."""
@@ -274,8 +260,6 @@ def _block(factory: Callable[[], S], given: object = None) -> Generator[S]:
         return
     unit = _make_unit(factory, given)
     try:
-        event.listen(unit.session, "before_commit", unit.refuse_commit)
-        event.listen(unit.session, "after_begin", unit.has_joined)
         _units.set((*filter(_Unit.is_open, _units.get()), unit))
         with _begun(unit):
             yield unit.session  # type: ignore[misc]  # it is the factory's, or the caller's
@@ -283,12 +267,6 @@ def _block(factory: Callable[[], S], given: object = None) -> Generator[S]:
         unit.has_ended = True
         try:
             _units.set(tuple(filter(_Unit.is_open, _units.get())))
-            for name, listener in (
-                ("before_commit", unit.refuse_commit),
-                ("after_begin", unit.has_joined),
-            ):
-                if event.contains(unit.session, name, listener):
-                    event.remove(unit.session, name, listener)
         finally:
             unit.close()
 
@@ -298,10 +276,11 @@ def _begun(unit: _Unit) -> Generator[None]:
     transaction = unit.begin()
     unit.transactions.append(transaction)
     try:
-        with transaction:
+        with transaction, Owned(unit.session, transaction, _NO_COMMIT) as owned:
             try:
                 yield
                 unit.check_end(transaction)
+                owned.check_not_aborted()
             finally:
                 unit.is_ending = True
     finally:

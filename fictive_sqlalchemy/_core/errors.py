@@ -62,9 +62,12 @@ def explain_errors(engine: Engine) -> None:
             if advice := why_read_only(connection):
                 said.add_detail(advice)
         # Without "held_" it is the stream of a block, which has ended.
-        elif code == _NO_SUCH_CURSOR and "held_" in str(context.original_exception):
-            if not connection.in_transaction():
-                said.add_detail(_POOLER)
+        elif (
+            code == _NO_SUCH_CURSOR
+            and "held_" in str(context.original_exception)
+            and not connection.in_transaction()
+        ):
+            said.add_detail(_POOLER)
 
 
 def why_read_only(connection: Connection) -> str | None:

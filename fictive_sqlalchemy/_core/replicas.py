@@ -117,8 +117,8 @@ def attach(primary: OptInEngine, replicas: Iterable[OptInEngine]) -> None:
     for replica in primary.replicas:
         if replica.dialect.name != primary.dialect.name:
             raise exc.ArgumentError(
-                f"A database of {replica.dialect.name} can't be a replica of {primary.dialect.name}, "
-                "which is another database system."
+                f"A database of {replica.dialect.name} can't be a replica of one of "
+                f"{primary.dialect.name}, which is another database system."
             )
         replica.primary = primary
         health = replica.health = Health()
@@ -128,9 +128,11 @@ def attach(primary: OptInEngine, replicas: Iterable[OptInEngine]) -> None:
             connection = context.connection
             if context.is_disconnect or connection is None:
                 health.note(up=False)
-            elif sqlstate(context.original_exception) == READ_ONLY:
-                if not connection.in_transaction():  # or somebody works on the replica itself
-                    return _went_to_a_replica(connection, context.original_exception)
+            elif (
+                sqlstate(context.original_exception) == READ_ONLY
+                and not connection.in_transaction()  # which would be one on the replica itself
+            ):
+                return _went_to_a_replica(connection, context.original_exception)
             return None
 
 
@@ -142,8 +144,8 @@ def _went_to_a_replica(connection: Connection, error: BaseException) -> exc.Inva
         writes = begins_to_write(engine.primary.transaction_options)
         advice = f"Put it into `with session.begin({'' if writes else 'read_only=False'}):`."
     return exc.InvalidRequestError(
-        f"This statement writes, and it went to a replica, which refused it ({str(error).strip()}). "
-        + advice
+        "This statement writes, and it went to a replica, which refused it "
+        f"({str(error).strip()}). {advice}"
     )
 
 

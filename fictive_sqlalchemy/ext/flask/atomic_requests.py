@@ -12,13 +12,11 @@ from flask.blueprints import BlueprintSetupState
 from flask.ctx import RequestContext
 from flask.globals import request_ctx
 from sqlalchemy import event, exc
-from sqlalchemy.engine import Connection
 from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction, SessionTransactionOrigin
 
 from ..._core.blocks import Block
-from ..._core.connection import NOTHING_STORED, is_aborted
-from ..._core.engine import OptInEngine
 from ..._core.session import OptInSession
+from ...owned import Owned, listen_to_sessions
 
 NO_COMMIT = (
     "This request is one transaction, which commits by itself if the status of the response is "
@@ -252,25 +250,17 @@ class RequestTransaction:
         self._session = session
         self._current = _entered(_begun_for_request(session))
         self._is_lost = False
-        self._stock_connections: list[Connection] = []
+        self._owned = Owned(session, self._current, NO_COMMIT)
+        self._owned.__enter__()
         session.info[_WATCHED_BY] = self
 
     # What the session tells, by its events (see the end of this module)
-
-    def refuse_commit(self) -> None:
-        """Refuse it, if it is not that of a savepoint."""
-        if not self._session.in_nested_transaction():
-            raise exc.InvalidRequestError(LOST if self._is_lost else NO_COMMIT)
-
-    def has_joined(self, connection: Connection) -> None:
-        """Note a connection that nobody asks before COMMIT whether its transaction is aborted."""
-        if not isinstance(connection.engine, OptInEngine):
-            self._stock_connections.append(connection)
 
     def has_ended(self, transaction: SessionTransaction) -> None:
         """Note that nothing can be stored any more, unless it turns out to be a rollback()."""
         if transaction is self._current:
             self._is_lost = True
+            self._owned.refusal = LOST
             # What comes now would be stored on its own, if the session is ours.
             event.listen(self._session, "do_orm_execute", _refuse_statement)
 
@@ -279,7 +269,8 @@ class RequestTransaction:
         if transaction is self._current and not self._is_in_a_block():
             self._leave()
             self._current = _entered(self._session.begin())
-            self._stock_connections.clear()
+            self._owned.go_on_in(self._current)
+            self._owned.refusal = NO_COMMIT
             self._is_lost = False
             event.remove(self._session, "do_orm_execute", _refuse_statement)
 
@@ -307,8 +298,7 @@ class RequestTransaction:
         try:
             if self._is_lost:
                 raise exc.InvalidRequestError(LOST)
-            if any(map(is_aborted, self._stock_connections)):
-                raise exc.PendingRollbackError(NOTHING_STORED)
+            self._owned.check_not_aborted()
             if isinstance(self._current, Block) and self._current.roll_back_only == "":
                 self._roll_back()  # set_rollback() asked for it
             else:
@@ -339,6 +329,7 @@ class RequestTransaction:
 
     def _stop_watching(self) -> None:
         self._leave()
+        self._owned.leave()
         del self._session.info[_WATCHED_BY]
         if self._is_lost:
             event.remove(self._session, "do_orm_execute", _refuse_statement)
@@ -370,16 +361,6 @@ def _refuse_statement(execution: ORMExecuteState) -> None:
 # On all sessions once, because to listen on one and to stop again takes longer than a transaction.
 
 
-def _before_commit(session: Session) -> None:
-    if watched_by := _watched_by(session):
-        watched_by.refuse_commit()
-
-
-def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
-    if watched_by := _watched_by(session):
-        watched_by.has_joined(connection)
-
-
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
     if watched_by := _watched_by(session):
         watched_by.has_ended(transaction)
@@ -396,9 +377,8 @@ def _watched_by(session: Session) -> RequestTransaction | None:
 
 def _watch_sessions() -> None:
     """Listen to all sessions, from when something first asks for requests that are transactions."""
+    listen_to_sessions()
     for name, listener in (
-        ("before_commit", _before_commit),
-        ("after_begin", _after_begin),
         ("after_transaction_end", _after_transaction_end),
         ("after_soft_rollback", _after_soft_rollback),
     ):
