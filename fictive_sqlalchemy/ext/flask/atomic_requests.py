@@ -7,16 +7,16 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
-from flask import Blueprint, Flask, Response, got_request_exception, request
+from flask import Blueprint, Flask, Response, request
 from flask.blueprints import BlueprintSetupState
 from flask.ctx import RequestContext
-from flask.globals import request_ctx
 from sqlalchemy import event, exc
 from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction, SessionTransactionOrigin
 
 from ..._core.blocks import Block
 from ..._core.session import OptInSession
 from ...owned import Owned, listen_to_sessions
+from ._private import before_handlers_of_500, come_first, current_request_context
 
 NO_COMMIT = (
     "This request is one transaction, which commits by itself if the status of the response is "
@@ -154,7 +154,7 @@ class AtomicRequests:
         self._open: WeakKeyDictionary[RequestContext, RequestTransaction] = WeakKeyDictionary()
         self._come_first()
         app.teardown_request(self.abandon)
-        got_request_exception.connect(self.fail, app)
+        before_handlers_of_500(app, self.abandon)
 
     def add(self, blueprint: str | None, methods: set[str]) -> None:
         """Add methods for a blueprint, or for all of the application."""
@@ -166,12 +166,7 @@ class AtomicRequests:
         """Run before each other function of before_request, and after each of after_request."""
         self._app.before_request(self.begin)
         self._app.after_request(self.end)
-        # private: Flask calls these lists internal, but who registers late can't be first by other
-        # means. Those of after_request run from the end.
-        begins: list[Any] = self._app.before_request_funcs[None]
-        ends: list[Any] = self._app.after_request_funcs[None]  # private: as above
-        begins[:] = [self.begin, *(each for each in begins if each != self.begin)]
-        ends[:] = [self.end, *(each for each in ends if each != self.end)]
+        come_first(self._app, self.begin, self.end)
 
     def _is_atomic(self) -> bool:
         view = self._app.view_functions.get(request.endpoint or "")
@@ -196,11 +191,13 @@ class AtomicRequests:
     def begin(self) -> None:
         """Begin the transaction of the request, if it is to be one."""
         if self._is_atomic():
-            self._open[_current()] = RequestTransaction(self._owner.session_of_request())
+            self._open[current_request_context()] = RequestTransaction(
+                self._owner.session_of_request()
+            )
 
     def end(self, response: Response) -> Response:
         """Commit or roll back, before the response leaves."""
-        transaction = self._open.pop(_current(), None)
+        transaction = self._open.pop(current_request_context(), None)
         if transaction is None:
             return response
         if response.status_code >= 400:
@@ -221,21 +218,14 @@ class AtomicRequests:
             return page
         return response
 
-    def fail(self, app: Flask, **_: Any) -> None:
-        """Roll back for an exception that no error handler took: handlers of 500 run outside."""
-        self.abandon()
-
     def abandon(self, exception: BaseException | None = None) -> None:
-        """Roll back where the request has ended without a response."""
-        transaction = self._open.pop(_current(), None)
+        """Roll back for an exception that no error handler took: handlers of 500 run outside.
+
+        Also where the request has ended without a response.
+        """
+        transaction = self._open.pop(current_request_context(), None)
         if transaction is not None:
             transaction.roll_back(only_log=True)
-
-
-def _current() -> RequestContext:
-    # Not the request, which a copy of its context, as of copy_current_request_context(), shares.
-    context: Any = request_ctx
-    return cast(RequestContext, context._get_current_object())
 
 
 class RequestTransaction:

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from werkzeug.local import LocalProxy
 
 from ...scoped_session import OptInScopedSession
+from ._private import current_app_context
 from .atomic_requests import AtomicRequestsMixin, atomic_requests_of
 
 S = TypeVar("S", bound=Session)
@@ -63,8 +64,7 @@ class flask_scoped_session(AtomicRequestsMixin, OptInScopedSession[S]):
                 "into `with app.app_context():`, or use a session of your own, "
                 "`with session_factory() as session:`."
             )
-        proxy: Any = app_ctx
-        context: AppContext = proxy._get_current_object()
+        context = current_app_context()
         if context.app not in self._apps:
             raise AttributeError(_not_initialised(context.app))
         return context
