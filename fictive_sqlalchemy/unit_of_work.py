@@ -25,6 +25,7 @@ from sqlalchemy.orm import (
 
 from ._core.connection import NOTHING_STORED
 from ._core.flow import here
+from ._core.functions import check_function, finished
 from ._core.session import OptInSession
 from .owned import Owned
 
@@ -32,6 +33,8 @@ S = TypeVar("S", bound=Session)
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+
+_NAME = "unit_of_work()"
 
 _NO_COMMIT = (
     "A unit of work commits at its end, as a whole: leave session.commit() out. Use "
@@ -142,7 +145,7 @@ class unit_of_work(Generic[S]):
             @wraps(function)
             def call(*args: Any, **kwargs: Any) -> Any:
                 with _block(factory):
-                    return function(*args, **kwargs)
+                    return finished(function(*args, **kwargs), function, _NAME)
 
             return call
 
@@ -153,8 +156,10 @@ class unit_of_work(Generic[S]):
         def call_with_session(*args: Any, **kwargs: Any) -> Any:
             with _block(factory, kwargs.pop("session", None)) as session:
                 if by_name or len(args) < place:
-                    return function(*args, **kwargs, session=session)
-                return function(*args[:place], session, *args[place:], **kwargs)
+                    result: Any = function(*args, **kwargs, session=session)
+                else:
+                    result = function(*args[:place], session, *args[place:], **kwargs)
+                return finished(result, function, _NAME)
 
         call_with_session.__signature__ = _without_session(signature)  # type: ignore[attr-defined]
         return call_with_session
@@ -341,30 +346,11 @@ def _is_scoped(factory: object) -> bool:
 
 
 def _check_function(function: Any) -> None:
-    if inspect.isclass(function):
-        raise TypeError(
-            "unit_of_work() does not decorate classes: decorate the methods that need it."
-        )
-    if isinstance(function, (classmethod, staticmethod, property)):
-        raise TypeError(
-            "Put @unit_of_work(…) next to the function, below @classmethod, @staticmethod and "
-            "@property."
-        )
-    if not callable(function):
-        raise TypeError(
-            f"unit_of_work() takes the session factory and decorates a function, as in "
-            f"@unit_of_work(Session), not {_a(function)}."
-        )
-    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+    check_function(function, _NAME, "the session factory, as in @unit_of_work(Session)")
+    if inspect.iscoroutinefunction(function):
         raise TypeError(
             "unit_of_work() does not decorate async functions, whose sessions would be another "
             "kind. Put what needs the session into a plain function, and call that."
-        )
-    if inspect.isgeneratorfunction(function):
-        raise TypeError(
-            "unit_of_work() does not decorate generator functions: a generator runs after the "
-            "call, when its caller likes, or never ends. Return a list, or use "
-            "`with unit_of_work(…):` around the loop that reads it."
         )
 
 

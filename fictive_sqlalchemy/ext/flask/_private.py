@@ -40,7 +40,7 @@ class ExtensionHooks(_Extension):
 
         :param options: The extension's ``session_options``.
         """
-        return super()._make_scoped_session(options)
+        return super()._make_scoped_session(options)  # private: see the class
 
     def _engine_of_bind(self, bind_key: str | None, options: dict[str, Any], app: Flask) -> Engine:
         """Make the engine of a bind.
@@ -49,7 +49,7 @@ class ExtensionHooks(_Extension):
         :param options: The engine's options, with its ``url``.
         :param app: The application.
         """
-        return super()._make_engine(bind_key, options, app)
+        return super()._make_engine(bind_key, options, app)  # private: see the class
 
     def _base_of_models(self, model_class: Any, disable_autonaming: bool = False) -> Any:
         """Make ``db.Model``.
@@ -59,17 +59,19 @@ class ExtensionHooks(_Extension):
         :param model_class: The class passed to the extension.
         :param disable_autonaming: Leave ``__tablename__`` to the models.
         """
+        # private: see the class
         return super()._make_declarative_base(model_class, disable_autonaming=disable_autonaming)
 
-    # Flask-SQLAlchemy calls these.
+    # What Flask-SQLAlchemy calls
 
     def _make_scoped_session(self, options: dict[str, Any]) -> Any:
-        return self._session_of_extension(options)
+        return self._session_of_extension(options)  # private: see the class
 
     def _make_engine(self, bind_key: str | None, options: dict[str, Any], app: Flask) -> Engine:
-        return self._engine_of_bind(bind_key, options, app)
+        return self._engine_of_bind(bind_key, options, app)  # private: see the class
 
     def _make_declarative_base(self, model_class: Any, disable_autonaming: bool = False) -> Any:
+        # private: see the class
         return self._base_of_models(model_class, disable_autonaming)
 
 
@@ -92,6 +94,7 @@ def record_queries_of(engine: Engine) -> None:
     """
     from flask_sqlalchemy import record_queries
 
+    # private: what the extension calls for each engine
     record_queries._listen(engine)  # pyright: ignore[reportPrivateUsage]
 
 
