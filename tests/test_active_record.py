@@ -793,27 +793,27 @@ def test_the_version_and_the_discriminator_are_refused_unless_named(store: Store
 
 
 @pytest.mark.parametrize(
-    ("class_", "driver", "other"),
+    ("class_", "column", "other"),
     [(Shape, "corners", "name"), (Round, "corners", "name"), (Big, "size", "colour")],
 )
 def test_a_discriminator_that_is_an_expression(
-    store: Store, class_: Any, driver: str, other: str
+    store: Store, class_: Any, column: str, other: str
 ) -> None:
     value = {Shape: 3, Round: 0, Big: 10}[class_]
-    for make in (class_.create, class_(**{driver: value}).update):
+    for make in (class_.create, class_(**{column: value}).update):
         with pytest.raises(
-            exc.InvalidRequestError, match=f"'{driver}' is the discriminator|not st"
+            exc.InvalidRequestError, match=f"'{column}' is the discriminator|not st"
         ):
-            make({driver: 1, other: "x"})
-    instance = class_.create({driver: value, other: "one"}, only={driver, other})
-    with store.sends(), pytest.raises(exc.InvalidRequestError, match=f"'{driver}' is the discrim"):
-        instance.update({driver: 1})
+            make({column: 1, other: "x"})
+    instance = class_.create({column: value, other: "one"}, only={column, other})
+    with store.sends(), pytest.raises(exc.InvalidRequestError, match=f"'{column}' is the discrim"):
+        instance.update({column: 1})
     with store.stores("UPDATE"):
         instance.update({other: "two"})
     assert getattr(instance, other) == "two"
     assert type(class_.query.one()) is class_
     with store.stores("UPDATE"):
-        instance.update({driver: value + 1}, only={driver})
+        instance.update({column: value + 1}, only={column})
 
 
 def test_only_names_what_may_be_changed_and_all_else_is_refused(store: Store) -> None:

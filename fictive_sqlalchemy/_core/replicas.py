@@ -101,10 +101,10 @@ def _url(given: object, which: str, options: Mapping[str, Any]) -> URL:
     try:
         return make_url(given)
     except (exc.ArgumentError, ValueError):
-        problem = f"Could not parse the URL of {which}."
-    raise exc.ArgumentError(  # not from the error of SQLAlchemy's, which may show parts of it
-        f"{problem} One string with several URLs is split at spaces: percent-encode those, and "
-        "other special characters, in a password."
+        pass  # and not raised from here: SQLAlchemy's error may show parts of it
+    raise exc.ArgumentError(
+        f"Could not parse the URL of {which}. One string with several URLs is split at spaces: "
+        "percent-encode those, and other special characters, in a password."
     )
 
 
@@ -138,14 +138,14 @@ def attach(primary: OptInEngine, replicas: Iterable[OptInEngine]) -> None:
 
 def _went_to_a_replica(connection: Connection, error: BaseException) -> exc.InvalidRequestError:
     engine: Any = connection.engine
-    advice = "Put it into `with session.begin():`, or call read_from_primary() before."
+    advice = "Put it into `with session.begin():`, or call read_from_primary() before"
     if reported(connection, "default_transaction_read_only") == "on":
         # Then the primary refuses it, too, unless it is in a transaction that says READ WRITE.
         writes = begins_to_write(engine.primary.transaction_options)
-        advice = f"Put it into `with session.begin({'' if writes else 'read_only=False'}):`."
+        advice = f"Put it into `with session.begin({'' if writes else 'read_only=False'}):`"
     return exc.InvalidRequestError(
         "This statement writes, and it went to a replica, which refused it "
-        f"({str(error).strip()}). {advice}"
+        f"({str(error).strip()}). {advice}."
     )
 
 

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary, WeakSet
 
-from flask import Flask, current_app
+from flask import Flask, current_app, has_app_context
 from flask.ctx import AppContext
-from flask.globals import app_ctx
 from sqlalchemy.orm import Session, sessionmaker
 from werkzeug.local import LocalProxy
 
@@ -58,7 +57,7 @@ class flask_scoped_session(AtomicRequestsMixin, OptInScopedSession[S]):
         self.remove()
 
     def _scope(self) -> AppContext:
-        if not app_ctx:
+        if not has_app_context():
             raise RuntimeError(
                 "This session is that of an application context, and there is none: put the code "
                 "into `with app.app_context():`, or use a session of your own, "
