@@ -198,7 +198,7 @@ class Shape(Base):
     corners: Mapped[int] = mapped_column()
     name: Mapped[str | None]
     __mapper_args__ = {  # noqa: RUF012
-        "polymorphic_on": sa.case((corners.column == 0, "round"), else_="shape"),
+        "polymorphic_on": sa.case((cast("Any", corners).column == 0, "round"), else_="shape"),
         "polymorphic_identity": "shape",
     }
 
@@ -215,7 +215,9 @@ class Ball(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     size: Mapped[int] = mapped_column()
     colour: Mapped[str | None]
-    kind: Mapped[str] = column_property(sa.case((size.column > 9, "big"), else_="ball"))
+    kind: Mapped[str] = column_property(
+        sa.case((cast("Any", size).column > 9, "big"), else_="ball")
+    )
     __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "ball"}  # noqa: RUF012
 
 

@@ -531,12 +531,13 @@ class TestFlask:
     def test_app_ctx_and_request_ctx(self) -> None:
         """Each stands for a context object, which is a new one for each context."""
         app = Flask(__name__)
-        for proxy, kind in ((app_ctx, AppContext), (request_ctx, RequestContext)):
+        proxies: list[tuple[Any, Any]] = [(app_ctx, AppContext), (request_ctx, RequestContext)]
+        for proxy, kind in proxies:
             assert not proxy
             seen: list[Any] = []
             for _ in range(2):
                 with app.test_request_context() as context:
-                    seen.append(proxy._get_current_object())  # type: ignore[attr-defined]
+                    seen.append(proxy._get_current_object())
                     assert isinstance(seen[-1], kind)
                     assert (seen[-1] is context) == (proxy is request_ctx)
             assert seen[0] is not seen[1]

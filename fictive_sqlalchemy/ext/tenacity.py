@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterat
 from contextlib import contextmanager
 from functools import wraps
 from itertools import chain
-from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar, cast, overload
 
 from sqlalchemy import exc
 from sqlalchemy.orm import Session, SessionTransactionOrigin, scoped_session, sessionmaker
@@ -198,12 +198,13 @@ def _refuse_iterators(*arguments: Iterable[tuple[object, Any]]) -> None:
     for name, argument in chain(*arguments):
         # The class that it says it has: a proxy, such as Flask-Login's current_user, has the
         # methods of everything.
-        if issubclass(argument.__class__, (Iterator, AsyncIterator)):
+        kind: type[Any] = argument.__class__
+        if issubclass(kind, (Iterator, AsyncIterator)):
             which = f"{name}=" if isinstance(name, str) else f"number {name}"
             raise TypeError(
                 f"{_NAME} may run the function several times, and the argument {which} is a "
-                f"{argument.__class__.__name__}, which can be read once: give it a list, or "
-                "make the iterator inside the function. Nothing was sent."
+                f"{cast(Any, kind).__name__}, which can be read once: give it a list, or make the "
+                "iterator inside the function. Nothing was sent."
             )
 
 

@@ -390,8 +390,8 @@ def test_an_extension_that_answers_errors_by_itself_as_flask_restful_does(
         return web.make_response((str(error), status))
 
     def replace_the_methods() -> None:
-        web.handle_exception = answer  # type: ignore[method-assign]
-        web.handle_user_exception = answer  # type: ignore[method-assign]
+        for method in ("handle_exception", "handle_user_exception"):
+            setattr(web, method, answer)
 
     if when == "before":
         replace_the_methods()

@@ -18,12 +18,14 @@ from werkzeug.wrappers import Response
 
 if TYPE_CHECKING:
     from flask_sqlalchemy import SQLAlchemy
-    from flask_sqlalchemy.extension import _FSAModel as ModelBase  # pyright: ignore
+    from flask_sqlalchemy.extension import _FSAModel  # pyright: ignore[reportPrivateUsage]
     from sqlalchemy.engine import Engine
 
     _Extension = SQLAlchemy
 
-    __all__ = ["ModelBase"]  # what Flask-SQLAlchemy says db.Model is
+    class ModelBase(_FSAModel):
+        """What Flask-SQLAlchemy says ``db.Model`` is."""
+
 else:
     # A mixin: the extension class comes behind it in the bases of the class that uses it.
     _Extension = object
