@@ -14,9 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import flask_sqlalchemy
 import pytest
 import sqlalchemy as sa
 from flask import Blueprint, Flask, after_this_request
+from flask.ctx import AppContext, RequestContext
+from flask.globals import app_ctx, request_ctx
 from flask_sqlalchemy import SQLAlchemy, record_queries
 from sqlalchemy.engine.base import OptionEngine
 from sqlalchemy.engine.cursor import (
@@ -39,6 +42,7 @@ from sqlalchemy.orm import (
 from sqlalchemy.sql.compiler import SQLCompiler
 
 import fictive_sqlalchemy
+import fictive_sqlalchemy.ext.flask as flask_extension
 from fictive_sqlalchemy import OptInConnection, OptInEngine, OptInSession, create_engine
 from fictive_sqlalchemy._core.blocks import OptInSessionTransaction
 from tests.library import Note, NoteBase
@@ -515,9 +519,44 @@ class TestFlaskSQLAlchemy:
         db = SQLAlchemy()
         assert db.Model.__fsa__ is db
 
+    def test_FSAModel(self) -> None:
+        """The type that Flask-SQLAlchemy declares for ``db.Model``."""
+        assert SQLAlchemy.__annotations__.get("Model") is None  # or there would be a public name
+        assert hasattr(flask_sqlalchemy.extension, "_FSAModel")
+
 
 class TestFlask:
     """Not private by name, but Flask calls them internal."""
+
+    def test_app_ctx_and_request_ctx(self) -> None:
+        """Each stands for a context object, which is a new one for each context."""
+        app = Flask(__name__)
+        proxies: list[tuple[Any, Any]] = [(app_ctx, AppContext), (request_ctx, RequestContext)]
+        for proxy, kind in proxies:
+            assert not proxy
+            seen: list[Any] = []
+            for _ in range(2):
+                with app.test_request_context() as context:
+                    seen.append(proxy._get_current_object())
+                    assert isinstance(seen[-1], kind)
+                    assert (seen[-1] is context) == (proxy is request_ctx)
+            assert seen[0] is not seen[1]
+
+    def test_handle_exception_of_an_application(self) -> None:
+        """Flask calls it where no error handler took an exception, before the handlers of 500."""
+        order: list[str] = []
+        app = Flask(__name__)
+        app.add_url_rule("/<int:n>", "fail", lambda n: 1 // n)
+        app.register_error_handler(500, lambda error: order.append("500") or ("sorry", 500))  # type: ignore[func-returns-value]
+        handle = app.handle_exception
+
+        def spy(e: Exception) -> Any:
+            order.append("spy")
+            return handle(e)
+
+        app.handle_exception = spy  # type: ignore[method-assign]
+        assert app.test_client().get("/0").status_code == 500
+        assert order == ["spy", "500"]
 
     def test_before_request_funcs_and_after_request_funcs(self) -> None:
         """The first of both lists runs around all other functions of a request."""
@@ -545,6 +584,28 @@ class TestFlask:
             *("first", f"before {app.name}", "before blueprint"),
             *("this", "after blueprint", f"after {app.name}", "last"),
         ]
+
+
+def test_no_other_module_of_ext_flask_uses_a_private_name() -> None:
+    """They are at home in ``_private.py``, and have names of our own elsewhere."""
+    theirs = {name for name in dir(SQLAlchemy()) if not name.endswith("__")}
+    for module in (flask_sqlalchemy.extension, record_queries):
+        theirs |= set(vars(module))
+    private = {name for name in theirs if name.startswith("_")} | {
+        *("__fsa__", "_get_current_object", "app_ctx", "request_ctx", "handle_exception"),
+        *("before_request_funcs", "after_request_funcs"),
+    }
+    folder = Path(flask_extension.__file__).parent
+    used: set[tuple[str, str]] = set()
+    for path in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names: list[Any] = [getattr(node, each, None) for each in ("attr", "name", "id")]
+            if isinstance(node, ast.Constant):
+                names.append(node.value)
+            used |= {(path.name, name) for name in names if name in private}
+    used -= {(file, name) for file, name in used if name.startswith("__") and name != "__fsa__"}
+    assert {file for file, _ in used} == {"_private.py"}, sorted(used)
+    assert {"_make_engine", "_listen", "__fsa__", "app_ctx"} <= {name for _, name in used}
 
 
 def names_with_a_test() -> set[str]:

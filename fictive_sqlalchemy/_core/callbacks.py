@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
+
+from .functions import runs_later
 
 _log = logging.getLogger("fictive_sqlalchemy.session")
 
@@ -109,12 +110,3 @@ def check_callback(function: Any, taker: str) -> None:
             f"{taker} takes a plain function, and {function!r} would not run when it is called: "
             "call one that hands it to what runs it, such as asyncio.run()."
         )
-
-
-def runs_later(function: Any) -> bool:
-    """Tell whether a call only makes what is to be awaited, or read, later."""
-    return (
-        inspect.iscoroutinefunction(function)
-        or inspect.isgeneratorfunction(function)
-        or inspect.isasyncgenfunction(function)
-    )

@@ -472,8 +472,10 @@ class OptInSession(SessionStates):
         return (
             "A transaction is already begun on this Session, by SQLAlchemy itself, on a bind "
             "whose connections don't rest in autocommit: one of another database, an engine that "
-            "fictive_sqlalchemy.create_engine() has not made, or a Connection. Use commit() or "
-            "rollback() before, or begin_nested() for a savepoint inside it."
+            "fictive_sqlalchemy.create_engine() has not made, or a Connection. With "
+            "Flask-SQLAlchemy that is each backend that is not in AUTOCOMMIT_DRIVERS of the "
+            "extension, which names postgresql: add the backend there. Use commit() or rollback() "
+            "before, or begin_nested() for a savepoint inside it."
         )
 
 
