@@ -34,6 +34,7 @@ class Faults:
         self._seed = seed
         self._rate = rate
         self._lock = threading.Lock()
+        self._stopped = False
         self._randoms: dict[int, Random] = {}
         self._control = sa.create_engine(
             url, isolation_level="AUTOCOMMIT", poolclass=sa.pool.StaticPool
@@ -48,6 +49,8 @@ class Faults:
         """Do no more faults."""
         self._proxy.cut_where = None
         self._proxy.delay = 0.0
+        with self._lock:  # a message may be in the middle of its fault
+            self._stopped = True
         self._control.dispose()
 
     def _cut_where(self, message: Message) -> Where | None:
@@ -81,6 +84,10 @@ class Faults:
         return fault
 
     def _kill(self, pid: int) -> None:
-        with self._lock, self._control.connect() as connection:
-            parameters: dict[str, Any] = {"pid": pid}
-            connection.execute(sa.text("SELECT pg_terminate_backend(:pid, 1000)"), parameters)
+        parameters: dict[str, Any] = {"pid": pid}
+        with self._lock:
+            if not self._stopped:
+                with self._control.connect() as connection:
+                    connection.execute(
+                        sa.text("SELECT pg_terminate_backend(:pid, 1000)"), parameters
+                    )

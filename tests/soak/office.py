@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import logging
 import sys
 import time
 import traceback
+from collections import Counter
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -22,7 +24,7 @@ from fictive_sqlalchemy import (
 from tests.library import assert_rests
 from tests.soak.records import Record, Report
 from tests.soak.tables import Entry
-from tests.soak.teller import Teller
+from tests.soak.teller import LOST, Teller
 
 #: More seconds than any round takes: a thread that is not done by then waits for ever.
 PATIENCE = 180.0
@@ -33,9 +35,6 @@ POOLS: dict[str, dict[str, Any]] = {
     "five": {"pool_size": 5, "max_overflow": 0, "pool_timeout": PATIENCE},
     "none": {"poolclass": NullPool},
 }
-
-# libpq's PQTRANS_UNKNOWN: the connection is lost.
-_LOST = 4
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,20 @@ class Work:
     begin_on_write: bool
 
 
+class _Counting(logging.Handler):
+    """Count what is logged, for cut connections are logged often.
+
+    :param counts: Where to count.
+    """
+
+    def __init__(self, counts: Counter[str]) -> None:
+        super().__init__(logging.WARNING)
+        self._counts = counts
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._counts[f"{record.levelname} {record.name}: {str(record.msg)[:60]}"] += 1
+
+
 class Office:
     """One process of the bank.
 
@@ -63,10 +76,23 @@ class Office:
         self._work = work
         self._engine: OptInEngine = create_engine(work.url, **POOLS[work.pool])
         self._report = Report()
+        self._logged = _Counting(self._report.logged)
 
     def open(self) -> None:
         """Let the threads do their visits, and wait for their end."""
         work = self._work
+        logs = [logging.getLogger(name) for name in ("sqlalchemy", "psycopg")]
+        for log in logs:
+            log.addHandler(self._logged)
+            log.propagate = False
+        try:
+            self._let_work(work)
+        finally:
+            for log in logs:
+                log.removeHandler(self._logged)
+                log.propagate = True
+
+    def _let_work(self, work: Work) -> None:
         tellers = [
             Teller(
                 self._engine, work.seed, f"{work.name}.{number}", work.visits, work.begin_on_write
@@ -113,7 +139,7 @@ class Office:
         try:
             for connection in pooled:
                 dbapi: Any = connection.dbapi_connection
-                if not dbapi.closed and dbapi.info.transaction_status != _LOST:
+                if not dbapi.closed and dbapi.info.transaction_status != LOST:
                     living += 1
                     assert_rests(dbapi)
         finally:

@@ -43,6 +43,8 @@ class Report:
     """How many operations of each kind were begun."""
     lost: Counter[str] = field(default_factory=Counter[str])
     """How many operations of each kind ended with a lost connection."""
+    logged: Counter[str] = field(default_factory=Counter[str])
+    """How often each warning or error was logged."""
     violations: list[str] = field(default_factory=list[str])
     """What was seen that the contract does not allow."""
     pool: str = ""
@@ -58,6 +60,7 @@ class Report:
         self.maybe_created |= other.maybe_created
         self.operations += other.operations
         self.lost += other.lost
+        self.logged += other.logged
         self.violations += other.violations
 
     def count(self, outcome: Outcome) -> int:

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 from sqlalchemy.orm import sessionmaker
 
 from fictive_sqlalchemy import CommitOutcomeUnknown, OptInEngine, OptInSession
@@ -26,6 +26,7 @@ from tests.soak.tables import (
     Label,
     Transfer,
 )
+from tests.test_autocommit import chain
 from tests.test_threads import is_lost
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -36,6 +37,10 @@ _LOOK = sa.text(
     " current_setting('transaction_isolation'), current_setting('transaction_read_only')"
     " FROM account"
 )
+
+
+#: libpq's PQTRANS_IDLE and PQTRANS_UNKNOWN.
+IDLE, LOST = 0, 4
 
 
 class Refused(Exception):
@@ -70,6 +75,7 @@ class Teller(threading.Thread):
             self.read_total,
             self.read_object,
             self.read_half_a_stream,
+            self.look_at_driver,
             self.transfer_in_block,
             self.transfer_in_block,
             self.transfer_by_commit,
@@ -139,6 +145,12 @@ class Teller(threading.Thread):
             if self._random.random() < 0.5:
                 result.close()
 
+    def look_at_driver(self, session: OptInSession) -> None:
+        dbapi: Any = session.connection().connection.dbapi_connection
+        if not dbapi.autocommit or dbapi.info.transaction_status not in (IDLE, LOST):
+            status = dbapi.info.transaction_status
+            self._violation(f"outside, autocommit is {dbapi.autocommit}, the status {status}")
+
     # Transfers
 
     def transfer_in_block(self, session: OptInSession) -> None:
@@ -161,7 +173,9 @@ class Teller(threading.Thread):
 
         outcome = self._attempt("transfer_in_block", token, action)
         if len(committed) != (outcome == "stored") and outcome != "unknown":
-            self._violation(f"{token} is {outcome}, and on_commit was called {len(committed)} times")
+            self._violation(
+                f"{token} is {outcome}, and on_commit was called {len(committed)} times"
+            )
 
     def transfer_by_commit(self, session: OptInSession) -> None:
         source, target, amount = self._choose()
@@ -195,7 +209,9 @@ class Teller(threading.Thread):
                         if way == "refused":
                             raise Refused
                         if way == "duplicate":
-                            session.execute(sa.insert(Entry), {"token": f"{token}/inner", "part": 0})
+                            session.execute(
+                                sa.insert(Entry), {"token": f"{token}/inner", "part": 0}
+                            )
                         inner.append(token)
                 except (Refused, IntegrityError):
                     pass  # the savepoint is undone, and the transfer goes on
@@ -344,6 +360,13 @@ class Teller(threading.Thread):
             self._take_error(kind, error)
             if is_lost(error) and alone and not self._begin_on_write:
                 outcome = "unknown"
+        except PendingRollbackError as error:
+            # Row 26 of the contract: the block went on after an error, and the new error says why.
+            answer = repr(error)
+            if any(isinstance(one, DBAPIError) and is_lost(one) for one in chain(error)):
+                self.report.lost[kind] += 1
+            else:
+                self._violation(f"{kind} of {token} does not say what has failed", error=True)
         except Exception as error:
             outcome, answer = "unknown", repr(error)
             self._violation(f"{kind} of {token}", error=True)
