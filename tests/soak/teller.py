@@ -278,11 +278,23 @@ class Teller(threading.Thread):
 
         def action() -> None:
             session.add_all([Entry(token=token, part=part) for part in range(parts)])
+            if self._random.random() < 0.5:
+                self._count_waiting(session, token, parts)
             session.flush()
 
         self._attempt("flush", token, action, session, parts=parts)
         if not self._begin_on_write and self._random.random() < 0.5:
             session.rollback()  # what flush() has stored outside stays stored
+
+    def _count_waiting(self, session: OptInSession, token: str, parts: int) -> None:
+        """Check rows 7 and 28 of the contract: whether a read sees what waits for a flush."""
+        try:
+            seen = session.scalar(sa.select(sa.func.count()).where(Entry.token == token))
+        except DBAPIError:
+            session.rollback()  # what waits would be stored by the next flush of this session
+            raise
+        if seen != (parts if self._begin_on_write else 0):
+            self._violation(f"a read saw {seen} of {parts} rows that wait")
 
     def increase(self, session: OptInSession) -> None:
         number = self._random.randint(1, COUNTERS)
