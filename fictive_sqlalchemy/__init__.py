@@ -3,8 +3,10 @@
 Reads run untransacted; ``with session.begin():`` is a transaction.
 """
 
-from ._core.connection import CommitOutcomeUnknown, OptInConnection
-from ._core.engine import OptInEngine, create_engine, engine_from_config
+from ._core.connection import OptInConnection
+from ._core.create import create_engine, engine_from_config
+from ._core.engine import OptInEngine
+from ._core.errors import CommitOutcomeUnknown
 from ._core.session import OptInSession
 from ._core.transactions import TRANSACTION_CONNECTIONS
 from .active_record import ActiveRecordMixin

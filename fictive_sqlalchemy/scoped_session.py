@@ -8,7 +8,7 @@ from sqlalchemy import exc
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
 from ._core.atomic import Atomic, F
-from ._core.blocks import Callback
+from ._core.callbacks import Callback
 from ._core.session import OptInSession
 
 S = TypeVar("S", bound=Session)

@@ -28,7 +28,8 @@ from sqlalchemy.orm import (
     sessionmaker,
 )
 
-from ._core.connection import NOTHING_STORED, OptInConnection, is_aborted
+from ._core.connection import OptInConnection, is_aborted
+from ._core.errors import NOTHING_STORED
 from ._core.session import OptInSession
 
 S = TypeVar("S", bound=Session)

@@ -641,15 +641,15 @@ class TestRow9OneCallThatWritesManyRowsOutside:
         assert onlooker.names() == ["after"]
         assert onlooker.column("SELECT place FROM seat ORDER BY 1") == [1, 2]
 
-    def test_leaves_what_is_waiting_in_the_session_to_wait(
+    def test_a_bulk_call_leaves_what_is_waiting_in_the_session_to_wait(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         dirty, pending = session.get_one(Author, 1), Author(name="pending")
         dirty.age = 99
         session.add(pending)
-        session.execute(sa.insert(Author), self.rows())
+        session.bulk_insert_mappings(Author, self.rows())
         with pytest.raises(IntegrityError):
-            session.execute(sa.insert(Author), [{"name": "a"}, {"name": "Bob"}])
+            session.bulk_insert_mappings(Author, [{"name": "a"}, {"name": "Bob"}])
         assert pending in session.new
         assert dirty in session.dirty
         assert dirty.age == 99
@@ -704,15 +704,46 @@ class TestRow10OneCoreStatementThatWritesOutside:
         assert sent(recording) == ["DELETE"]
         assert onlooker.scalar("SELECT count(*) FROM document") == 2
 
-    def test_does_not_store_what_is_waiting_in_the_session(
+    def test_comes_after_what_was_waiting_and_both_are_one_transaction(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         session.add(Author(name="pending"))
         with wire.record() as recording:
             session.execute(sa.update(Document).values(title="new"))
-        assert sent(recording) == ["UPDATE"]
-        assert onlooker.names() == []
-        assert len(session.new) == 1
+        assert sent(recording) == ["BEGIN", "INSERT", "UPDATE", "COMMIT"]
+        assert onlooker.names() == ["pending"]
+        assert not session.new
+        assert not session.in_transaction()
+
+    def test_that_fails_undoes_what_was_waiting_too(
+        self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
+    ) -> None:
+        ada = session.get_one(Author, 1)
+        ada.age = 99
+        with wire.record() as recording:
+            with pytest.raises(IntegrityError):
+                session.execute(sa.update(Author).where(Author.id == 2).values(name="Ada"))
+        assert sent(recording) == ["BEGIN", "UPDATE", "UPDATE", "ROLLBACK"]
+        assert not session.in_transaction()
+        assert ada.age == 30
+        assert onlooker.scalar("SELECT age FROM author WHERE id = 1") == 30
+
+    @pytest.mark.parametrize("synchronize", [False, "auto", "fetch", "evaluate"])
+    def test_overtakes_no_change_that_waits(
+        self, session: OptInSession, onlooker: Onlooker, synchronize: Any
+    ) -> None:
+        ada = session.get_one(Author, 1)
+        ada.age = 40
+        session.query(Author).filter_by(id=1).update({"age": 50}, synchronize_session=synchronize)
+        session.commit()
+        assert onlooker.scalar("SELECT age FROM author WHERE id = 1") == 50
+
+    def test_sees_the_change_that_waits(self, session: OptInSession, onlooker: Onlooker) -> None:
+        document = session.get_one(Document, 1)
+        document.title = "changed"
+        result: Any = session.execute(sa.delete(Document).where(Document.title == "changed"))
+        assert result.rowcount == 1
+        assert onlooker.scalar("SELECT count(*) FROM document") == 2
 
 
 class TestRow11RollbackOutside:
@@ -738,7 +769,7 @@ class TestRow11RollbackOutside:
     ) -> None:
         ada, bob, cid = session.scalars(sa.select(Author).order_by(Author.id))
         ada.age = 91
-        session.execute(sa.insert(Document), [{"title": t, "author_id": 1} for t in "ab"])
+        session.bulk_insert_mappings(Document, [{"title": t, "author_id": 1} for t in "ab"])
         bob.age = 92  # SQLAlchemy notes nothing here: an object was dirty before
         cid.age = 93
         with wire.record() as recording:

@@ -331,22 +331,47 @@ class TestObjectsOutside:
 
 
 class TestTheEndOfABlock:
-    def test_that_was_committed_inside_refuses_to_go_on(
-        self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
+    @pytest.mark.parametrize("commit", ["session", "transaction", "in a savepoint"])
+    def test_commit_inside_is_refused_and_the_whole_block_is_rolled_back(
+        self, session: OptInSession, wire: WireProxy, onlooker: Onlooker, commit: str
+    ) -> None:
+        with wire.record() as recording:
+            with pytest.raises(InvalidRequestError, match="stored at its end, as a whole"):
+                with session.begin() as transaction:
+                    session.add(Author(name="one"))
+                    session.flush()
+                    if commit == "session":
+                        session.commit()
+                    elif commit == "transaction":
+                        transaction.commit()
+                    else:
+                        with session.begin_nested():
+                            session.commit()
+        assert sent(recording) == ["BEGIN", "INSERT", "ROLLBACK"]
+        assert onlooker.names() == []
+        session.add(Author(name="two"))
+        session.commit()
+        assert onlooker.names() == ["two"]
+
+    def test_commit_inside_that_is_refused_and_caught_leaves_the_block_as_it_was(
+        self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         with session.begin():
             session.add(Author(name="one"))
-            session.commit()
-            with wire.record() as recording:
-                with pytest.raises(InvalidRequestError, match="context manager"):
-                    session.execute(sa.insert(Author).values(name="two"))
-                with pytest.raises(InvalidRequestError, match="context manager"):
-                    session.get(Author, 2)
-            assert recording.messages == []
-        assert onlooker.names() == ["one"]
+            with pytest.raises(InvalidRequestError, match="Nothing was committed"):
+                session.commit()
+            assert onlooker.names() == []
+            session.add(Author(name="two"))
+        assert onlooker.names() == ["one", "two"]
+
+    def test_a_savepoint_that_was_not_entered_may_be_committed_inside(
+        self, session: OptInSession, onlooker: Onlooker
+    ) -> None:
         with session.begin():
-            session.add(Author(name="three"))
-        assert onlooker.names() == ["one", "three"]
+            savepoint = session.begin_nested()
+            session.add(Author(name="one"))
+            savepoint.commit()
+        assert onlooker.names() == ["one"]
 
     def test_that_was_rolled_back_inside_too(
         self, session: OptInSession, onlooker: Onlooker
@@ -548,7 +573,7 @@ class TestStatementsThatWriteOutside:
     ) -> None:
         author, waiting = session.get_one(Author, 1), session.get_one(Author, 2)
         waiting.age = 99
-        with wire.record() as recording:
+        with wire.record() as recording, session.no_autoflush:
             session.execute(
                 sa.update(Author).where(Author.id == 1).values(age=31),
                 execution_options={"synchronize_session": synchronize},
@@ -566,7 +591,7 @@ class TestStatementsThatWriteOutside:
     ) -> None:
         document, waiting = session.get_one(Document, 1), session.get_one(Author, 1)
         waiting.age = 99
-        with wire.record() as recording:
+        with wire.record() as recording, session.no_autoflush:
             session.execute(
                 sa.delete(Document).where(Document.id == 1),
                 execution_options={"synchronize_session": synchronize},
@@ -1871,9 +1896,9 @@ class TestTheLoan:
                     holder.get(Author, 1)
                     for call in (
                         lambda: session.get(Author, 2),
-                        lambda: session.execute(sa.insert(Author), [{"name": "a"}, {"name": "b"}]),
+                        lambda: session.bulk_insert_mappings(Author, [{"name": "a"}]),
                         lambda: session.bulk_save_objects([Author(name="c")]),
-                        lambda: session.execute(sa.update(Author).values(age=1)),
+                        lambda: session.execute(sa.text("UPDATE author SET age = 1")),
                     ):
                         with pytest.raises(TimeoutError):
                             call()

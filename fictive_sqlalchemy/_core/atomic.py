@@ -6,15 +6,13 @@ import inspect
 import itertools
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from sqlalchemy import exc
 from sqlalchemy.orm import SessionTransaction, SessionTransactionOrigin
 
-from .blocks import OF_ANOTHER_TASK, Block, runs_later
-
-if TYPE_CHECKING:
-    from .session import OptInSession
+from .blocks import OF_ANOTHER_TASK, Block
+from .callbacks import runs_later
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -27,6 +25,22 @@ _JOINED_ASKED = (
     "set_rollback(), and can't be undone alone. Leave savepoint=False out, or call set_rollback() "
     "in this block."
 )
+
+
+class SessionOfAtomic(Protocol):
+    """What :class:`Atomic` needs of a session."""
+
+    def begin(
+        self,
+        nested: bool = ...,
+        *,
+        isolation_level: str | None = ...,
+        read_only: bool | None = ...,
+        deferrable: bool | None = ...,
+    ) -> SessionTransaction: ...
+    def begin_nested(self) -> SessionTransaction: ...
+    def get_transaction(self) -> SessionTransaction | None: ...
+    def get_nested_transaction(self) -> SessionTransaction | None: ...
 
 
 class Atomic:
@@ -45,7 +59,7 @@ class Atomic:
 
     def __init__(
         self,
-        session: Callable[[], OptInSession],
+        session: Callable[[], SessionOfAtomic],
         *,
         savepoint: bool = True,
         durable: bool = False,
@@ -105,8 +119,8 @@ class Atomic:
             )
         session = self._session()
         around = session.get_nested_transaction() or session.get_transaction()
-        # Of what SQLAlchemy has begun by itself, on a stock bind, nobody knows the end: begin()
-        # refuses then.
+        # Nobody knows when a transaction will end that a write has begun, or SQLAlchemy on a stock
+        # bind: begin() refuses then.
         if around is None or around.origin is SessionTransactionOrigin.AUTOBEGIN:
             block = session.begin(**self._options)
         else:
@@ -137,7 +151,12 @@ class Atomic:
         if around.is_of_another_task():
             raise exc.InvalidRequestError(OF_ANOTHER_TASK)
 
-    def __exit__(self, type_: type[BaseException] | None, *error: object) -> None:
+    def __exit__(
+        self,
+        type_: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: object,
+    ) -> None:
         block = self._block
         block.atomic -= 1
         misplaced = _misplaced(block) if type_ is None else None
@@ -145,12 +164,13 @@ class Atomic:
             if not self._was_asked:
                 if type_ is not None or misplaced is not None:
                     block.roll_back_only = block.roll_back_only or _JOINED_FAILED
+                    block.failure = block.failure or error or misplaced
                 elif block.roll_back_only == "":
                     block.roll_back_only = _JOINED_ASKED
         elif misplaced is not None:
             block.__exit__(type(misplaced), misplaced, None)
         else:
-            block.__exit__(type_, *error)
+            block.__exit__(type_, error, traceback)
         if misplaced is not None:
             raise misplaced
 

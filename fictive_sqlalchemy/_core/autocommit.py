@@ -1,8 +1,7 @@
-"""The way out of autocommit and back, on the DBAPI connection itself.
+"""Into autocommit and out of it, on the DBAPI connection itself, for each driver.
 
-A connection of this package *rests* in autocommit. It leaves autocommit when a transaction
-begins and returns when the transaction ends. With psycopg2 and psycopg both ways are attributes
-of the driver, and cost no round trip.
+A connection of this package is in autocommit, except during a transaction. With psycopg2 and
+psycopg the driver has attributes for both ways, so neither costs a round trip.
 """
 
 from __future__ import annotations
@@ -10,18 +9,19 @@ from __future__ import annotations
 import os
 import select
 import socket
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from operator import attrgetter, methodcaller
 from typing import Any
 
 from sqlalchemy import exc
 from sqlalchemy.engine import Dialect
 
+from .options import DEFAULT, TransactionOptions, isolation_levels
+
 # Keys in the ``info`` of a place in the pool, which lives exactly as long as its connection.
 STARTED_WITH = "fictive_sqlalchemy.started_with"
 HELD_CURSORS = "fictive_sqlalchemy.held_cursors"
-TAKEN_BY = "fictive_sqlalchemy.taken_by"
+USED_BY = "fictive_sqlalchemy.used_by"
 
 # The drivers of PostgreSQL that let the client say what a transaction begins with, and WITH HOLD.
 PSYCOPG = ("psycopg2", "psycopg")
@@ -35,119 +35,11 @@ _IDLE, _IN_TRANSACTION, _IN_ERROR = 0, 2, 3
 _ERROR_RESPONSE = b"E"
 
 
-@dataclass(frozen=True)
-class TransactionOptions:
-    """What a transaction begins with; the server's default stands for what is ``None``.
-
-    It is part of the one BEGIN: https://www.postgresql.org/docs/current/sql-begin.html
-    """
-
-    isolation_level: str | None = None
-    read_only: bool | None = None
-    deferrable: bool | None = None
-
-    def __post_init__(self) -> None:
-        if isinstance(self.isolation_level, str):  # read it as SQLAlchemy does
-            level = self.isolation_level.replace("_", " ").upper()
-            object.__setattr__(self, "isolation_level", level)
-
-    def over(self, base: TransactionOptions) -> TransactionOptions:
-        """Return these options, with ``base`` for those that are ``None``.
-
-        :param base: The options that stand behind these.
-        """
-        if self is DEFAULT:
-            return base
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        return replace(base, **given) if given else base
-
-    def check(self, dialect: Dialect) -> None:
-        """Refuse what the database would not understand. Sends nothing.
-
-        :param dialect: The dialect of the engine the transaction is for.
-        :raises sqlalchemy.exc.ArgumentError: if a value is unknown, or makes no sense with the
-            others.
-        """
-        if self is DEFAULT or self == DEFAULT:
-            return
-        if self.isolation_level is not None:
-            levels = [level for level in isolation_levels(dialect) if level != "AUTOCOMMIT"]
-            if self.isolation_level not in levels:
-                raise exc.ArgumentError(
-                    f"A transaction of {dialect.name} has no isolation level "
-                    f"{self.isolation_level!r}: use one of {', '.join(levels)}. Outside of "
-                    "transactions connections are in autocommit anyway."
-                )
-        for name, known in (
-            ("read_only", hasattr(dialect, "set_readonly")),
-            ("deferrable", hasattr(dialect, "set_deferrable")),
-        ):
-            value = getattr(self, name)
-            if value not in (None, True, False):
-                raise exc.ArgumentError(f"{name} is True, False or None, not {value!r}.")
-            if value is not None and not known:
-                raise exc.ArgumentError(f"{dialect.name} has no {name} transactions.")
-        if self.deferrable and not (self.isolation_level == "SERIALIZABLE" and self.read_only):
-            raise exc.ArgumentError(
-                "PostgreSQL ignores deferrable unless the transaction is serializable and "
-                'read-only: add isolation_level="SERIALIZABLE" and read_only=True, or leave '
-                "deferrable out."
-            )
-
-
-DEFAULT = TransactionOptions()
+# Options of which each has to be undone, whatever they were.
 _ANYTHING = TransactionOptions("ANY", True, True)
 
 # Autocommit, isolation level, read-only and deferrable of a psycopg connection that is as new.
 _UNTOUCHED = (True, None, None, None)
-
-_EXECUTION_OPTIONS = {
-    "isolation_level": "isolation_level",
-    "postgresql_readonly": "read_only",
-    "postgresql_deferrable": "deferrable",
-}
-
-
-def split_options(options: Mapping[str, Any]) -> tuple[TransactionOptions, dict[str, Any]]:
-    """Take what transactions begin with out of SQLAlchemy's execution options.
-
-    :param options: Execution options, as ``Connection.execution_options()`` takes them.
-    :returns: the transactions' part, and the rest.
-    """
-    rest = dict(options)
-    given = {field: rest.pop(name) for name, field in _EXECUTION_OPTIONS.items() if name in rest}
-    return TransactionOptions(**given) if given else DEFAULT, rest
-
-
-def without_autocommit(options: TransactionOptions) -> TransactionOptions:
-    """Return options without the level AUTOCOMMIT, with which there is no transaction.
-
-    :param options: The options of a connection or an engine.
-    """
-    if options.isolation_level == "AUTOCOMMIT":
-        return replace(options, isolation_level=None)
-    return options
-
-
-def join_options(options: TransactionOptions) -> dict[str, Any]:
-    """Return what transactions begin with as SQLAlchemy's execution options.
-
-    :param options: The options of a transaction.
-    """
-    given = {name: getattr(options, field) for name, field in _EXECUTION_OPTIONS.items()}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def isolation_levels(dialect: Dialect) -> list[str]:
-    """Return the isolation levels that a dialect offers, without asking the database.
-
-    :param dialect: The dialect of an engine.
-    """
-    connection: Any = None  # the dialects that offer AUTOCOMMIT have a fixed list
-    try:
-        return list(dialect.get_isolation_level_values(connection))
-    except NotImplementedError:
-        return []
 
 
 class Switch:
@@ -161,7 +53,7 @@ class Switch:
     def __init__(self, dialect: Dialect) -> None:
         self.dialect: Any = dialect
 
-    def rest(
+    def enter_autocommit(
         self, connection: Any, used: TransactionOptions = DEFAULT, started_with: Any = None
     ) -> None:
         """Put a connection that is in no transaction into autocommit.
@@ -179,7 +71,7 @@ class Switch:
             self.dialect.set_deferrable(connection, deferrable)
         self.dialect.set_isolation_level(connection, "AUTOCOMMIT")
 
-    def leave(self, connection: Any, options: TransactionOptions) -> None:
+    def leave_autocommit(self, connection: Any, options: TransactionOptions) -> None:
         """Take a connection out of autocommit: its next statement begins a transaction.
 
         :param connection: The DBAPI connection.
@@ -232,7 +124,7 @@ class Switch:
         :raises Exception: if it can't be done; the pool then closes the connection.
         """
         self.dialect.do_rollback(connection)
-        self.rest(connection, DEFAULT, started_with)
+        self.enter_autocommit(connection, DEFAULT, started_with)
 
 
 class PsycopgSwitch(Switch):
@@ -256,7 +148,7 @@ class PsycopgSwitch(Switch):
             self._read = methodcaller("poll")
             self._flags = attrgetter("autocommit", "isolation_level", "readonly", "deferrable")
 
-    def rest(
+    def enter_autocommit(
         self, connection: Any, used: TransactionOptions = DEFAULT, started_with: Any = _UNTOUCHED
     ) -> None:
         if used is DEFAULT and started_with == _UNTOUCHED:
@@ -274,7 +166,7 @@ class PsycopgSwitch(Switch):
         if deferrable is not None:
             self.dialect.set_deferrable(connection, deferrable)
 
-    def leave(self, connection: Any, options: TransactionOptions) -> None:
+    def leave_autocommit(self, connection: Any, options: TransactionOptions) -> None:
         connection.autocommit = False
         if options is DEFAULT:
             return
@@ -326,7 +218,7 @@ class PsycopgSwitch(Switch):
         elif status != _IDLE:
             connection.rollback()
         connection.autocommit = False
-        self.rest(connection, _ANYTHING, started_with)
+        self.enter_autocommit(connection, _ANYTHING, started_with)
 
 
 class PysqliteSwitch(Switch):
@@ -336,7 +228,7 @@ class PysqliteSwitch(Switch):
     it all the same: https://docs.python.org/3/library/sqlite3.html#transaction-control
     """
 
-    def leave(self, connection: Any, options: TransactionOptions) -> None:
+    def leave_autocommit(self, connection: Any, options: TransactionOptions) -> None:
         if options.isolation_level is not None:
             self.dialect.set_isolation_level(connection, options.isolation_level)
             connection.isolation_level = None

@@ -1,63 +1,134 @@
-"""The transactions and savepoints of a session: how they end, and what is called after the end."""
+"""The transactions and savepoints of a session: how they end, and what they hand on."""
 
 from __future__ import annotations
 
-import asyncio
-import inspect
-import threading
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from sqlalchemy import exc
 from sqlalchemy.engine import Connection
-from sqlalchemy.orm import SessionTransaction, SessionTransactionOrigin
 
-from .autocommit import DEFAULT, TransactionOptions, join_options
-from .connection import NOTHING_STORED, CommitOutcomeUnknown, OptInConnection
+from .callbacks import Callback, Callbacks
+from .connection import OptInConnection
 from .engine import OptInEngine
+from .errors import NOTHING_STORED, CommitOutcomeUnknown
+from .flow import Flow, here
+from .options import DEFAULT, TransactionOptions, join_options
+from .places import Place
+from .sqlalchemy_private import TransactionHooks
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-    from .session import OptInSession
 
 OF_ANOTHER_TASK = (
     "The transaction of this session belongs to another thread or asyncio task: give each a "
     "session of its own, or don't let the task wait inside the block."
 )
+COMMIT_IN_BLOCK = (
+    "commit() inside a `with …begin():` block: a block is stored at its end, as a whole, or not at "
+    "all. Leave commit() out, or use flush() to send what is waiting before. Code that has to "
+    "commit several times calls commit() outside of a block. Nothing was committed."
+)
 
-#: What is called after the end of a transaction.
-Callback = Callable[[], object]
+
+class SessionOfBlocks(Protocol):
+    """What a transaction needs of its session, which is a ``Session`` besides."""
+
+    callbacks: Callbacks
+    entered: Any
+    begins_on_write: bool
+
+    @property
+    def is_inside(self) -> bool: ...
+    def is_on_ours(self) -> bool: ...
+    def transaction_ended(self, transaction: Any) -> None: ...
+    def borrow(self, engine: OptInEngine) -> OptInConnection: ...
+    def begin_implicitly(self) -> object: ...
 
 
-class Block(SessionTransaction):
-    """What our transactions and savepoints add to SQLAlchemy's: how they end."""
+class Block(TransactionHooks):
+    """What our transactions and savepoints add to SQLAlchemy's: how they end.
 
-    session: OptInSession  # pyright: ignore[reportIncompatibleVariableOverride]
+    The class is set on what SQLAlchemy has made, so all attributes begin as attributes of the
+    class.
+    """
+
+    session: Any  # a SessionOfBlocks, until it is closed
 
     is_open: bool = True
     """Whether it is not closed yet, though its flush may have failed."""
 
-    on_commit: tuple[Callback, ...] = ()
+    on_commit: Sequence[Callback] = ()
     """What is called after the outermost transaction is committed, if it was with this one."""
 
-    on_rollback: tuple[Callback, ...] = ()
+    on_rollback: Sequence[Callback] = ()
     """What is called after the outermost transaction has ended, if this one was rolled back."""
 
     roll_back_only: str | None = None
     """Why it can't be committed, for the error at its end; empty if its block asked for it."""
 
+    failure: BaseException | None = None
+    """The error because of which it can't be committed, if that error was caught."""
+
+    refusal: str = COMMIT_IN_BLOCK
+    """What is said to a ``commit()`` inside its ``with`` block."""
+
     atomic: int = 0
     """How many :class:`.Atomic` are on it, whose end alone commits it."""
 
-    entered_in: tuple[int, object] | None = None
-    """The thread, and the asyncio task if there was one, that its block belongs to."""
+    entered_in: Flow | None = None
+    """The thread, asyncio task and greenlet that its ``with`` block belongs to."""
 
     _entered = False
+    _is_ending = False
     _around: Any = None
     _is_committed = False
 
+    def call_after_commit(self, function: Callback) -> None:
+        """Call a function after the outermost transaction is committed, if it was with this one."""
+        if not self.on_commit:
+            self.on_commit = []
+        cast("list[Callback]", self.on_commit).append(function)
+
+    def call_after_rollback(self, function: Callback) -> None:
+        """Call a function after the outermost transaction has ended, if this was rolled back."""
+        if not self.on_rollback:
+            self.on_rollback = []
+        cast("list[Callback]", self.on_rollback).append(function)
+
+    # The ways to end
+
     def commit(self, *args: Any, **kwargs: Any) -> None:
+        self.refuse_to_commit()
+        with self.session.callbacks.after_end():
+            try:
+                super().commit(*args, **kwargs)
+            except BaseException as error:
+                if isinstance(error, CommitOutcomeUnknown) or self.is_stored_in_part():
+                    self.on_commit = self.on_rollback = ()
+                elif self.is_stored():
+                    self.hand_over_callbacks()  # somebody's listener failed after COMMIT
+                raise
+
+    def rollback(self, *args: Any, **kwargs: Any) -> None:
+        with self.session.callbacks.after_end():
+            super().rollback(*args, **kwargs)
+
+    def close(self, invalidate: bool = False) -> None:
+        session = self.session
+        with session.callbacks.after_end():
+            try:
+                super().close(invalidate)
+            except BaseException:
+                session.transaction_ended(self)  # SQLAlchemy's event does not come then
+                raise
+
+    def refuse_to_commit(self) -> None:
+        """Refuse a commit that is not the one at the end of its block.
+
+        :raises sqlalchemy.exc.InvalidRequestError: if it is inside the block.
+        :raises sqlalchemy.exc.PendingRollbackError: if the block can only be rolled back.
+        """
         if self.atomic:
             raise exc.InvalidRequestError(
                 "What is inside atomic() is committed at its end, as a whole: leave commit() out. "
@@ -67,54 +138,24 @@ class Block(SessionTransaction):
             raise exc.PendingRollbackError(
                 self.roll_back_only
                 or "set_rollback() has asked for a rollback: call rollback(), and not commit()."
-            )
-        session = self.session
-        if session.ending:  # the end of its block, which calls back
-            self._commit(*args, **kwargs)
-        else:
-            with session.calling_back():
-                self._commit(*args, **kwargs)
-
-    def _commit(self, *args: Any, **kwargs: Any) -> None:
-        try:
-            super().commit(*args, **kwargs)
-        except CommitOutcomeUnknown:
-            self.on_rollback = ()
-            raise
-        except BaseException:
-            if self.is_stored():
-                self.has_committed()  # somebody's listener failed after COMMIT
-            raise
-
-    def rollback(self, *args: Any, **kwargs: Any) -> None:
-        with self.session.calling_back():
-            super().rollback(*args, **kwargs)
-
-    def close(self, invalidate: bool = False) -> None:
-        session = self.session
-        if session.ending:
-            self._close(invalidate)
-        else:
-            with session.calling_back():
-                self._close(invalidate)
-
-    def _close(self, invalidate: bool) -> None:
-        try:
-            super().close(invalidate)
-        except BaseException:
-            self.session.transaction_ended(self)  # SQLAlchemy's event does not come then
-            raise
+            ) from self.failure
+        if not self._entered or self._is_ending or self.session.begins_on_write:
+            return
+        if self.session.is_on_ours():
+            raise exc.InvalidRequestError(self.refusal)
 
     def __enter__(self) -> Self:
         self._around = self.session.entered
         self._entered = True
-        self.entered_in = _here()
+        self.entered_in = here()
         return super().__enter__()
 
     def __exit__(self, type_: object, value: object, traceback: object) -> None:
         session = self.session
         failed: str | None = None
-        with session.calling_back(only_log=type_ is not None):
+        failure = self.failure
+        with session.callbacks.after_end(only_log=type_ is not None):
+            self._is_ending = True
             try:
                 if type_ is None and self.is_open:
                     failed = self.roll_back_only if self.is_active else NOTHING_STORED
@@ -122,8 +163,8 @@ class Block(SessionTransaction):
                         self.rollback()
             finally:
                 if self.is_open and not self.is_active:
-                    # private: as rollback() does, for what was changed after the flush that failed
-                    self._restore_snapshot(dirty_only=self.nested)
+                    # As rollback() does, for what was changed after the flush that failed.
+                    self.restore_objects()
                 try:
                     super().__exit__(type_, value, traceback)
                 finally:
@@ -131,9 +172,9 @@ class Block(SessionTransaction):
                         self.close()
                     self.leave(session)
             if failed:
-                raise exc.PendingRollbackError(failed)
+                raise exc.PendingRollbackError(failed) from failure
 
-    def leave(self, session: OptInSession) -> None:
+    def leave(self, session: SessionOfBlocks) -> None:
         """Go back to the block around this one, or to the next if that was left before.
 
         :param session: Its session.
@@ -144,24 +185,31 @@ class Block(SessionTransaction):
             around = around._around
         session.entered = around
 
+    # What is known of it
+
     def is_stored(self) -> bool:
         """Tell whether all that was done in it is committed."""
         return False
 
+    def is_stored_in_part(self) -> bool:
+        """Tell whether one bind is committed, and another one is not."""
+        return False
+
     def is_of_another_task(self) -> bool:
         """Tell whether the block, or one around it, was entered by another task or thread."""
-        thread, task = _here()
-        block: SessionTransaction | None = self
+        now = here()
+        block: Any = self
         while block is not None:
-            if isinstance(block, Block) and block.entered_in is not None:
-                in_thread, in_task = block.entered_in
-                if thread != in_thread or in_task not in (None, task):
-                    return True
+            entered_in = block.entered_in if isinstance(block, Block) else None
+            if entered_in is not None and not entered_in.includes(now):
+                return True
             block = block.parent
         return False
 
-    def has_committed(self) -> None:
-        """Hand what is to be called on to the transaction around, or to the session."""
+    # What it hands on
+
+    def hand_over_callbacks(self) -> None:
+        """Pass the callbacks to the enclosing transaction, or to the session if it is outermost."""
         self._is_committed = True
         on_commit, on_rollback = self.on_commit, self.on_rollback
         if not on_commit and not on_rollback:
@@ -171,18 +219,18 @@ class Block(SessionTransaction):
         while around is not None and not isinstance(around, Block):
             around = around.parent  # that of a flush
         if around is None:
-            self.session.to_call += on_commit
+            self.session.callbacks.add(on_commit)
         else:
-            around.on_commit += on_commit
-            around.on_rollback += on_rollback
+            around.on_commit = [*around.on_commit, *on_commit]
+            around.on_rollback = [*around.on_rollback, *on_rollback]
 
     def has_ended(self) -> None:
         """Note what is to be called: a listener may have registered it after COMMIT or ROLLBACK."""
         self.is_open = False
         if self._is_committed:
-            self.has_committed()
+            self.hand_over_callbacks()
         else:
-            self.session.to_call += self.on_rollback
+            self.session.callbacks.add(self.on_rollback)
             self.on_commit = self.on_rollback = ()
 
 
@@ -193,88 +241,82 @@ class OptInSavepoint(Block):
 class OptInSessionTransaction(Block):
     """A session's transaction, which goes on with the connections the session has on loan."""
 
-    options: TransactionOptions
+    options: TransactionOptions = DEFAULT
     """What it begins with on each bind."""
 
-    taken: tuple[OptInConnection, ...]
+    joined: tuple[OptInConnection, ...] = ()
     """The connections it took out of autocommit."""
 
-    begun_on: frozenset[Connection]
-    """The connections of the binds that have joined."""
+    begun_on: frozenset[Connection] = frozenset()
+    """The connections of the binds that have joined, stock ones included."""
 
-    has_stored: bool
-    """Whether a bind has committed what was done in it."""
+    stored_on: int = 0
+    """How many of the binds have committed what was done in it."""
 
-    def __init__(self, session: OptInSession, origin: SessionTransactionOrigin) -> None:
-        self.options = DEFAULT
-        self.has_stored = False
-        self.taken = ()
-        self.begun_on = frozenset()
-        super().__init__(session, origin)
+    begun_at: Place | None = None
+    """The line of the application that has begun it implicitly, with a write."""
+
+    def note_stored(self) -> None:
+        """Note that a bind has committed what was done in it."""
+        self.stored_on += 1
 
     def is_stored(self) -> bool:
-        return self.has_stored and len(self.begun_on) == 1
+        return 0 < self.stored_on == len(self.begun_on)
 
-    # private: flush() and execute() both come here for a connection, and no event comes before
-    def _connection_for_bind(self, bind: Any, execution_options: Any) -> Connection:
+    def is_stored_in_part(self) -> bool:
+        return 0 < self.stored_on < len(self.begun_on)
+
+    def has_ours(self) -> bool:
+        """Tell whether a bind of :func:`.create_engine` has joined."""
+        return any(map(self._is_ours, self.begun_on))
+
+    def has_stock(self) -> bool:
+        """Tell whether another bind has joined, where SQLAlchemy begins and ends as ever."""
+        return not all(map(self._is_ours, self.begun_on))
+
+    def _is_ours(self, connection: Connection) -> bool:
+        return isinstance(connection, OptInConnection) and connection.owner is self.session
+
+    def provide_connection(self, bind: Any, execution_options: Any) -> Connection:
         if not isinstance(bind, OptInEngine):
             if self.options is not DEFAULT:
                 execution_options = join_options(self.options) | dict(execution_options or {})
-            return super()._connection_for_bind(bind, execution_options)  # private: as above
-        connection = self.session.borrow(bind)
-        if connection in self.taken and self.is_active and not execution_options:
-            return connection
+            return super().provide_connection(bind, execution_options)
+        session = self.session
+        if not session.is_inside:
+            session.begin_implicitly()  # what comes here is a flush, or may be many statements
+        connection = session.borrow(bind)
+        if connection in self.joined and self.is_active:
+            if execution_options and connection.has_sent_nothing():
+                connection.give_options(**execution_options)
+                execution_options = None
+            if not execution_options:
+                return connection
         if connection.get_transaction() is not None:
-            return super()._connection_for_bind(connection, execution_options)  # private: as above
+            return super().provide_connection(connection, execution_options)
         options = connection.transaction_options
         if self.options is not DEFAULT:
             connection.transaction_options = self.options.over(options)
         connection.note_options()
-        connection.taken_by = self
+        connection.session_transaction = self
         try:
-            super()._connection_for_bind(connection, execution_options)  # private: as above
+            super().provide_connection(connection, execution_options)
         except BaseException:
-            connection.taken_by = None
+            connection.session_transaction = None
             connection.put_options_back()
             raise
         finally:
             connection.transaction_options = options
-        self.taken += (connection,)
+        self.joined += (connection,)
         return connection
 
 
-def check_callback(function: Any, taker: str) -> None:
-    """Refuse what can't be called after the end of a transaction.
+class FlushThatLeavesObjects(TransactionHooks):
+    """SQLAlchemy's mark of a flush, or of a bulk call, whose failure leaves all objects alone.
 
-    :param function: The function.
-    :param taker: What it was given to.
-    :raises TypeError: if it can't be called, or what it does would come later.
+    SQLAlchemy's ``rollback()`` of it would roll the objects of the whole session back, with all
+    that waits in it. The transaction around it is closed by who has begun it.
     """
-    if not callable(function):
-        raise TypeError(
-            f"{taker} takes a function without parameters, not {function!r}: write "
-            f"{taker[:-1]}lambda: …), or functools.partial(…), for one that has some."
-        )
-    if runs_later(function):
-        raise TypeError(
-            f"{taker} takes a plain function, and {function!r} would not run when it is called: "
-            "call one that hands it to what runs it, such as asyncio.run()."
-        )
 
-
-def runs_later(function: Any) -> bool:
-    """Tell whether a call only makes what is to be awaited, or read, later."""
-    return (
-        inspect.iscoroutinefunction(function)
-        or inspect.isgeneratorfunction(function)
-        or inspect.isasyncgenfunction(function)
-    )
-
-
-def _here() -> tuple[int, object]:
-    """Return what tells this thread and asyncio task from others; contexts are copied to them."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:  # no event loop runs in this thread
-        task = None
-    return threading.get_ident(), task
+    def rollback(self, *args: Any, **kwargs: Any) -> None:
+        self.close()

@@ -13,20 +13,18 @@ import os
 import socket
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakSet
 
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
+from .sqlalchemy_private import ConnectionHooks
 from .transactions import open_transactions
-
-if TYPE_CHECKING:
-    from .connection import OptInConnection
 
 _engines: WeakSet[Engine] = WeakSet()
 _entries: WeakSet[Any] = WeakSet()  # of each place in a pool that has had a connection
-_held: WeakSet[OptInConnection] = WeakSet()
+_held: WeakSet[ConnectionHooks] = WeakSet()
 
 
 def leave_to_parent(engine: Engine) -> None:
@@ -43,7 +41,7 @@ def leave_to_parent(engine: Engine) -> None:
         _entries.add(entry)
 
 
-def leave_connection_to_parent(connection: OptInConnection) -> None:
+def leave_connection_to_parent(connection: ConnectionHooks) -> None:
     """Have forked children leave a connection that is in use to their parent.
 
     :param connection: The connection, of an engine that :func:`leave_to_parent` was called for.
@@ -58,8 +56,7 @@ def _after_fork_in_child() -> None:
     _cut(filter(None, inherited))
     for connection in list(_held):
         open_transactions.discard(connection)
-        # private: `invalidated` from here on, which only invalidate() makes public: that closes
-        connection._dbapi_connection = None  # pyright: ignore[reportPrivateUsage]
+        connection.replace_held(None)  # and not invalidate(), which closes
     for engine in list(_engines):
         # The pool's locks may be held by threads that the child does not have.
         engine.dispose(close=False)

@@ -8,21 +8,18 @@ told by the connections that it has on loan.
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 from sqlalchemy import GenerativeSelect, event, exc
 from sqlalchemy.engine import URL, ExceptionContext, make_url
 from sqlalchemy.orm import FromStatement
 from sqlalchemy.sql import visitors
 
-if TYPE_CHECKING:
-    from .connection import OptInConnection
-    from .engine import OptInEngine
-
-#: How long, in seconds, a replica that was lost is left alone before it is tried again.
-RETRY_AFTER = 10.0
+from .connection import OptInConnection
+from .engine import OptInEngine
+from .errors import sqlstate
+from .health import Health
 
 #: What ``create_engine(replicas=…)`` takes.
 ReplicaOptions: TypeAlias = "str | Iterable[str | URL | Mapping[str, Any]]"
@@ -31,33 +28,6 @@ ReplicaOptions: TypeAlias = "str | Iterable[str | URL | Mapping[str, Any]]"
 _CONNECTS = ("creator", "pool", "async_creator")
 
 _READ_ONLY = "25006"  # https://www.postgresql.org/docs/current/errcodes-appendix.html
-
-
-class Health:
-    """Whether a replica can be used, as far as is known. An engine's copies share it."""
-
-    def __init__(self) -> None:
-        self._down_until = 0.0
-
-    @property
-    def is_up(self) -> bool:
-        """Whether it is not known to be down."""
-        return not self._down_until
-
-    def may_be_tried(self) -> bool:
-        """Tell whether to read from it; of one that is down, one caller at a time finds out."""
-        if self.is_up:
-            return True
-        now = time.monotonic()
-        if now < self._down_until:
-            return False
-        # Without a lock, which a fork might copy while it is held: if two find out it's no harm.
-        self._down_until = now + RETRY_AFTER
-        return True
-
-    def note(self, *, up: bool) -> None:
-        """Note that it was reached, or was not."""
-        self._down_until = 0.0 if up else time.monotonic() + RETRY_AFTER
 
 
 def options_of_replicas(
@@ -109,21 +79,13 @@ def attach(primary: OptInEngine, replicas: Iterable[OptInEngine]) -> None:
             error = context.original_exception
             if context.is_disconnect or context.connection is None:
                 health.note(up=False)
-            elif _READ_ONLY in (getattr(error, "sqlstate", ""), getattr(error, "pgcode", "")):
+            elif sqlstate(error) == _READ_ONLY:
                 return exc.InvalidRequestError(
                     f"This statement writes, and it went to a replica, which refused it "
                     f"({str(error).strip()}). Put it into `with session.begin():`, or call "
                     "read_from_primary() before."
                 )
             return None
-
-
-def copy_replicas(engine: OptInEngine, copy: OptInEngine) -> None:
-    """Give a copy of an engine copies of its replicas, with the same pools."""
-    copy.primary, copy.health = engine.primary, engine.health
-    copy.replicas = tuple(replica.execution_options() for replica in engine.replicas)
-    for replica in copy.replicas:
-        replica.primary = copy
 
 
 def source_of(primary: OptInEngine, statement: Any, loans: Collection[OptInEngine]) -> OptInEngine:
@@ -174,7 +136,7 @@ def borrow_to_read(
             continue
         try:
             connection = borrow(one)
-            connection.alive()
+            connection.live_connection()
         except (exc.DBAPIError, one.dialect.loaded_dbapi.Error):
             one.health.note(up=False)
         else:

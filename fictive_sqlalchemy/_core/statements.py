@@ -13,14 +13,17 @@ from sqlalchemy import exc
 from sqlalchemy.engine import Dialect
 
 from .autocommit import HELD_CURSORS, PSYCOPG
+from .sql import evidently_reads
 
 
-def stand_alone(dialect: Dialect) -> None:
-    """Make the statements of a dialect fit to stand alone, when they are outside a transaction.
+def guard_statements_outside(dialect: Dialect) -> None:
+    """Look at each statement of a dialect that is about to be sent outside a transaction.
 
-    A SELECT that locks is refused before it is sent: the lock would be gone with the statement.
-    (An INSERT, UPDATE or DELETE may lock what its subquery reads, for it is over by then.) A
-    cursor on the server is WITH HOLD, so that no transaction is open while its rows are read:
+    On the connection of a session with ``begin_on_write=True``, a statement that may write or lock
+    begins the session's transaction. Otherwise a SELECT that locks is refused before it is sent:
+    the lock would be gone with the statement. (A statement that also writes may lock: what it
+    writes is what the lock is for, and both are over when it returns.) A cursor on the server is
+    WITH HOLD, so that no transaction is open while its rows are read:
     https://www.postgresql.org/docs/current/sql-declare.html
 
     :param dialect: The dialect of an engine of ours, and of no other.
@@ -30,34 +33,63 @@ def stand_alone(dialect: Dialect) -> None:
 
     class NotingCompiler(compiler):  # type: ignore[misc]
         locks = False
+        writes = False
 
         def for_update_clause(self, *args: Any, **kwargs: Any) -> Any:
             self.locks = True
             return super().for_update_clause(*args, **kwargs)  # pyright: ignore
 
-    class StandAloneContext(context):  # type: ignore[misc]
+        def visit_insert(self, *args: Any, **kwargs: Any) -> Any:
+            self.writes = True
+            return super().visit_insert(*args, **kwargs)  # pyright: ignore
+
+        def visit_update(self, *args: Any, **kwargs: Any) -> Any:
+            self.writes = True
+            return super().visit_update(*args, **kwargs)  # pyright: ignore
+
+        def visit_delete(self, *args: Any, **kwargs: Any) -> Any:
+            self.writes = True
+            return super().visit_delete(*args, **kwargs)  # pyright: ignore
+
+    class GuardedContext(context):  # type: ignore[misc]
         def pre_exec(self) -> None:
-            if getattr(self.compiled, "locks", False) and self.locks_in_vain():
-                raise exc.InvalidRequestError(
-                    "with_for_update() outside a transaction protects nothing, for the lock would "
-                    "be gone with the statement: put the read and what depends on it into "
-                    "`with session.begin():`. Nothing was sent."
-                )
+            locks_in_vain = self.locks_in_vain()
+            if locks_in_vain or getattr(self.root_connection, "begins_on_write", False):
+                self.begin_if_it_writes()
+                if locks_in_vain and not self.root_connection.is_inside():
+                    raise exc.InvalidRequestError(
+                        "with_for_update() outside a transaction protects nothing, for the lock "
+                        "would be gone with the statement: put the read and what depends on it "
+                        "into `with session.begin():`. Nothing was sent."
+                    )
             super().pre_exec()  # pyright: ignore
 
+        def begin_if_it_writes(self) -> None:
+            """Begin the session's transaction, if the session says that a write begins one."""
+            connection = self.root_connection
+            if not connection.begins_on_write or connection.is_inside():
+                return
+            compiled = self.compiled
+            if not evidently_reads(self.unicode_statement if compiled is None else compiled.string):
+                connection.owner.join(connection)
+
         def create_server_side_cursor(self) -> Any:
-            if self.root_connection.is_inside() or self.dialect.driver not in PSYCOPG:
+            connection = self.root_connection
+            self.begin_if_it_writes()
+            if self.dialect.driver not in PSYCOPG or connection.is_inside():
                 return super().create_server_side_cursor()  # pyright: ignore
-            if getattr(self.compiled, "locks", False):
+            if self.locks_in_vain():
                 return self.create_default_cursor()  # it is only made, and pre_exec() refuses
-            self.root_connection.has_streamed = True
-            connection = self.root_connection.connection
-            connection.info[HELD_CURSORS] = True
-            # Random, for a pooler between us and the server may know another client's, too.
-            return connection.cursor(f"held_{token_hex(8)}", withhold=True)
+            connection.has_streamed = True
+            connection.connection.info[HELD_CURSORS] = True
+            # Random: behind a pooler several clients share a server session, so fixed names would
+            # collide.
+            return connection.connection.cursor(f"held_{token_hex(8)}", withhold=True)
 
         def locks_in_vain(self) -> bool:
-            return not self.is_crud and not self.root_connection.is_inside()
+            """Tell whether it locks rows, and no part of it writes."""
+            compiled = self.compiled
+            return getattr(compiled, "locks", False) and not compiled.writes
 
     dialect.statement_compiler = NotingCompiler
-    dialect.execution_ctx_cls = StandAloneContext
+    dialect.execution_ctx_cls = GuardedContext

@@ -32,7 +32,8 @@ from sqlalchemy import event, exc
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
-from .._core.connection import NOTHING_STORED, OptInConnection, is_aborted
+from .._core.connection import OptInConnection, is_aborted
+from .._core.errors import NOTHING_STORED
 
 if TYPE_CHECKING:
     from typing_extensions import Self

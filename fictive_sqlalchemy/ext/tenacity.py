@@ -32,7 +32,7 @@ from tenacity import (
 
 from .._core.atomic import Atomic, check_function, finished
 from .._core.blocks import OptInSessionTransaction
-from .._core.connection import CommitOutcomeUnknown
+from .._core.errors import CommitOutcomeUnknown
 from .._core.session import OptInSession
 
 __all__ = ["is_serialization_failure", "retry_transaction"]
@@ -186,7 +186,7 @@ class _Tried:
 
     def may_be_repeated(self, error: BaseException) -> bool:
         """Tell whether an error of the last try asks for another one."""
-        is_stored = self._may_be_stored or (self._block is not None and self._block.has_stored)
+        is_stored = self._may_be_stored or (self._block is not None and self._block.stored_on > 0)
         return not is_stored and is_serialization_failure(error)
 
 

@@ -16,8 +16,9 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction, SessionTransactionOrigin
 
 from ..._core.blocks import Block
-from ..._core.connection import NOTHING_STORED, is_aborted
+from ..._core.connection import is_aborted
 from ..._core.engine import OptInEngine
+from ..._core.errors import NOTHING_STORED
 from ..._core.session import OptInSession
 
 NO_COMMIT = (
@@ -329,7 +330,7 @@ class RequestTransaction:
         session = self._session
         after: AbstractContextManager[None] = nullcontext()
         if isinstance(session, OptInSession):
-            after = session.calling_back(only_log=only_log)
+            after = session.callbacks.after_end(only_log=only_log)
         with after:
             try:
                 session.rollback()

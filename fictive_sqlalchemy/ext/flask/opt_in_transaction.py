@@ -17,7 +17,8 @@ from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError
 
 from ..._core.atomic import Atomic, F
-from ..._core.engine import OptInEngine, engine_from_config
+from ..._core.create import engine_from_config
+from ..._core.engine import OptInEngine
 from ..._core.session import OptInSession
 from ..._core.transactions import TRANSACTION_CONNECTIONS, TransactionConnections
 from ...scoped_session import OptInScopedSession

@@ -1,0 +1,186 @@
+"""The transactions of a connection: out of autocommit at the begin, back in it at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+from sqlalchemy import exc
+from sqlalchemy.engine import NestedTransaction, RootTransaction, Transaction, TwoPhaseTransaction
+
+from .errors import CommitOutcomeUnknown
+from .transactions import open_transactions
+
+
+class TransactionOfSession(Protocol):
+    """What a connection's transaction needs of the session's, if it was begun for one."""
+
+    @property
+    def stored_on(self) -> int: ...
+    def note_stored(self) -> None: ...
+
+
+class InAutocommit(Protocol):
+    """What a transaction needs of its connection, which is a ``Connection`` besides."""
+
+    session_transaction: Any
+
+    def leave_autocommit(self) -> None: ...
+    def return_to_autocommit(self) -> None: ...
+    def refuse_if_aborted(self) -> None: ...
+    def forget_failure(self) -> None: ...
+    def is_lost(self) -> bool: ...
+    def invalidate(self) -> None: ...
+    def get_transaction(self) -> Transaction | None: ...
+
+
+class OutOfAutocommit(Transaction):
+    """What our transactions add to SQLAlchemy's.
+
+    The invariant: once commit(), rollback() or close() has ended the transaction, whatever these
+    raise, the driver is in autocommit again. So it is before the connection can reach the pool or
+    send another statement.
+    """
+
+    __slots__ = ()
+
+    connection: Any  # an InAutocommit
+
+    def __init__(self, connection: InAutocommit, *args: Any) -> None:
+        try:
+            connection.leave_autocommit()
+            super().__init__(cast(Any, connection), *args)
+        except BaseException:
+            connection.return_to_autocommit()
+            raise
+        open_transactions.add(cast(Any, connection), connection.session_transaction or self)
+
+    def commit(self) -> None:
+        self.connection.refuse_if_aborted()
+        self._end(self._commit)
+
+    def rollback(self) -> None:
+        # Or it is over, and an error came after that.
+        is_open = id(self.connection.get_transaction()) == id(self)
+        self._end(_unless_lost(super().rollback) if is_open else _nothing)
+
+    def close(self) -> None:
+        self._end(_unless_lost(super().close))
+
+    def _end(self, way: Callable[[], object]) -> None:
+        try:
+            way()
+        finally:
+            if not self.is_active:
+                self.connection.return_to_autocommit()
+
+    def _commit(self) -> None:
+        connection = self.connection
+        of_session: TransactionOfSession | None = connection.session_transaction
+        lost_before = connection.is_lost()
+        try:
+            super().commit()
+        except exc.DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+            partly = of_session is not None and of_session.stored_on > 0
+            raise _lost(error, before_commit=lost_before, partly=partly) from error
+        if of_session is not None:
+            of_session.note_stored()
+
+
+class OptInTransaction(OutOfAutocommit, RootTransaction):  # pyright: ignore
+    """A real transaction on a connection that is in autocommit otherwise."""
+
+    __slots__ = ()
+
+
+class OptInTwoPhaseTransaction(OutOfAutocommit, TwoPhaseTransaction):  # pyright: ignore
+    """The same for two-phase commit."""
+
+    __slots__ = ()
+
+    def prepare(self) -> None:
+        """Prepare the transaction to be committed."""
+        self.connection.refuse_if_aborted()
+        try:
+            super().prepare()
+        except BaseException:
+            self.connection.invalidate()  # psycopg believes that it is prepared
+            raise
+
+    def commit(self) -> None:
+        try:
+            super().commit()
+        except BaseException:
+            self.connection.invalidate()  # the drivers believe that it goes on
+            raise
+
+
+class OptInNestedTransaction(NestedTransaction):
+    """A savepoint in a transaction of ours."""
+
+    __slots__ = ()
+
+    connection: Any  # an InAutocommit
+
+    def commit(self) -> None:
+        self.connection.refuse_if_aborted()
+        super().commit()
+
+    def rollback(self) -> None:
+        _unless_lost(super().rollback)()
+        self.connection.forget_failure()
+
+    def close(self) -> None:
+        _unless_lost(super().close)()
+        self.connection.forget_failure()
+
+
+def _nothing() -> None:
+    pass
+
+
+def _unless_lost(way: Callable[[], object]) -> Callable[[], object]:
+    """Where the connection is lost there is nothing to roll back any more: the server has."""
+
+    def roll_back() -> None:
+        try:
+            way()
+        except exc.DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+
+    return roll_back
+
+
+def _lost(error: exc.DBAPIError, *, before_commit: bool, partly: bool) -> exc.OperationalError:
+    """Return the error of a COMMIT whose connection was lost.
+
+    :param error: What the driver said.
+    :param before_commit: Whether the server had closed the connection before COMMIT was sent.
+    :param partly: Whether another bind of the same transaction has been committed already.
+    """
+    class_ = exc.OperationalError if before_commit else CommitOutcomeUnknown
+    lost = class_(
+        error.statement, error.params, cast(BaseException, error.orig), connection_invalidated=True
+    )
+    if not before_commit:
+        lost.add_detail(
+            "The connection was lost during COMMIT: the transaction may be stored or not. Look it "
+            "up before you do it again."
+        )
+    elif not partly:
+        lost.add_detail(
+            "The server had closed the connection before COMMIT: nothing of the transaction is "
+            "stored."
+        )
+    if partly:
+        lost.add_detail(
+            "Another bind of the same transaction was committed before, and stays committed: the "
+            "transaction is stored in part. With twophase=True the part on this bind is still "
+            "prepared on its server, and waits for COMMIT PREPARED or ROLLBACK PREPARED: see "
+            "pg_prepared_xacts. Without twophase=True the part on this bind is not stored, or its "
+            "outcome is unknown."
+        )
+    return lost

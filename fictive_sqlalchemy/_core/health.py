@@ -1,0 +1,35 @@
+"""Whether a replica can be used."""
+
+from __future__ import annotations
+
+import time
+
+#: How long, in seconds, a replica that was lost is left alone before it is tried again.
+RETRY_AFTER = 10.0
+
+
+class Health:
+    """Whether a replica can be used, as far as is known. An engine's copies share it."""
+
+    def __init__(self) -> None:
+        self._down_until = 0.0
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it is not known to be down."""
+        return not self._down_until
+
+    def may_be_tried(self) -> bool:
+        """Tell whether to read from it; of one that is down, one caller at a time finds out."""
+        if self.is_up:
+            return True
+        now = time.monotonic()
+        if now < self._down_until:
+            return False
+        # Without a lock, which a fork might copy while it is held: if two find out it's no harm.
+        self._down_until = now + RETRY_AFTER
+        return True
+
+    def note(self, *, up: bool) -> None:
+        """Note that it was reached, or was not."""
+        self._down_until = 0.0 if up else time.monotonic() + RETRY_AFTER

@@ -1,0 +1,65 @@
+"""Which connections a session has on loan from the pools, and when they go back."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from .connection import OptInConnection, Owner
+from .engine import OptInEngine
+
+
+class Loans(dict[OptInEngine, OptInConnection]):
+    """The connections of one session, one for each bind that it has used.
+
+    A DBAPI connection is kept for the next statement while its pool has spare ones, and given back
+    after a statement when the pool has none.
+    """
+
+    def borrow(self, engine: OptInEngine, owner: Owner, options: Any) -> OptInConnection:
+        """Return the connection to a bind. It takes a DBAPI connection with its next statement.
+
+        :param engine: The bind.
+        :param owner: The session.
+        :param options: Execution options for a connection that is made for this.
+        """
+        connection = self.get(engine)
+        if connection is None or connection.closed:
+            connection = self[engine] = engine.lend(owner)
+            if options:
+                connection.execution_options(**options)
+        return connection
+
+    def handed_out(self) -> Collection[OptInConnection]:
+        """Return the connections that the session has given to its user."""
+        return [one for one in self.values() if one.is_handed_out and not one.closed]
+
+    def leave(self, transaction: object) -> None:
+        """End the part that the connections had in a transaction of the session."""
+        for connection in self.values():
+            if connection.session_transaction is transaction:
+                connection.session_transaction = None
+                connection.put_options_back()
+                if connection.is_inside():  # an interruption came on its way back
+                    connection.close()
+            connection.give_back_if_wanted()
+
+    def give_back(self) -> None:
+        """Give the DBAPI connections that are in no transaction back to their pools."""
+        for connection in self.values():
+            connection.give_back()
+
+    def end(self) -> None:
+        """Close the connections."""
+        try:
+            while self:
+                self.popitem()[1].close()
+        finally:
+            if self:  # one failed: the others have to go back all the same
+                self.end()
+
+    def invalidate(self) -> None:
+        """Have the pools drop the DBAPI connections."""
+        for connection in self.values():
+            if not connection.closed:
+                connection.invalidate()

@@ -1,0 +1,132 @@
+"""What a transaction begins with: isolation level, read-only, deferrable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import exc
+from sqlalchemy.engine import Dialect
+
+if TYPE_CHECKING:
+    from typing_extensions import TypedDict
+
+    class BeginOptions(TypedDict, total=False):
+        """The options of ``begin()``, ``atomic()`` and ``retry_transaction()``."""
+
+        isolation_level: str | None
+        read_only: bool | None
+        deferrable: bool | None
+
+
+_EXECUTION_OPTIONS = {
+    "isolation_level": "isolation_level",
+    "postgresql_readonly": "read_only",
+    "postgresql_deferrable": "deferrable",
+}
+
+
+@dataclass(frozen=True)
+class TransactionOptions:
+    """What a transaction begins with; the server's default stands for what is ``None``.
+
+    It is part of the one BEGIN: https://www.postgresql.org/docs/current/sql-begin.html
+    """
+
+    isolation_level: str | None = None
+    read_only: bool | None = None
+    deferrable: bool | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.isolation_level, str):  # read it as SQLAlchemy does
+            level = self.isolation_level.replace("_", " ").upper()
+            object.__setattr__(self, "isolation_level", level)
+
+    def over(self, base: TransactionOptions) -> TransactionOptions:
+        """Return these options, with ``base`` for those that are ``None``.
+
+        :param base: The options that stand behind these.
+        """
+        if self is DEFAULT:
+            return base
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return replace(base, **given) if given else base
+
+    def check(self, dialect: Dialect) -> None:
+        """Refuse what the database would not understand. Sends nothing.
+
+        :param dialect: The dialect of the engine the transaction is for.
+        :raises sqlalchemy.exc.ArgumentError: if a value is unknown, or makes no sense with the
+            others.
+        """
+        if self is DEFAULT or self == DEFAULT:
+            return
+        if self.isolation_level is not None:
+            levels = [level for level in isolation_levels(dialect) if level != "AUTOCOMMIT"]
+            if self.isolation_level not in levels:
+                raise exc.ArgumentError(
+                    f"A transaction of {dialect.name} has no isolation level "
+                    f"{self.isolation_level!r}: use one of {', '.join(levels)}. Outside of "
+                    "transactions connections are in autocommit anyway."
+                )
+        for name, known in (
+            ("read_only", hasattr(dialect, "set_readonly")),
+            ("deferrable", hasattr(dialect, "set_deferrable")),
+        ):
+            value = getattr(self, name)
+            if value not in (None, True, False):
+                raise exc.ArgumentError(f"{name} is True, False or None, not {value!r}.")
+            if value is not None and not known:
+                raise exc.ArgumentError(f"{dialect.name} has no {name} transactions.")
+        if self.deferrable and not (self.isolation_level == "SERIALIZABLE" and self.read_only):
+            raise exc.ArgumentError(
+                "PostgreSQL ignores deferrable unless the transaction is serializable and "
+                'read-only: add isolation_level="SERIALIZABLE" and read_only=True, or leave '
+                "deferrable out."
+            )
+
+
+DEFAULT = TransactionOptions()
+
+
+def split_options(options: Mapping[str, Any]) -> tuple[TransactionOptions, dict[str, Any]]:
+    """Take what transactions begin with out of SQLAlchemy's execution options.
+
+    :param options: Execution options, as ``Connection.execution_options()`` takes them.
+    :returns: the transactions' part, and the rest.
+    """
+    rest = dict(options)
+    given = {field: rest.pop(name) for name, field in _EXECUTION_OPTIONS.items() if name in rest}
+    return TransactionOptions(**given) if given else DEFAULT, rest
+
+
+def without_autocommit(options: TransactionOptions) -> TransactionOptions:
+    """Return options without the level AUTOCOMMIT, with which there is no transaction.
+
+    :param options: The options of a connection or an engine.
+    """
+    if options.isolation_level == "AUTOCOMMIT":
+        return replace(options, isolation_level=None)
+    return options
+
+
+def join_options(options: TransactionOptions) -> dict[str, Any]:
+    """Return what transactions begin with as SQLAlchemy's execution options.
+
+    :param options: The options of a transaction.
+    """
+    given = {name: getattr(options, field) for name, field in _EXECUTION_OPTIONS.items()}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def isolation_levels(dialect: Dialect) -> list[str]:
+    """Return the isolation levels that a dialect offers, without asking the database.
+
+    :param dialect: The dialect of an engine.
+    """
+    connection: Any = None  # the dialects that offer AUTOCOMMIT have a fixed list
+    try:
+        return list(dialect.get_isolation_level_values(connection))
+    except NotImplementedError:
+        return []

@@ -1,0 +1,66 @@
+"""Results that are not read yet, when their connection goes back to the pool."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+from sqlalchemy.engine import CursorResult
+from sqlalchemy.engine.cursor import (
+    BufferedRowCursorFetchStrategy,
+    FullyBufferedCursorFetchStrategy,
+)
+
+# Nobody may want results any more that so many have followed.
+_MOST_UNREAD = 8
+
+
+class UnreadResults:
+    """The results of one connection that have not been read to their end."""
+
+    def __init__(self) -> None:
+        self._results: list[CursorResult[Any]] = []
+
+    def note(self, result: CursorResult[Any]) -> None:
+        """Note a result that has just come."""
+        results = self._results
+        while results and results[-1].cursor is None:  # it was read meanwhile
+            results.pop()
+        if len(results) > _MOST_UNREAD:
+            self.read()
+        self._results.append(result)
+
+    def read(self) -> None:
+        """Read all but streams from the driver: afterwards they need no connection."""
+        for result in self._results:
+            if result.cursor is not None and not is_stream(result):
+                with suppress(Exception):  # whoever reads the result gets the error
+                    _read_in_full(result)
+        self._results = list(self.streams())
+
+    def streams(self) -> Iterator[CursorResult[Any]]:
+        """Yield the streams, whose next rows are still on the server."""
+        return filter(is_stream, self._results)
+
+    def forget(self) -> list[CursorResult[Any]]:
+        """Forget all results, and return the streams among them."""
+        streams = list(self.streams())
+        self._results = []
+        return streams
+
+
+def is_stream(result: CursorResult[Any]) -> bool:
+    """Tell whether a result has a cursor on the server that has more rows."""
+    return result.cursor is not None and isinstance(
+        result.cursor_strategy, BufferedRowCursorFetchStrategy
+    )
+
+
+def _read_in_full(result: CursorResult[Any]) -> None:
+    """Read the rows while the connection is there; the caller gets them as before."""
+    strategy = result.cursor_strategy
+    if not isinstance(strategy, FullyBufferedCursorFetchStrategy):
+        result.cursor_strategy = FullyBufferedCursorFetchStrategy(
+            result.cursor, alternate_description=strategy.alternate_cursor_description
+        )

@@ -1,0 +1,181 @@
+"""Every private name of SQLAlchemy that this package uses, behind names of our own.
+
+Nothing public does what is done here. Each name has its reason beside it, and a test in
+``tests/test_private_names.py`` that fails by the private name when SQLAlchemy changes it. No other
+module of the package uses a private name of SQLAlchemy; a test says so.
+
+The classes are bases with hooks. A hook that each statement passes is an alias instead of a call,
+so that it costs nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Generator, Iterable
+from contextlib import AbstractContextManager, contextmanager
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.engine import Connection
+from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.orm.attributes import instance_state
+from sqlalchemy.pool import PoolProxiedConnection
+
+
+class ConnectionHooks(Connection):
+    """A ``Connection`` that never begins by itself, and may lend its DBAPI connection back."""
+
+    if TYPE_CHECKING:
+        held: PoolProxiedConnection | None
+        """The DBAPI connection; ``None`` if it was given back, or is lost, or closed."""
+    else:
+        # `connection` is public and takes another one from the pool where there is none. A property
+        # without a Python function, because each statement reads it.
+        held = property(attrgetter("_dbapi_connection"))
+
+    def replace_held(self, another: PoolProxiedConnection | None) -> None:
+        """Go on with another DBAPI connection, or with none until the next statement needs one.
+
+        The public way there, ``invalidate()``, closes the one that is held.
+        """
+        self._dbapi_connection = another
+
+    def _autobegin(self) -> None:
+        # Each statement that finds no transaction comes here, and SQLAlchemy begins one.
+        pass
+
+    def _safe_close_cursor(self, cursor: Any) -> None:
+        # The one place that is told when a result has been read to its end, or is closed.
+        super()._safe_close_cursor(cursor)
+        self.on_cursor_closed(cursor)
+
+    def on_cursor_closed(self, cursor: Any) -> None:
+        """A result has been read to its end, or was closed."""
+
+    def _log_info(self, message: str, *arg: Any, **kw: Any) -> None:
+        # SQLAlchemy logs BEGIN when it may be sent later, and COMMIT where nothing was sent.
+        for line in self.lines_to_log(message):
+            super()._log_info(line, *arg, **kw)
+
+    def lines_to_log(self, message: str) -> Iterable[str]:
+        """Return what to log in place of a message about a transaction."""
+        return (message,)
+
+    def _rollback_impl(self) -> None:
+        # Called, logged, and told to listeners, after an error without a transaction, too.
+        if self.get_transaction() is not None:
+            super()._rollback_impl()
+
+    def _run_ddl_visitor(self, *args: Any, **kwargs: Any) -> None:
+        # What create_all(), drop_all(), Table.create() and Table.drop() have in common.
+        with self.transaction_around_ddl():
+            super()._run_ddl_visitor(*args, **kwargs)
+
+    def transaction_around_ddl(self) -> AbstractContextManager[Any]:
+        """Return what surrounds the statements of one ``create_all()``."""
+        raise NotImplementedError
+
+    def note_options(self) -> None:
+        """Note the execution options, for :meth:`put_options_back`."""
+        # Options can be added in public, and not be taken away.
+        self._noted_options = self._execution_options, self._message_formatter
+
+    def put_options_back(self) -> None:
+        """Forget the execution options that were given since :meth:`note_options`."""
+        self._execution_options, self._message_formatter = self._noted_options
+
+
+class SessionHooks(Session):
+    """A ``Session`` whose connections come from :meth:`provide_connection`."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "provide_connection" in vars(cls):
+            # Each statement comes here for its connection, and SQLAlchemy begins here.
+            cls._connection_for_bind = vars(cls)["provide_connection"]  # type: ignore[method-assign]
+
+    def provide_connection(self, engine: Any, execution_options: Any = None, **kw: Any) -> Any:
+        """Return the connection that a statement is sent on, as SQLAlchemy does.
+
+        :param engine: What ``get_bind()`` has returned.
+        :param execution_options: Those of ``Session.connection()``.
+        :param kw: What else SQLAlchemy passes on.
+        """
+        return super()._connection_for_bind(engine, execution_options, **kw)
+
+    # `new` and `deleted` tell the same and are copies, and each read asks.
+    is_clean = Session._is_clean
+
+    @property
+    def entered(self) -> Any:
+        """The transaction or savepoint whose ``with`` block was entered last, and is not left.
+
+        Until that is left SQLAlchemy refuses to go on if it has ended.
+        """
+        return self._trans_context_manager  # SQLAlchemy keeps it there alone, and restores it
+
+    @entered.setter
+    def entered(self, entered: Any) -> None:
+        self._trans_context_manager = entered
+
+    def let_go(self, instances: Iterable[object]) -> None:
+        """Expunge objects, and these alone.
+
+        The public ``expunge()`` takes related objects along, which may live on.
+        """
+        self._expunge_states([instance_state(instance) for instance in instances])
+
+    @contextmanager
+    def nothing_flushed(self) -> Generator[None]:
+        """A ``commit()`` in here does not flush what waits; nothing public keeps it from that."""
+        before, self._flushing = self._flushing, True
+        try:
+            yield
+        finally:
+            self._flushing = before
+
+    def flush_only(self, objects: Iterable[object]) -> None:
+        """Flush these objects alone, as ``flush(objects)`` does, which SQLAlchemy 2.1 deprecates.
+
+        SQLAlchemy has no other way, and its warning would be for the caller, who did not ask.
+        """
+        self._flushes_only = True
+        try:
+            self.flush(list(objects))
+        finally:
+            self._flushes_only = False
+
+    _flushes_only = False
+
+    def _flush(self, objects: Any = None) -> None:
+        if self._flushes_only:
+            inspect.unwrap(Session._flush)(self, objects)  # without the decorator that warns
+        elif objects is None:
+            super()._flush()
+        else:
+            super()._flush(objects)
+
+
+class TransactionHooks(SessionTransaction):
+    """A ``SessionTransaction`` whose connections come from :meth:`provide_connection`."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "provide_connection" in vars(cls):
+            # A flush and a statement both come here for a connection, and no event comes before.
+            cls._connection_for_bind = vars(cls)["provide_connection"]  # type: ignore[method-assign]
+
+    def provide_connection(self, bind: Any, execution_options: Any) -> Connection:
+        """Return the connection of the transaction to a bind, as SQLAlchemy does.
+
+        :param bind: What ``get_bind()`` has returned.
+        :param execution_options: Those of ``Session.connection()``.
+        """
+        return super()._connection_for_bind(bind, execution_options)
+
+    def restore_objects(self) -> None:
+        """Give objects back what they were at the begin, as a rollback does.
+
+        Once a flush has failed, ``rollback()`` does that with a warning.
+        """
+        self._restore_snapshot(dirty_only=self.nested)

@@ -1,0 +1,394 @@
+"""Where a session stands: outside a transaction, inside one, or on a stock bind.
+
+Outside, a session holds no transaction of the database. It holds changes to objects, which
+SQLAlchemy notes down in a ``SessionTransaction`` without a connection, and connections on loan from
+the pool, which are in autocommit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from enum import Enum
+from typing import Any
+
+from sqlalchemy import event, exc
+from sqlalchemy.engine import Connection
+from sqlalchemy.orm import SessionTransaction, SessionTransactionOrigin, object_mapper
+
+from .blocks import (
+    OF_ANOTHER_TASK,
+    Block,
+    FlushThatLeavesObjects,
+    OptInSavepoint,
+    OptInSessionTransaction,
+)
+from .callbacks import Callbacks
+from .connection import OptInConnection
+from .engine import OptInEngine
+from .loans import Loans
+from .options import split_options
+from .places import calling_place
+from .replicas import borrow_to_read, source_of
+from .sqlalchemy_private import SessionHooks
+from .writes import Kind, WritingCall
+
+# A snapshot that begins with the first write would miss what the reads before it have seen.
+_SNAPSHOTS = ("REPEATABLE READ", "SERIALIZABLE")
+
+
+class State(Enum):
+    """Where a session stands.
+
+    ::
+
+                  begin(), a write               the transaction ends
+        OUTSIDE  ──────────────────▶  INSIDE  ───────────────────────────▶  OUTSIDE
+           │                             ▲
+           │ a stock bind is             │ our binds have to join: begin_nested(), commit(),
+           ▼ used                        │ or a flush() that writes to both
+         STOCK  ─────────────────────────┘              (or the transaction ends: OUTSIDE)
+
+    A transaction that a write has begun ends with the call that has written, or with commit(),
+    rollback() or close(): see :mod:`.writes`.
+    """
+
+    OUTSIDE = "outside"
+    """No transaction was asked for. What SQLAlchemy calls one here only notes changes."""
+
+    INSIDE = "inside"
+    """A transaction is open. Every bind that is used joins, with a real transaction."""
+
+    STOCK = "stock"
+    """SQLAlchemy has begun by itself, as ever, on a bind that is not an :class:`.OptInEngine`.
+    For our binds this is still outside."""
+
+
+# Each statement asks, and the attributes of an Enum are slow.
+OUTSIDE, INSIDE, STOCK = State
+
+
+class SessionStates(SessionHooks):
+    """The state machine of a session, and the connections that it has in each state."""
+
+    begins_on_write: bool
+    """Whether the first write outside begins a transaction that lasts until commit()."""
+
+    def __init__(self, *args: Any, begin_on_write: bool = False, **kwargs: Any) -> None:
+        if not isinstance(begin_on_write, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise exc.ArgumentError(f"begin_on_write is True or False, not {begin_on_write!r}.")
+        self._state = OUTSIDE
+        self._loans = Loans()
+        self._from_primary = False
+        self._autoflushes = True
+        self._closes_for_good = kwargs.get("close_resets_only") is False
+        self._is_closed = False
+        self.begins_on_write = begin_on_write
+        self.writing_call: WritingCall | None = None
+        self.callbacks = Callbacks(self._may_call_back)
+        super().__init__(*args, **kwargs)
+
+    # The edges that SQLAlchemy's events drive (see the end of this module)
+
+    def transaction_created(self, transaction: SessionTransaction) -> None:
+        """Go inside, if it is the transaction of a ``begin()``."""
+        origin = transaction.origin
+        # SQLAlchemy has no parameter for the class.
+        if origin is SessionTransactionOrigin.BEGIN_NESTED:
+            transaction.__class__ = OptInSavepoint
+        elif origin is not SessionTransactionOrigin.SUBTRANSACTION:
+            transaction.__class__ = OptInSessionTransaction
+            if origin is SessionTransactionOrigin.BEGIN:
+                self._state = INSIDE
+        elif self._is_left_alone():
+            transaction.__class__ = FlushThatLeavesObjects
+
+    def _is_left_alone(self) -> bool:
+        call = self.writing_call
+        return call is not None and call.kind is Kind.ALONE and not self.begins_on_write
+
+    def transaction_begun(self, transaction: SessionTransaction, connection: Connection) -> None:
+        """Note that a bind has joined: outside it is a stock one, on which SQLAlchemy began."""
+        if isinstance(transaction, OptInSessionTransaction):
+            transaction.begun_on |= {connection}
+            if self._state is OUTSIDE:
+                self._state = STOCK
+
+    def transaction_committed(self) -> None:
+        """Note that the innermost transaction or savepoint is committed."""
+        committed = super().get_nested_transaction() or super().get_transaction()
+        if isinstance(committed, Block):
+            committed.hand_over_callbacks()
+
+    def transaction_ended(self, transaction: SessionTransaction) -> None:
+        """Go outside, if it is the outermost one."""
+        if isinstance(transaction, Block):
+            transaction.has_ended()
+        if isinstance(transaction, OptInSessionTransaction):
+            self._state = OUTSIDE
+            self._loans.leave(transaction)
+
+    def object_deleted(self, instance: object) -> None:
+        """Note an object whose row is gone, for the end of the call that has deleted it."""
+        if self.writing_call is not None:
+            self.writing_call.deleted.append(instance)
+
+    # The edges that a write drives
+
+    def begin_implicitly(self) -> OptInSessionTransaction:
+        """Go inside, because of a write. When that ends is decided in :mod:`.writes`."""
+        transaction = self.autobegun()
+        self._state = INSIDE
+        if self.writing_call is not None:
+            self.writing_call.transaction = transaction
+        if self.begins_on_write:
+            transaction.begun_at = calling_place()
+        self.join_handed_out()
+        return transaction
+
+    def leave_to_stock(self, transaction: OptInSessionTransaction) -> None:
+        """Go back from inside, where none of our binds has joined."""
+        self._state = STOCK if transaction.has_stock() else OUTSIDE
+
+    @contextmanager
+    def transaction_around_call(self, connection: OptInConnection) -> Generator[None]:
+        """One transaction around a call that may send several writing statements.
+
+        :param connection: The connection that sends them.
+        """
+        if self._state is STOCK:  # whose transaction would leave this open until commit()
+            with connection.begin():
+                yield
+            return
+        with WritingCall(self, Kind.STATEMENT):
+            self.join(connection)
+            yield
+
+    def join(self, connection: OptInConnection) -> None:
+        """Make a connection on loan part of the transaction; begin one if none is open.
+
+        :param connection: The connection.
+        """
+        if self._state is not INSIDE:
+            self.begin_implicitly()
+        innermost: Any = super().get_nested_transaction() or super().get_transaction()
+        innermost.provide_connection(connection.engine, None)
+
+    def join_handed_out(self) -> None:
+        """Make the connections that the user has part of the transaction, at its begin.
+
+        A raw cursor of the user's can't tell when it is used. Sends nothing; a savepoint sends
+        SAVEPOINT.
+        """
+        for connection in self._loans.handed_out():
+            self.join(connection)
+
+    # What is known
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether a transaction is open that our binds join."""
+        return self._state is INSIDE
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether no transaction is open, on a stock bind neither."""
+        return self._state is OUTSIDE
+
+    def noted_transaction(self) -> Any:
+        """Return SQLAlchemy's outermost transaction, which outside only notes changes."""
+        return super().get_transaction()
+
+    def autobegun(self) -> OptInSessionTransaction:
+        """Return SQLAlchemy's outermost transaction, and have it made if there is none."""
+        transaction: Any = super().get_transaction()
+        if transaction is None:
+            state = self._state
+            transaction = super().begin()
+            transaction.origin = SessionTransactionOrigin.AUTOBEGIN  # nobody has asked for it
+            self._state = state
+        return transaction
+
+    def innermost(self) -> Block | None:
+        """Return the innermost transaction or savepoint that is open.
+
+        :raises sqlalchemy.exc.InvalidRequestError: in a block whose transaction was ended.
+        """
+        if self._state is OUTSIDE:
+            if self.entered is not None and not self.callbacks.ending:
+                raise exc.InvalidRequestError(
+                    "The transaction of this block was ended inside it, by commit(), rollback() or "
+                    "close(): leave the block before."
+                )
+            return None
+        innermost = super().get_nested_transaction() or super().get_transaction()
+        return innermost if isinstance(innermost, Block) else None
+
+    def _may_call_back(self) -> bool:
+        return self._state is not INSIDE and self.entered is None
+
+    def _changed_binds(self) -> set[Any]:
+        """Return the binds of what waits for a flush, as a flush asks for them."""
+        changed = [*self.new, *self.dirty, *self.deleted]
+        return {self.get_bind(mapper) for mapper in set(map(object_mapper, changed))}
+
+    def _default_bind(self) -> Any:
+        try:
+            return self.get_bind()
+        except exc.UnboundExecutionError:
+            return None
+
+    def is_on_ours(self) -> bool:
+        """Tell whether a transaction would be one of our binds, as far as is known before it."""
+        known = {self._default_bind(), *self._changed_binds()} - {None}
+        return not known or any(map(is_opt_in, known))
+
+    # Reads never write
+
+    @property
+    def autoflush(self) -> bool | None:  # type: ignore[override]
+        """Whether SQLAlchemy flushes before a statement; ``None`` outside, where it would not.
+
+        SQLAlchemy's ``no_autoflush`` reads it and puts it back later, so that ``None`` given to it
+        means on.
+        """
+        if not self._autoflushes:
+            return False
+        if self._state is INSIDE or self.begins_on_write or self.writing_call is not None:
+            return True
+        return None if self.is_clean() else self._is_stock_waiting() or None
+
+    @autoflush.setter
+    def autoflush(self, value: bool | None) -> None:  # pyright: ignore
+        self._autoflushes = value is None or bool(value)
+
+    def _is_stock_waiting(self) -> bool:
+        """Tell whether all that waits is for stock binds, where SQLAlchemy flushes as ever."""
+        if self.connection_callable is not None:
+            return False  # only a flush can tell, by each object
+        try:
+            binds = self._changed_binds()
+        except exc.UnboundExecutionError:
+            return False  # for the flush to say, and not for a read
+        return bool(binds) and not any(map(is_opt_in, binds))
+
+    # Connections
+
+    def provide_connection(
+        self, engine: Any, execution_options: Any = None, **kw: Any
+    ) -> Connection:
+        if (
+            self._state is INSIDE
+            or not isinstance(engine, OptInEngine)
+            # Inside a block whose transaction has ended SQLAlchemy refuses to go on.
+            or self.entered is not None
+        ):
+            return super().provide_connection(engine, execution_options, **kw)
+        if self.begins_on_write and _begins_with_a_read(engine):
+            self.begin_implicitly()
+            return super().provide_connection(engine, execution_options, **kw)
+        if not execution_options:
+            if engine.primary is not None:
+                return borrow_to_read(engine, self.borrow, self._loans)
+            on_loan = self._loans.get(engine)
+            return self.borrow(engine) if on_loan is None or on_loan.closed else on_loan
+        if len(split_options(execution_options)[1]) < len(execution_options):
+            raise exc.InvalidRequestError(
+                "The isolation level and the flags are those of a transaction, and none is open: "
+                "give them to `with session.begin(…):`."
+            )
+        return self.borrow(engine).execution_options(**execution_options)
+
+    def borrow(self, engine: OptInEngine) -> OptInConnection:
+        """Return this session's connection to one of its binds, which is on loan.
+
+        :param engine: The bind.
+        """
+        if self._is_closed and engine not in self._loans:
+            super().begin()  # which raises SQLAlchemy's own error
+        # SQLAlchemy 2.1: a session may have execution options for its connections.
+        return self._loans.borrow(engine, self, getattr(self, "execution_options", None))
+
+    def connection(self, bind_arguments: Any = None, execution_options: Any = None) -> Connection:
+        """Return the connection to a bind, as SQLAlchemy does.
+
+        Outside, each statement on it stands alone. It joins each transaction that the session
+        begins later, cursors of its DBAPI connection included. With ``begin_on_write=True`` it
+        begins the transaction, because nobody sees what is sent on a cursor of its own.
+
+        :param bind_arguments: As SQLAlchemy takes them.
+        :param execution_options: As SQLAlchemy takes them.
+        """
+        if self.begins_on_write and self._state is not INSIDE:
+            bind = super().connection(bind_arguments)
+            if not isinstance(bind, OptInConnection):
+                return bind
+            self.begin_implicitly()
+        connection = super().connection(bind_arguments, execution_options)
+        if isinstance(connection, OptInConnection) and connection.owner is self:
+            connection.is_handed_out = True
+        return connection
+
+    def give_back(self) -> None:
+        """Give the connections on loan back to the pool; the next statement takes one again.
+
+        For code that will not need the database for a while. In a transaction, a connection is
+        kept. Sends nothing.
+        """
+        self._loans.give_back()
+
+    def read_from_primary(self) -> None:
+        """Send no read to a replica any more, until the session is closed or reset.
+
+        A session that has been to the primary does so by itself, see :mod:`.replicas`.
+        """
+        self._from_primary = True
+
+    def get_bind(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the engine of a mapper or a statement, as SQLAlchemy does.
+
+        :returns: a replica for a SELECT outside, if the engine has some.
+        """
+        bind = super().get_bind(*args, **kwargs)
+        if self._state is INSIDE or self._from_primary:
+            return bind
+        if not isinstance(bind, OptInEngine) or not bind.replicas:
+            return bind
+        if self.begins_on_write and _begins_with_a_read(bind):
+            return bind
+        return source_of(bind, kwargs.get("clause"), self._loans)
+
+    def _end_loans(self) -> None:
+        self._from_primary = False
+        self._loans.end()
+
+
+def is_opt_in(bind: Any) -> bool:
+    """Tell whether a bind is an engine of :func:`.create_engine`."""
+    return isinstance(bind, OptInEngine)
+
+
+def _begins_with_a_read(engine: OptInEngine) -> bool:
+    level: Any = engine.transaction_options.isolation_level
+    return (level or getattr(engine.dialect, "default_isolation_level", None)) in _SNAPSHOTS
+
+
+def refuse_other_task(block: Block | None) -> None:
+    """Refuse to begin a savepoint in the block of another thread or task.
+
+    :param block: The innermost block.
+    :raises sqlalchemy.exc.InvalidRequestError: if it is of another one.
+    """
+    if block is not None and block.is_of_another_task():
+        raise exc.InvalidRequestError(OF_ANOTHER_TASK)
+
+
+# First of all listeners: others may raise.
+for _name, _method in (
+    ("after_transaction_create", SessionStates.transaction_created),
+    ("after_begin", SessionStates.transaction_begun),
+    ("after_commit", SessionStates.transaction_committed),
+    ("after_transaction_end", SessionStates.transaction_ended),
+    ("persistent_to_deleted", SessionStates.object_deleted),
+):
+    event.listen(SessionStates, _name, _method, insert=True)

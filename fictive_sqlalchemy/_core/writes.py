@@ -1,0 +1,126 @@
+"""The one way of a write that is outside a transaction.
+
+**A write outside begins a transaction. It ends with the call, or with commit(), rollback() or
+close().** The second is for sessions with ``begin_on_write=True``, and for transactions that a
+stock bind has joined, whose end SQLAlchemy leaves to commit() in any case.
+
+A :class:`WritingCall` surrounds each call of a session that may write. A flush, and what may be
+several statements, come to the session's transaction for a connection, and that begins it. A
+statement that is certain to be the only one goes straight to the connection, and stands alone.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from enum import Enum
+from types import TracebackType
+from typing import Any
+
+from sqlalchemy import exc
+
+from .blocks import OptInSessionTransaction
+
+
+class Kind(Enum):
+    """What kind of call it is, for the end of the transaction that it begins."""
+
+    COMMIT = "commit"
+    """``commit()``: ends the transaction in any mode; objects expire as ever."""
+
+    FLUSH = "flush"
+    """``flush()``: COMMIT flushes what listeners have changed meanwhile. Nobody has asked for a
+    commit, and the objects are in use, so they do not expire."""
+
+    STATEMENT = "statement"
+    """One call that writes past the objects: COMMIT leaves alone what still waits."""
+
+    ALONE = "alone"
+    """The same, and a failure leaves all objects as they are: what waits goes on waiting."""
+
+
+class WritingCall(AbstractContextManager["WritingCall"]):
+    """One call of a session, outside a transaction, that may write.
+
+    Calls inside it belong to it, such as the autoflush before an UPDATE.
+
+    :param session: The session.
+    :param kind: What kind of call it is.
+    """
+
+    __slots__ = ("_session", "deleted", "has_flushed", "kind", "transaction")
+
+    def __init__(self, session: Any, kind: Kind) -> None:
+        self._session = session
+        self.kind = kind
+        self.has_flushed = False
+        self.transaction: OptInSessionTransaction | None = None
+        """The transaction that a write in this call has begun."""
+        self.deleted: list[object] = []
+        """The objects whose rows it has deleted, for good once it has ended."""
+
+    def __enter__(self) -> WritingCall:  # noqa: PYI034  # or the one around it
+        around: WritingCall | None = self._session.writing_call
+        if around is not None:
+            return around
+        self._session.writing_call = self
+        return self
+
+    def __exit__(
+        self,
+        type_: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        session = self._session
+        if session.writing_call is not self:
+            return
+        failed = type_ is not None
+        with session.callbacks.after_end(only_log=failed):
+            try:
+                self._end(failed)
+            finally:
+                session.writing_call = None
+        if self.deleted and not failed and self.kind is not Kind.COMMIT and session.is_outside:
+            # As SQLAlchemy's commit() does, but that does so only with expire_on_commit.
+            session.let_go(self.deleted)
+
+    def _end(self, failed: bool) -> None:
+        session = self._session
+        transaction: OptInSessionTransaction | None = session.noted_transaction()
+        if transaction is None:
+            return  # commit() has ended it
+        if transaction is not self.transaction:
+            if not failed and session.is_outside:
+                transaction.close()  # it only noted changes, and what was sent is committed
+        elif not transaction.has_ours() and (transaction.has_stock() or transaction.is_active):
+            session.leave_to_stock(transaction)
+        elif self.kind is not Kind.COMMIT and (session.begins_on_write or transaction.has_stock()):
+            return
+        elif failed and self.kind is not Kind.COMMIT and not self.has_flushed:
+            transaction.close()  # which sends ROLLBACK, and leaves the objects alone
+        elif failed:
+            _roll_back(transaction)
+        else:
+            self._commit(transaction)
+
+    def _commit(self, transaction: OptInSessionTransaction) -> None:
+        session = self._session
+        expire_on_commit = session.expire_on_commit
+        session.expire_on_commit = False
+        try:
+            with nullcontext() if self.kind is Kind.FLUSH else session.nothing_flushed():
+                transaction.commit()
+        except BaseException:
+            _roll_back(transaction)
+            raise
+        finally:
+            session.expire_on_commit = expire_on_commit
+
+
+def _roll_back(transaction: OptInSessionTransaction) -> None:
+    if not transaction.is_open:
+        return
+    try:
+        transaction.rollback()
+    except exc.InvalidRequestError:  # it is stored: a listener failed after COMMIT
+        transaction.close()
