@@ -61,7 +61,10 @@ def test_the_command_ends_in_time_and_says_what_it_did(driver: str) -> None:
     command = [sys.executable, "-m", "tests.soak", "--minutes", "1", "--rounds", "1"]
     arguments = ["--only", "bank", "--driver", driver, "--seed", str(SEED), "--mode", "strict"]
     done = subprocess.run(
-        [*command, *arguments, "--threads", "1", "--processes", "0"], capture_output=True, text=True, timeout=120
+        [*command, *arguments, "--threads", "1", "--processes", "0"],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{driver}, seed {SEED}:\n  1 rounds, 0 failed\n" in done.stdout

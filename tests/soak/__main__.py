@@ -10,9 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import SystemRandom
-from typing import Any
 
-from fictive_sqlalchemy import OptInSession
 from tests.postgres import PostgresServer, server_from_environment
 from tests.soak.bank import Round, Settings, run_round
 from tests.soak.machine import StateMachine
@@ -171,18 +169,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.driver = options.driver or DRIVERS
     if options.begin_on_write:
         options.mode = ["begin-on-write"]
-    options.mode = options.mode or _modes()
+    options.mode = options.mode or MODES
     return options
-
-
-def _modes() -> Sequence[str]:
-    """The modes that the session has."""
-    options: dict[str, Any] = {"begin_on_write": True}
-    try:
-        OptInSession(**options).close()
-    except TypeError:
-        return MODES[:1]
-    return MODES
 
 
 if __name__ == "__main__":

@@ -146,7 +146,10 @@ class Teller(threading.Thread):
                 result.close()
 
     def look_at_driver(self, session: OptInSession) -> None:
-        dbapi: Any = session.connection().connection.dbapi_connection
+        connection = session.connection()  # which begins a transaction with begin_on_write
+        dbapi: Any = connection.connection.dbapi_connection
+        if self._begin_on_write:
+            return
         if not dbapi.autocommit or dbapi.info.transaction_status not in (IDLE, LOST):
             status = dbapi.info.transaction_status
             self._violation(f"outside, autocommit is {dbapi.autocommit}, the status {status}")
