@@ -123,12 +123,13 @@ class OptInSession(SessionStates):
         """Commit the transaction. Outside, store all that is waiting in a transaction of its own.
 
         :raises Exception: what the database says. Outside, nothing is stored then, and the
-            session is usable at once.
+            session is usable at once. With ``begin_on_write=True`` it needs a ``rollback()``
+            before, as SQLAlchemy's does.
         :raises sqlalchemy.exc.InvalidRequestError: inside a ``with …begin():`` block, which is
             stored at its end, as a whole, or not at all. With ``begin_on_write=True`` it ends the
             transaction of the block, as SQLAlchemy's does.
         """
-        if self.is_outside:
+        if self.is_outside and not self.begins_on_write:
             with WritingCall(self, Kind.COMMIT):
                 self.begin_implicitly()
                 super().commit()
