@@ -334,6 +334,8 @@ def _make_unit(factory: Callable[[], Any], given: object) -> _Unit:
     transaction = session.get_transaction()
     if transaction is None or transaction.origin is SessionTransactionOrigin.BEGIN:
         return _Unit(factory, scope, session, is_ours and transaction is None)
+    if isinstance(session, OptInSession):
+        session.begin()  # which says why it can't
     raise exc.InvalidRequestError(
         "SQLAlchemy has begun a transaction by itself on this session, at its first use, before "
         "the unit of work, which would commit that, too. commit() or rollback() before, or make "

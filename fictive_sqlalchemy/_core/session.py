@@ -36,7 +36,8 @@ class OptInSession(SessionStates):
     :param begin_on_write: ``True`` is for applications that were written for SQLAlchemy's session:
         outside, the first thing that writes or locks begins the transaction that ``commit()``,
         ``rollback()`` or ``close()`` ends, and a read with changes waiting flushes them before.
-    :raises sqlalchemy.exc.ArgumentError: if ``begin_on_write`` is not a bool.
+    :raises sqlalchemy.exc.ArgumentError: if ``begin_on_write`` is not a bool, or is ``True`` with
+        ``autobegin=False``.
     """
 
     # Transactions
@@ -125,12 +126,13 @@ class OptInSession(SessionStates):
         """Commit the transaction. Outside, store all that is waiting in a transaction of its own.
 
         :raises Exception: what the database says. Outside, nothing is stored then, and the
-            session is usable at once.
+            session is usable at once. With ``begin_on_write=True`` it needs a ``rollback()``
+            before, as SQLAlchemy's does.
         :raises sqlalchemy.exc.InvalidRequestError: inside a ``with …begin():`` block, which is
             stored at its end, as a whole, or not at all. With ``begin_on_write=True`` it ends the
             transaction of the block, as SQLAlchemy's does.
         """
-        if self.is_outside:
+        if self.is_outside and not self.begins_on_write:
             with WritingCall(self, Kind.COMMIT):
                 self.begin_implicitly()
                 super().commit()
@@ -459,9 +461,10 @@ class OptInSession(SessionStates):
         transaction = cast(OptInSessionTransaction, super().get_transaction())
         if transaction.begun_at is not None:
             return (
-                "A transaction is already begun on this Session: with begin_on_write=True the "
-                f"first write began it, {transaction.begun_at}. Call commit() or rollback() before "
-                "this begin(), or put that write into its block, too."
+                "A transaction is already begun on this Session: with begin_on_write=True it was "
+                f"begun by {transaction.begun_at}, the first call that writes or locks (or any, at "
+                "an isolation level above READ COMMITTED). Call commit() or rollback() before this "
+                "begin(), or put that call into its block, too."
             )
         if self.is_inside:
             return (

@@ -77,6 +77,11 @@ class SessionStates(SessionHooks):
     def __init__(self, *args: Any, begin_on_write: bool = False, **kwargs: Any) -> None:
         if not isinstance(begin_on_write, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise exc.ArgumentError(f"begin_on_write is True or False, not {begin_on_write!r}.")
+        if begin_on_write and kwargs.get("autobegin") is False:
+            raise exc.ArgumentError(
+                "begin_on_write=True lets a write begin a transaction, which autobegin=False "
+                "forbids: leave one of them out."
+            )
         self._state = OUTSIDE
         self._loans = Loans()
         self._from_primary = False
@@ -289,7 +294,12 @@ class SessionStates(SessionHooks):
             or self.entered is not None
         ):
             return super().provide_connection(engine, execution_options, **kw)
-        if self.begins_on_write and _begins_with_a_read(engine):
+        if (
+            self.begins_on_write
+            and engine.primary is None
+            # On loan, so that it is known what the server's default is.
+            and _has_one_snapshot(self.borrow(engine))
+        ):
             self.begin_implicitly()
             return super().provide_connection(engine, execution_options, **kw)
         if not execution_options:
@@ -359,7 +369,7 @@ class SessionStates(SessionHooks):
             return bind
         if not isinstance(bind, OptInEngine) or not bind.replicas:
             return bind
-        if self.begins_on_write and _begins_with_a_read(bind):
+        if self.begins_on_write and _has_one_snapshot(self._loans.get(bind, bind)):
             return bind
         return source_of(bind, kwargs.get("clause"), self._loans)
 
@@ -373,9 +383,10 @@ def is_opt_in(bind: Any) -> bool:
     return isinstance(bind, OptInEngine)
 
 
-def _begins_with_a_read(engine: OptInEngine) -> bool:
-    level: Any = engine.transaction_options.isolation_level
-    return (level or getattr(engine.dialect, "default_isolation_level", None)) in _SNAPSHOTS
+def _has_one_snapshot(source: OptInEngine | OptInConnection) -> bool:
+    """Tell whether all statements of a transaction see the same, so that a read begins it, too."""
+    level: Any = source.transaction_options.isolation_level
+    return (level or getattr(source.dialect, "default_isolation_level", None)) in _SNAPSHOTS
 
 
 def refuse_other_task(block: Block | None) -> None:
