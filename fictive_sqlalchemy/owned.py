@@ -13,6 +13,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, SessionTransaction
 from typing_extensions import Self
 
+from ._core.blocks import Block
 from ._core.connection import OptInConnection, is_aborted
 from ._core.errors import NOTHING_STORED
 

@@ -26,8 +26,12 @@ OF_ANOTHER_TASK = (
 )
 COMMIT_IN_BLOCK = (
     "commit() inside a `with …begin():` block: a block is stored at its end, as a whole, or not at "
-    "all. Leave commit() out, or use flush() to send what is waiting before. Code that has to "
+    "all: leave commit() out. Use flush() to send what is waiting before. Code that has to "
     "commit several times calls commit() outside of a block. Nothing was committed."
+)
+COMMIT_IN_ATOMIC = (
+    "What is inside atomic() is committed at its end, as a whole: leave commit() out. Use flush() "
+    "to send what is waiting before. Nothing was committed."
 )
 
 
@@ -130,20 +134,27 @@ class Block(TransactionHooks):
         :raises sqlalchemy.exc.InvalidRequestError: if it is inside the block.
         :raises sqlalchemy.exc.PendingRollbackError: if the block can only be rolled back.
         """
-        if self.atomic:
-            raise exc.InvalidRequestError(
-                "What is inside atomic() is committed at its end, as a whole: leave commit() out. "
-                "Use flush() to send what is waiting before. Nothing was committed."
-            )
+        is_inside = self._entered and not self._is_ending and not self.session.begins_on_write
+        if self.atomic or (is_inside and self.session.is_on_ours()):
+            raise exc.InvalidRequestError(self._refusal_inside())
         if self.roll_back_only is not None:
             raise exc.PendingRollbackError(
                 self.roll_back_only
                 or "set_rollback() has asked for a rollback: call rollback(), and not commit()."
             ) from self.failure
-        if not self._entered or self._is_ending or self.session.begins_on_write:
-            return
-        if self.session.is_on_ours():
-            raise exc.InvalidRequestError(self.refusal)
+
+    def _refusal_inside(self) -> str:
+        """Return what the innermost block says to a commit inside it that has its own words."""
+        entered = self.session.entered
+        block: Any = entered if isinstance(entered, Block) else self
+        while block is not None:
+            if isinstance(block, Block):
+                if block.atomic:
+                    return COMMIT_IN_ATOMIC
+                if block.refusal is not COMMIT_IN_BLOCK:
+                    return block.refusal
+            block = block.parent
+        return COMMIT_IN_BLOCK
 
     def __enter__(self) -> Self:
         self._around = self.session.entered
