@@ -16,7 +16,7 @@ from .callbacks import Callback, check_callback
 from .engine import OptInEngine
 from .options import DEFAULT, TransactionOptions
 from .sql import evidently_writes
-from .states import SessionStates, is_opt_in, refuse_other_task
+from .states import INSIDE, SessionStates, is_opt_in, refuse_other_task
 from .writes import Kind, WritingCall
 
 
@@ -312,7 +312,9 @@ class OptInSession(SessionStates):
             nothing. So is a write before which SQLAlchemy flushes what waits: two writes keep
             their order.
             """
-            writing = None if self.is_inside else self._writing(statement, params, kwargs)
+            if self._state is INSIDE:
+                return super().execute(statement, params, **kwargs)
+            writing = self._writing(statement, params, kwargs)
             if writing is None:
                 return super().execute(statement, params, **kwargs)
             with writing:
@@ -320,7 +322,9 @@ class OptInSession(SessionStates):
 
         def scalar(self, statement, params=None, **kwargs):
             """Execute a statement as :meth:`execute` does; return the first value."""
-            writing = None if self.is_inside else self._writing(statement, params, kwargs)
+            if self._state is INSIDE:
+                return super().scalar(statement, params, **kwargs)
+            writing = self._writing(statement, params, kwargs)
             if writing is None:
                 return super().scalar(statement, params, **kwargs)
             with writing:
@@ -328,7 +332,9 @@ class OptInSession(SessionStates):
 
         def scalars(self, statement, params=None, **kwargs):
             """Execute a statement as :meth:`execute` does; return the first value of each row."""
-            writing = None if self.is_inside else self._writing(statement, params, kwargs)
+            if self._state is INSIDE:
+                return super().scalars(statement, params, **kwargs)
+            writing = self._writing(statement, params, kwargs)
             if writing is None:
                 return super().scalars(statement, params, **kwargs)
             with writing:

@@ -100,13 +100,10 @@ def record_queries_of(engine: Engine) -> None:
     record_queries._listen(engine)  # pyright: ignore[reportPrivateUsage]
 
 
-def current_app_context() -> AppContext:
-    """Return the application context itself, to which ``current_app`` and ``g`` belong.
-
-    Flask documents ``app_ctx``, and calls it internal.
-    """
-    proxy: Any = app_ctx
-    return cast(AppContext, proxy._get_current_object())
+# The application context itself, to which ``current_app`` and ``g`` belong. Flask documents
+# ``app_ctx``, and calls it internal. An alias, because each use of a scoped session asks.
+_app_ctx: Any = app_ctx
+current_app_context: Callable[[], AppContext] = _app_ctx._get_current_object
 
 
 def current_request_context() -> RequestContext:
