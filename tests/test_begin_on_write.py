@@ -7,7 +7,7 @@ That the same steps come to the same as on a stock session is in
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -16,22 +16,16 @@ import sqlalchemy as sa
 from sqlalchemy import event, exc, func, insert, select, text, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from fictive_sqlalchemy import ActiveRecordMixin, OptInEngine, OptInSession, unit_of_work
+from fictive_sqlalchemy import OptInEngine, OptInSession, unit_of_work
 from fictive_sqlalchemy.ext.tenacity import retry_transaction
-from fictive_sqlalchemy.testing import isolate
 from tests.library import (
     Author,
-    Base,
     Document,
-    Note,
-    NoteBase,
     Onlooker,
     Seat,
-    assert_at_rest,
     authors,
     backend_pid,
     checked_out,
-    opened,
     sent,
 )
 from tests.wire import WireProxy
@@ -318,9 +312,8 @@ class TestSavepoints:
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         session.add(new("before"))
-        with wire.record() as recording:
-            with session.begin_nested():
-                session.add(new())
+        with wire.record() as recording, session.begin_nested():
+            session.add(new())
         assert sent(recording) == ["BEGIN", "INSERT", "SAVEPOINT", "INSERT", "RELEASE"]
         assert wire.transactions_open == 1
         assert onlooker.names() == []
