@@ -171,6 +171,11 @@ class Side:
         block.__enter__()
         self.blocks.append(block)
 
+    def begin(self) -> None:
+        block = self.session.begin()
+        block.__enter__()
+        self.blocks.append(block)
+
     def leave(self, fails: bool) -> None:
         if self.blocks:
             error = Left() if fails else None
@@ -206,6 +211,9 @@ class Side:
         select = sa.select(OWNERS.c.id, OWNERS.c.name).order_by(OWNERS.c.id)
         if kind == "connection":
             return self.session.connection().execute(select).all()
+        if kind == "driver":
+            update = "UPDATE owner SET age = age + 1"
+            return self.session.connection().exec_driver_sql(update).rowcount
         return self.session.execute(select).all()
 
     def update(self, name: str, age: int, synchronizes: Any) -> object:
@@ -301,13 +309,14 @@ steps = st.one_of(
     st.tuples(st.sampled_from(("flush", "commit", "rollback"))),
     st.tuples(st.sampled_from(("flush", "commit", "rollback"))),
     st.tuples(st.sampled_from(("close", "expire_all", "savepoint", "savepoint"))),
+    st.tuples(st.sampled_from(("commit", "rollback", "begin", "begin"))),
     st.tuples(st.sampled_from(("leave", "end_savepoint")), st.booleans()),
     st.tuples(
         st.just("query"),
         st.sampled_from(("plain", "lock", "populate_existing", "stream", "no_autoflush")),
     ),
     st.tuples(st.just("get"), st.integers(1, 5), st.booleans()),
-    st.tuples(st.just("rows"), st.sampled_from(("text", "count", "connection", "core"))),
+    st.tuples(st.just("rows"), st.sampled_from(("text", "count", "connection", "driver", "core"))),
     st.tuples(st.sampled_from(("update", "query_update")), names, ages, synchronizes),
     st.tuples(st.just("update_by_key"), st.integers(1, 5), ages),
     st.tuples(st.just("delete_where"), names, synchronizes),
@@ -404,6 +413,10 @@ def run(fixture: Fixture, sequence: list[tuple[Any, ...]], options: dict[str, An
                 arguments[0] %= len(stock.objects)
             if name == "rollback" and not stock.session.in_transaction():
                 continue  # a stock one does nothing then; ours forgets, row 11
+            if name == "begin" and (
+                stock.session.in_transaction() or ours.session.in_transaction()
+            ):
+                continue  # on stock a read has begun it, too
             results = stock.step(name, *arguments), ours.step(name, *arguments)
             done.append((name, *arguments, results))
             if results[1] == "pending rollback" and name in ("commit", "leave", "end_savepoint"):

@@ -304,6 +304,15 @@ class OptInSessionTransaction(Block):
         """Tell whether another bind has joined, where SQLAlchemy begins and ends as ever."""
         return not all(map(self._is_ours, self.begun_on))
 
+    def has_done_nothing(self) -> bool:
+        """Tell whether nothing would be lost without it: nothing was sent, nobody waits for it."""
+        return (
+            not self.on_commit
+            and not self.on_rollback
+            and not self.has_stock()
+            and all(connection.has_sent_nothing() for connection in self.joined)
+        )
+
     def _is_ours(self, connection: Connection) -> bool:
         return isinstance(connection, OptInConnection) and connection.owner is self.session
 

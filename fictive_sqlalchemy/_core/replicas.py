@@ -11,15 +11,18 @@ import random
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeAlias, cast
 
-from sqlalchemy import GenerativeSelect, event, exc
+from sqlalchemy import GenerativeSelect, TextClause, event, exc
 from sqlalchemy.engine import URL, Connection, ExceptionContext, make_url
 from sqlalchemy.orm import FromStatement
 from sqlalchemy.sql import visitors
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.selectable import ForUpdateArg
 
 from .connection import OptInConnection
 from .engine import OptInEngine
 from .errors import READ_ONLY, begins_to_write, reported, sqlstate
 from .health import Health
+from .sql import evidently_reads, is_reading_function
 
 #: What ``create_engine(replicas=…)`` takes.
 ReplicaOptions: TypeAlias = "str | Iterable[str | URL | Mapping[str, Any]]"
@@ -144,6 +147,26 @@ def _only_reads(statement: Any) -> bool:
     return isinstance(statement, GenerativeSelect) and not any(
         getattr(part, "is_dml", False) for part in visitors.iterate(statement)
     )
+
+
+def may_write(statement: Any, engine: OptInEngine) -> bool:
+    """Tell whether a SELECT locks, or calls a function that may write. Sends nothing.
+
+    :param statement: What ``get_bind()`` got as ``clause``.
+    :param engine: The engine whose SQL it would be.
+    """
+    if isinstance(statement, FromStatement):
+        statement = cast(Any, statement).element
+    if not isinstance(statement, GenerativeSelect):
+        return False
+    calls = False
+    for part in visitors.iterate(statement):
+        if isinstance(part, ForUpdateArg):
+            return True
+        # To have the SQL takes long, and most statements call nothing that is not known to read.
+        calls = calls or isinstance(part, TextClause)
+        calls = calls or (isinstance(part, FunctionElement) and not is_reading_function(part.name))
+    return calls and not evidently_reads(str(statement.compile(dialect=engine.dialect)))
 
 
 def borrow_to_read(

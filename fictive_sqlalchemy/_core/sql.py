@@ -122,6 +122,14 @@ def evidently_reads(sql: str) -> bool:
     return all(map(_reads, statements(sql)))
 
 
+def is_reading_function(name: str) -> bool:
+    """Tell whether a function is one of PostgreSQL's that only read.
+
+    :param name: Its name.
+    """
+    return name.upper() in _READING_FUNCTIONS
+
+
 def _reads(words: list[Word]) -> bool:
     first = words[0].text
     if first not in _READING:

@@ -29,7 +29,7 @@ from .engine import OptInEngine
 from .loans import Loans
 from .options import split_options
 from .places import calling_place
-from .replicas import borrow_to_read, source_of
+from .replicas import borrow_to_read, may_write, source_of
 from .sqlalchemy_private import SessionHooks
 from .writes import Kind, WritingCall
 
@@ -369,9 +369,12 @@ class SessionStates(SessionHooks):
             return bind
         if not isinstance(bind, OptInEngine) or not bind.replicas:
             return bind
-        if self.begins_on_write and _has_one_snapshot(self._loans.get(bind, bind)):
+        clause = kwargs.get("clause")
+        if self.begins_on_write and (
+            _has_one_snapshot(self._loans.get(bind, bind)) or may_write(clause, bind)
+        ):
             return bind
-        return source_of(bind, kwargs.get("clause"), self._loans)
+        return source_of(bind, clause, self._loans)
 
     def _end_loans(self) -> None:
         self._from_primary = False

@@ -118,7 +118,8 @@ class WritingCall(AbstractContextManager["WritingCall"]):
         elif not transaction.has_ours() and (transaction.has_stock() or transaction.is_active):
             session.leave_to_stock(transaction)
         elif self.kind is not Kind.COMMIT and (session.begins_on_write or transaction.has_stock()):
-            return
+            if not failed and transaction.has_done_nothing():
+                transaction.close()  # what a flush found changed has the value it had
         elif failed and self.kind is not Kind.COMMIT and not self.has_flushed:
             transaction.close()  # which sends ROLLBACK, and leaves the objects alone
         elif failed:
