@@ -34,6 +34,7 @@ class Faults:
         self._seed = seed
         self._rate = rate
         self._lock = threading.Lock()
+        self._control_lock = threading.Lock()
         self._stopped = False
         self._randoms: dict[int, Random] = {}
         self._control = sa.create_engine(
@@ -49,7 +50,7 @@ class Faults:
         """Do no more faults."""
         self._proxy.cut_where = None
         self._proxy.delay = 0.0
-        with self._lock:  # a message may be in the middle of its fault
+        with self._control_lock:  # a message may be in the middle of its fault
             self._stopped = True
         self._control.dispose()
 
@@ -85,7 +86,7 @@ class Faults:
 
     def _kill(self, pid: int) -> None:
         parameters: dict[str, Any] = {"pid": pid}
-        with self._lock:
+        with self._control_lock:
             if not self._stopped:
                 with self._control.connect() as connection:
                     connection.execute(

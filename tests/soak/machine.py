@@ -25,7 +25,7 @@ class StateMachine:
     :param examples: How many sequences of steps are tried with each seed.
     """
 
-    def __init__(self, driver: str, seed: int, examples: int = 150) -> None:
+    def __init__(self, driver: str, seed: int, examples: int = 50) -> None:
         self.seeds_done = 0
         """With how many seeds it has passed."""
         self.failures: list[str] = []
