@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from sqlalchemy import exc
 from sqlalchemy.engine import Connection
 
-from .callbacks import Callback, Callbacks
+from .callbacks import Callback, SessionThatCalls, after_end
 from .connection import OptInConnection, is_aborted
 from .engine import OptInEngine
 from .errors import NOTHING_STORED, CommitOutcomeUnknown
@@ -35,10 +35,9 @@ COMMIT_IN_ATOMIC = (
 )
 
 
-class SessionOfBlocks(Protocol):
+class SessionOfBlocks(SessionThatCalls, Protocol):
     """What a transaction needs of its session, which is a ``Session`` besides."""
 
-    callbacks: Callbacks
     entered: Any
     begins_on_write: bool
 
@@ -105,28 +104,42 @@ class Block(TransactionHooks):
     def commit(self, *args: Any, **kwargs: Any) -> None:
         self.refuse_to_commit()
         self.look_before_commit()
-        with self.session.callbacks.after_end():
-            try:
-                super().commit(*args, **kwargs)
-            except BaseException as error:
-                if isinstance(error, CommitOutcomeUnknown) or self.is_stored_in_part():
-                    self.on_commit = self.on_rollback = ()
-                elif self.is_stored():
-                    self.hand_over_callbacks()  # somebody's listener failed after COMMIT
-                raise
+        session = self.session
+        if session.callbacks.ending:
+            self._commit(*args, **kwargs)
+        else:
+            with after_end(session):
+                self._commit(*args, **kwargs)
+
+    def _commit(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().commit(*args, **kwargs)
+        except BaseException as error:
+            if isinstance(error, CommitOutcomeUnknown) or self.is_stored_in_part():
+                self.on_commit = self.on_rollback = ()
+            elif self.is_stored():
+                self.hand_over_callbacks()  # somebody's listener failed after COMMIT
+            raise
 
     def rollback(self, *args: Any, **kwargs: Any) -> None:
-        with self.session.callbacks.after_end():
+        with after_end(self.session):
             super().rollback(*args, **kwargs)
 
     def close(self, invalidate: bool = False) -> None:
         session = self.session
-        with session.callbacks.after_end():
-            try:
-                super().close(invalidate)
-            except BaseException:
-                session.transaction_ended(self)  # SQLAlchemy's event does not come then
-                raise
+        if session.callbacks.ending:
+            self._close(invalidate)
+        else:
+            with after_end(session):
+                self._close(invalidate)
+
+    def _close(self, invalidate: bool) -> None:
+        session = self.session
+        try:
+            super().close(invalidate)
+        except BaseException:
+            session.transaction_ended(self)  # SQLAlchemy's event does not come then
+            raise
 
     def refuse_to_commit(self) -> None:
         """Refuse a commit that is not the one at the end of its block.
@@ -166,7 +179,7 @@ class Block(TransactionHooks):
         session = self.session
         failed: str | None = None
         failure = self.failure
-        with session.callbacks.after_end(only_log=type_ is not None):
+        with after_end(session, only_log=type_ is not None):
             self._is_ending = True
             try:
                 if type_ is None and self.is_open:
@@ -234,7 +247,7 @@ class Block(TransactionHooks):
         while around is not None and not isinstance(around, Block):
             around = around.parent  # that of a flush
         if around is None:
-            self.session.callbacks.add(on_commit)
+            self.session.callbacks.waiting += on_commit
         else:
             around.on_commit = [*around.on_commit, *on_commit]
             around.on_rollback = [*around.on_rollback, *on_rollback]
@@ -245,7 +258,7 @@ class Block(TransactionHooks):
         if self._is_committed:
             self.hand_over_callbacks()
         else:
-            self.session.callbacks.add(self.on_rollback)
+            self.session.callbacks.waiting += self.on_rollback
             self.on_commit = self.on_rollback = ()
 
 

@@ -12,7 +12,7 @@ from sqlalchemy.sql import visitors
 
 from .atomic import Atomic, F
 from .blocks import Block, OptInSessionTransaction
-from .callbacks import Callback, check_callback
+from .callbacks import Callback, after_end, check_callback
 from .engine import OptInEngine
 from .options import DEFAULT, TransactionOptions
 from .sql import evidently_writes
@@ -278,7 +278,7 @@ class OptInSession(SessionStates):
         elif self.writing_call is not None:  # a listener to a statement
             self.writing_call.on_commit.append(function)
         elif self.callbacks.ending:  # a listener to the end of a transaction
-            self.callbacks.add([function])
+            self.callbacks.waiting.append(function)
         else:
             function()
 
@@ -423,10 +423,10 @@ class OptInSession(SessionStates):
 
     def close(self) -> None:
         """Close the session as SQLAlchemy does, and end the loans."""
-        if self.is_outside and not self.callbacks:  # no transaction ends with it
+        if self.is_outside and not self.callbacks.waiting:  # no transaction ends with it
             self._close()
         else:
-            with self.callbacks.after_end(only_log=True):
+            with after_end(self, only_log=True):
                 self._close()
 
     def _close(self) -> None:
@@ -438,7 +438,7 @@ class OptInSession(SessionStates):
 
     def reset(self) -> None:
         """Reset the session as SQLAlchemy does, and end the loans."""
-        with self.callbacks.after_end(only_log=True):
+        with after_end(self, only_log=True):
             try:
                 super().reset()
             finally:
@@ -446,7 +446,7 @@ class OptInSession(SessionStates):
 
     def invalidate(self) -> None:
         """Close the session as SQLAlchemy does, with its connections, which the pool drops."""
-        with self.callbacks.after_end(only_log=True):
+        with after_end(self, only_log=True):
             try:
                 super().invalidate()
             finally:

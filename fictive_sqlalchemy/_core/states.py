@@ -90,7 +90,7 @@ class SessionStates(SessionHooks):
         self._is_closed = False
         self.begins_on_write = begin_on_write
         self.writing_call: WritingCall | None = None
-        self.callbacks = Callbacks(self._may_call_back)
+        self.callbacks = Callbacks()
         super().__init__(*args, **kwargs)
 
     # The edges that SQLAlchemy's events drive (see the end of this module)
@@ -230,7 +230,8 @@ class SessionStates(SessionHooks):
         innermost = super().get_nested_transaction() or super().get_transaction()
         return innermost if isinstance(innermost, Block) else None
 
-    def _may_call_back(self) -> bool:
+    def may_call_back(self) -> bool:
+        """Tell whether no transaction is open, nor a block, so that callbacks may be called."""
         return self._state is not INSIDE and self.entered is None
 
     def _changed_binds(self) -> set[Any]:

@@ -19,7 +19,7 @@ from typing import Any
 from sqlalchemy import exc
 
 from .blocks import OptInSessionTransaction
-from .callbacks import Callback
+from .callbacks import Callback, after_end
 
 
 class Kind(Enum):
@@ -88,7 +88,7 @@ class WritingCall(AbstractContextManager["WritingCall"]):
         if session.writing_call is not self:
             return
         failed = type_ is not None
-        with session.callbacks.after_end(only_log=failed):
+        with after_end(session, only_log=failed):
             try:
                 self._end(failed)
             finally:
@@ -108,7 +108,7 @@ class WritingCall(AbstractContextManager["WritingCall"]):
 
     def _end(self, failed: bool) -> None:
         session = self._session
-        session.callbacks.add(self.on_rollback if failed else self.on_commit)
+        session.callbacks.waiting += self.on_rollback if failed else self.on_commit
         transaction: OptInSessionTransaction | None = session.noted_transaction()
         if transaction is None:
             return  # commit() has ended it

@@ -14,6 +14,7 @@ from sqlalchemy import event, exc
 from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction, SessionTransactionOrigin
 
 from ..._core.blocks import Block
+from ..._core.callbacks import after_end
 from ..._core.session import OptInSession
 from ...owned import Owned, listen_to_sessions
 from ._private import before_handlers_of_500, come_first, current_request_context
@@ -309,7 +310,7 @@ class RequestTransaction:
         session = self._session
         after: AbstractContextManager[None] = nullcontext()
         if isinstance(session, OptInSession):
-            after = session.callbacks.after_end(only_log=only_log)
+            after = after_end(session, only_log=only_log)
         with after:
             try:
                 session.rollback()
