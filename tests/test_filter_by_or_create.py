@@ -361,9 +361,7 @@ class Store:
         session: Session | None = None,
         **filters: Any,
     ) -> tuple[T, bool]:
-        return filter_by_or_create(
-            session or self.session, model, filters, defaults or {}, self.maker
-        )
+        return filter_by_or_create(session or self.session, model, filters, defaults or {})
 
     def stored(self, model: type[Any], *columns: str) -> list[Any]:
         """What the database has, by the eyes of another."""

@@ -228,9 +228,7 @@ def bulk_insert(actor: Actor) -> None:
 
 @anywhere
 def find_or_create(actor: Actor) -> Any:
-    found, created = filter_by_or_create(
-        actor.session, Author, {"name": actor.name()}, {"age": 9}, sessionmaker(actor.engine)
-    )
+    found, created = filter_by_or_create(actor.session, Author, {"name": actor.name()}, {"age": 9})
     return found.name, created
 
 
