@@ -45,6 +45,7 @@ CORE = [
     "tests/test_state_machine.py",
     "tests/test_threads.py",
     "tests/test_transactions.py",
+    "tests/find_or_create",
     "tests/flask/test_binds.py",
     "tests/flask/test_extension.py",
     "tests/flask/test_misuse.py",

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from inspect import Parameter, signature
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from sqlalchemy import Column, exc, inspect, null, select
 from sqlalchemy.orm import (
-    ColumnProperty,
     InstanceState,
     Mapper,
     RelationshipDirection,
@@ -506,8 +505,8 @@ def _note_as_stored(other: object, name: str, new: object) -> None:
     forget_addition(other, name, new)
     before: Any = state.committed_state.get(name)
     if isinstance(before, list):  # a collection that is loaded
-        before.append(new)
-    elif name in state.committed_state:
+        cast("list[object]", before).append(new)
+    else:
         _forget_dynamic(before, new)
 
 
@@ -537,9 +536,9 @@ def _forget_dynamic(history: Any, new: object) -> bool:
     return True
 
 
-def _may_store_none_otherwise(attribute: ColumnProperty[Any]) -> bool:
+def _may_store_none_otherwise(attribute: Any) -> bool:
     """Tell whether None may be stored as something else than NULL."""
-    column = attribute.columns[0]
+    column: Any = attribute.columns[0]
     return isinstance(column, Column) and (
         column.default is not None
         or column.server_default is not None

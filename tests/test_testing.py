@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import event, exc
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
 import fictive_sqlalchemy.testing
 from fictive_sqlalchemy import (

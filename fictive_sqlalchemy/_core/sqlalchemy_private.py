@@ -142,9 +142,10 @@ class SessionHooks(Session):
         :param objects: Read after the ``before_flush`` listeners have been called. From an empty
             one, SQLAlchemy would conclude that everything is to be flushed.
         """
+        read_late: Any = objects  # SQLAlchemy iterates over them once, and asks for a sequence
         self._flushes_only = True
         try:
-            self.flush(objects)
+            self.flush(read_late)
         finally:
             self._flushes_only = False
 
@@ -193,6 +194,7 @@ def forget_addition(instance: object, name: str, item: object) -> None:
     :param name: The name of the collection.
     :param item: The object to take out.
     """
-    pending = instance_state(instance)._pending_mutations.get(name)
+    state: Any = instance_state(instance)
+    pending = state._pending_mutations.get(name)
     if pending is not None and item in pending.added_items:
         pending.added_items.remove(item)
