@@ -48,6 +48,7 @@ CORE = [
     "tests/test_state_machine.py",
     "tests/test_threads.py",
     "tests/test_transactions.py",
+    "tests/find_or_create",
     "tests/flask/test_begin_on_write.py",
     "tests/flask/test_binds.py",
     "tests/flask/test_extension.py",

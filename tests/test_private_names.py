@@ -21,6 +21,7 @@ from flask import Blueprint, Flask, after_this_request
 from flask.ctx import AppContext, RequestContext
 from flask.globals import app_ctx, request_ctx
 from flask_sqlalchemy import SQLAlchemy, record_queries
+from sqlalchemy import event
 from sqlalchemy.engine.base import OptionEngine
 from sqlalchemy.engine.cursor import (
     BufferedRowCursorFetchStrategy,
@@ -45,6 +46,7 @@ import fictive_sqlalchemy
 import fictive_sqlalchemy.ext.flask as flask_extension
 from fictive_sqlalchemy import OptInConnection, OptInEngine, OptInSession, create_engine
 from fictive_sqlalchemy._core.blocks import OptInSessionTransaction
+from fictive_sqlalchemy._core.sqlalchemy_private import forget_addition
 from tests.library import Note, NoteBase
 
 #: Names that only look like one of SQLAlchemy's: theirs is an attribute of another class.
@@ -73,6 +75,25 @@ class Node(TreeBase):
     id: Mapped[int] = mapped_column(primary_key=True)
     parent_id: Mapped[int | None] = mapped_column(sa.ForeignKey("node.id"))
     children: DynamicMapped[Node] = relationship()
+
+
+class ListBase(DeclarativeBase):
+    pass
+
+
+class Owner(ListBase):
+    __tablename__ = "owner"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    items: Mapped[list[Item]] = relationship(back_populates="owner")
+
+
+class Item(ListBase):
+    __tablename__ = "item"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    owner_id: Mapped[int | None] = mapped_column(sa.ForeignKey("owner.id"))
+    owner: Mapped[Owner | None] = relationship(back_populates="items")
 
 
 def test_a_dynamic_relationship_flushes_in_the_session_of_its_query(engine: sa.Engine) -> None:
@@ -308,6 +329,34 @@ class TestSession:
         assert note in session.new
         session.commit()
         assert note not in session.new
+
+    def test__flush(self, session: SpySession) -> None:
+        """Writes some objects alone, and reads which these are after ``before_flush``."""
+
+        class Read(list[Any]):
+            def __iter__(self) -> Iterator[Any]:
+                read.append("read")
+                return super().__iter__()
+
+        read: list[str] = []
+        event.listen(session, "before_flush", lambda *args: read.append("before_flush"))
+        one, other = Note(text="one"), Note(text="other")
+        session.add_all([one, other])
+        inspect.unwrap(Session._flush)(session, Read([one]))
+        assert read == ["before_flush", "read"]
+        assert (one in session.new, other in session.new) == (False, True)
+
+    def test__pending_mutations(self, session: SpySession) -> None:
+        """What is to be added to a collection once it is loaded."""
+        ListBase.metadata.create_all(session.connection())
+        owner = Owner()
+        session.add(owner)
+        session.commit()
+        item = Item(owner=owner)
+        pending = sa.inspect(owner)._pending_mutations["items"]
+        assert item in pending.added_items
+        forget_addition(owner, "items", item)
+        assert owner.items == []
 
     def test__expunge_states(self, session: SpySession) -> None:
         """Takes one object out of the session, and not what is related to it."""

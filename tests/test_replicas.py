@@ -339,7 +339,7 @@ def test_a_stock_session_and_the_engine_itself_know_only_the_primary(engine: Opt
 @pytest.mark.parametrize(
     ("model", "defaults"),
     [(Author, {}), (Editor, {"rank": 1})],
-    ids=["one INSERT", "a transaction of another session"],
+    ids=["one INSERT", "an INSERT for each table"],
 )
 def test_filter_by_or_create_is_seen_by_the_session_that_called_it(
     session: OptInSession, replica: ReplicaServer, model: Any, defaults: dict[str, Any]
@@ -349,9 +349,7 @@ def test_filter_by_or_create_is_seen_by_the_session_that_called_it(
     assert isinstance(engine, OptInEngine)
 
     def get(session: OptInSession) -> tuple[Any, bool]:
-        return filter_by_or_create(
-            session, model, {"name": "Dan"}, defaults, lambda: OptInSession(engine)
-        )
+        return filter_by_or_create(session, model, {"name": "Dan"}, defaults)
 
     created, is_new = get(session)
     assert is_new

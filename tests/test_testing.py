@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import event, exc
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
 import fictive_sqlalchemy.testing
 from fictive_sqlalchemy import (
@@ -229,9 +229,7 @@ def bulk_insert(actor: Actor) -> None:
 
 @anywhere
 def find_or_create(actor: Actor) -> Any:
-    found, created = filter_by_or_create(
-        actor.session, Author, {"name": actor.name()}, {"age": 9}, sessionmaker(actor.engine)
-    )
+    found, created = filter_by_or_create(actor.session, Author, {"name": actor.name()}, {"age": 9})
     return found.name, created
 
 

@@ -135,7 +135,10 @@ class WritingCall(AbstractContextManager["WritingCall"]):
             with nullcontext() if self.kind is Kind.FLUSH else session.nothing_flushed():
                 transaction.commit()
         except BaseException:
-            _roll_back(transaction)
+            if self.kind is Kind.ALONE:
+                transaction.close()  # a rollback would take what waits out of the session
+            else:
+                _roll_back(transaction)
             raise
         finally:
             session.expire_on_commit = expire_on_commit

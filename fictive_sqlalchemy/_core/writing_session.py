@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import TextClause, exc
 from sqlalchemy.orm import object_mapper
+from sqlalchemy.orm.exc import FlushError
 from sqlalchemy.sql import visitors
 
 from .sql import evidently_writes
@@ -131,14 +132,26 @@ class WritingSession(SessionStates):
             return _NOTHING
         return WritingCall(self, Kind.ALONE if self.is_outside else Kind.STATEMENT)
 
-    def store_alone(self, objects: Iterable[object]) -> None:
+    def store_alone(self, objects: Collection[object]) -> None:
         """Store these objects alone; outside, a failure leaves all else as it is.
 
-        :param objects: Objects that are pending.
+        As ``commit()`` does, it flushes again what listeners have changed after the flush.
+
+        :param objects: Objects that wait. They are read after the ``before_flush`` listeners have
+            been called, so that a collection may include what these change.
         :raises Exception: what the database says.
         """
         with self._bulk():
             self.flush_only(objects)
+            for _ in range(100):
+                waiting = self.new | self.dirty | self.deleted
+                if not any(instance in waiting for instance in objects):
+                    return
+                self.flush_only(objects)
+            raise FlushError(
+                "store_alone() has flushed 100 times, and something still waits: does an "
+                "after_flush() listener create new objects each time?"
+            )
 
     def refresh(
         self,

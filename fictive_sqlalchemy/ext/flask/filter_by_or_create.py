@@ -61,11 +61,7 @@ class FilterByOrCreate(Generic[T]):
         assert extension is not None
         sessions: scoped_session[Any] = extension.session
         return filter_by_or_create(
-            sessions(),
-            self.model,
-            filters,
-            {} if defaults is None else defaults,
-            sessions.session_factory,
+            sessions(), self.model, filters, {} if defaults is None else defaults
         )
 
 
