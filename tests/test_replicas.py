@@ -18,8 +18,8 @@ from fictive_sqlalchemy import (
     OptInSession,
     create_engine,
     engine_from_config,
-    replicas,
 )
+from fictive_sqlalchemy._core import health
 from fictive_sqlalchemy.filter_by_or_create import filter_by_or_create
 from fictive_sqlalchemy.testing import isolate
 from tests.library import (
@@ -429,14 +429,14 @@ def test_reads_go_to_the_next_replica_and_at_last_to_the_primary(
 def test_a_replica_is_tried_again_after_a_while(
     engine: OptInEngine, replica: ReplicaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replicas, "RETRY_AFTER", 3600.0)  # longer than a restart can take
+    monkeypatch.setattr(health, "RETRY_AFTER", 3600.0)  # longer than a restart can take
     replica.shut_down("immediate")
     with OptInSession(engine) as session:
         assert not is_on_replica(session)
     replica.restart()
     with OptInSession(engine) as session:
         assert not is_on_replica(session)
-    monkeypatch.setattr(replicas, "RETRY_AFTER", 0.01)
+    monkeypatch.setattr(health, "RETRY_AFTER", 0.01)
     engine.replicas[0].health.note(up=True)
     engine.replicas[0].health.note(up=False)
     deadline = time.monotonic() + 30
@@ -498,7 +498,7 @@ def test_a_read_that_is_cut_off_raises_and_the_next_one_goes_elsewhere(
 def test_threads_go_on_while_a_replica_dies_and_comes_back(
     two: OptInEngine, replica: ReplicaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replicas, "RETRY_AFTER", 0.05)
+    monkeypatch.setattr(health, "RETRY_AFTER", 0.05)
     stop = threading.Event()
     places: list[bool] = []
     errors: list[Exception] = []
