@@ -76,6 +76,7 @@ CONTENTS = {
         "service-layer",
         "command-line",
         "celery",
+        "begin-on-write",
         "migrating",
         "coming-from-django",
     ],

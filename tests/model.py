@@ -657,6 +657,8 @@ class Model:
             if self.begins_on_write:
                 self.begin_implicitly()
                 self.flush_inside()
+                if not self.sent:
+                    self.end()  # what has changed has the values that it had
             else:
                 self.let_go(self.write_alone(expire=False))
 
@@ -691,6 +693,7 @@ class Model:
     def commit(self) -> None:
         if self.blocks and not self.begins_on_write:
             raise Fails(exc.InvalidRequestError)
+        self.begin_implicitly()
         if not self.inside:
             self.write_alone(expire=self.expire_on_commit)
             return

@@ -64,12 +64,6 @@ SHRINKS = os.environ.get("MODEL_SHRINKS", "1") == "1"
 #: Who waits longer than this for a lock gets an error, so that one thread can play all parts.
 LOCK_TIMEOUT = 10
 
-#: What the steps leave out because it is known to fail; empty it to see it fail.
-#:
-#: * ``text``: a ``text()`` that writes, outside, does not flush what waits before it.
-#: * ``savepoint``: one that can't be set stays open, where a connection was handed out before.
-KNOWN_FAULTS = frozenset(os.environ.get("MODEL_FAULTS", "text savepoint").split())
-
 TABLE: Any = Item.__table__
 COLUMNS = (TABLE.c.id, TABLE.c.name, TABLE.c.amount)
 
@@ -663,8 +657,6 @@ class Sessions(RuleBasedStateMachine):
     def write_row(self, who: int, number: int, change: Change, kind: str) -> None:
         """One UPDATE, or a DELETE."""
         who, session, model = self.pick(who)
-        if kind == "text" and "text" in KNOWN_FAULTS and not model.inside and model.waiting():
-            return
         orm = kind in ("orm", "unsynchronized", "query")
         entity: Any = Item if orm else TABLE
         identity = entity.id if orm else entity.c.id
@@ -967,7 +959,7 @@ class Sessions(RuleBasedStateMachine):
         if len(model.levels) > 1 or (model.inside and not model.usable):
             return
         # As SQLAlchemy asks for, where the commit() is not refused.
-        must_roll_back = model.inside and (model.begins_on_write or not model.blocks)
+        must_roll_back = model.begins_on_write or (model.inside and not model.blocks)
         failed: list[bool] = []
 
         def modelled(_: Any) -> None:
@@ -1015,9 +1007,6 @@ class Sessions(RuleBasedStateMachine):
         who, session, model = self.pick(who)
         if not model.usable or len(model.levels) > 3:
             return
-        if "savepoint" in KNOWN_FAULTS and model.handed_out:
-            if model.aborted or model.dead or model.waiting():
-                return
 
         def modelled(_: Any) -> object:
             model.begin_nested()

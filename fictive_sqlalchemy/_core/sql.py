@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import pairwise
+from typing import NamedTuple
 
 _TOKEN = re.compile(
     r"""
       --[^\n]* | /\*.*?\*/
-    | [eE]'(?:[^'\\]|\\.)*' | '[^']*' | "[^"]*" | \$(?P<tag>\w*)\$.*?\$(?P=tag)\$
+    | [eE]'(?:[^'\\]|\\.)*' | '[^']*' | \$(?P<tag>\w*)\$.*?\$(?P=tag)\$
     | %\(\w+\)s | :\w+
-    | (?P<word>[^\W\d][\w$]*) (?P<call>\s*\()? | (?P<mark>[();])
+    | (?P<qualifier>(?:(?:[^\W\d][\w$]*|"[^"]*")\s*\.\s*)+)?
+      (?:(?P<word>[^\W\d][\w$]*)|"(?P<quoted>[^"]*)") (?P<call>\s*\()?
+    | (?P<mark>[();])
     """,
     re.VERBOSE | re.DOTALL,
 )
@@ -31,36 +35,68 @@ _WRITING_FUNCTIONS = re.compile(
     r"|TXID_CURRENT|PG_CURRENT_XACT_ID|PG_LOGICAL_\w+|PG_REPLICATION_\w+|PG_CREATE_\w+|SETSEED"
 )
 
-# Functions that only read. A SELECT without FROM that calls another one calls it for what it does.
+# Functions that only read. One that is not among them may be the user's own, and called for what
+# it does: in a SELECT without FROM, or as the source of the rows.
 _READING_NAMES = """
     ABS AGE ANY ARRAY ARRAY_AGG AVG BOOL_AND BOOL_OR CARDINALITY CAST CEIL CLOCK_TIMESTAMP COALESCE
     CONCAT COUNT CURRENT_DATABASE CURRENT_SCHEMA CURRENT_SCHEMAS CURRENT_SETTING CURRENT_TIMESTAMP
-    DATE_PART DATE_TRUNC EXISTS EXTRACT FLOOR FORMAT GENERATE_SERIES GREATEST HAS_TABLE_PRIVILEGE
-    JSONB_AGG JSONB_BUILD_OBJECT JSON_AGG JSON_BUILD_OBJECT LEAST LENGTH LOCALTIMESTAMP LOWER MAX
-    MD5 MIN NOW NULLIF PG_BACKEND_PID PG_DATABASE_SIZE PG_IS_IN_RECOVERY PG_LAST_WAL_REPLAY_LSN
-    PG_SLEEP PG_TYPEOF RANDOM ROUND STATEMENT_TIMESTAMP STRING_AGG SUBSTRING SUM TO_CHAR TO_DATE
-    TO_REGCLASS TO_TIMESTAMP TRANSACTION_TIMESTAMP TRIM UNNEST UPPER VERSION
-    ALL AND AS ELSE FILTER IN NOT OR OVER ROW SELECT SOME THEN VALUES WHEN WHERE WITHIN
+    DATE_PART DATE_TRUNC EXISTS EXTRACT FLOOR FORMAT GENERATE_SERIES GENERATE_SUBSCRIPTS GREATEST
+    HAS_TABLE_PRIVILEGE JSONB_AGG JSONB_ARRAY_ELEMENTS JSONB_ARRAY_ELEMENTS_TEXT JSONB_BUILD_OBJECT
+    JSONB_EACH JSONB_EACH_TEXT JSONB_OBJECT_KEYS JSONB_PATH_QUERY JSONB_TO_RECORD
+    JSONB_TO_RECORDSET JSON_AGG JSON_ARRAY_ELEMENTS JSON_ARRAY_ELEMENTS_TEXT JSON_BUILD_OBJECT
+    JSON_EACH JSON_EACH_TEXT JSON_OBJECT_KEYS JSON_TABLE JSON_TO_RECORD JSON_TO_RECORDSET LEAST
+    LENGTH LOCALTIMESTAMP LOWER MAX MD5 MIN NOW NULLIF PG_BACKEND_PID PG_DATABASE_SIZE
+    PG_IS_IN_RECOVERY PG_LAST_WAL_REPLAY_LSN PG_SLEEP PG_TYPEOF PLAINTO_TSQUERY RANDOM
+    REGEXP_MATCHES REGEXP_SPLIT_TO_TABLE ROUND STATEMENT_TIMESTAMP STRING_AGG STRING_TO_TABLE
+    SUBSTRING SUM TO_CHAR TO_DATE TO_REGCLASS TO_TIMESTAMP TO_TSQUERY TRANSACTION_TIMESTAMP TRIM
+    UNNEST UPPER VERSION WEBSEARCH_TO_TSQUERY
+    ALL AND AS BETWEEN BY CASE ELSE EXCEPT FILTER FROM ILIKE IN INTERSECT JOIN LATERAL LIKE
+    MATERIALIZED NOT ON OR OVER ROW SELECT SOME THEN UNION USING VALUES WHEN WHERE WITHIN
 """
 _READING_FUNCTIONS = frozenset(_READING_NAMES.split())
+
+# What a function that is the source of rows comes after.
+_SOURCES = frozenset({"FROM", "JOIN", "LATERAL"})
+
+# What comes after one of these is a name, whatever it says, unless a parenthesis is between.
+_BEFORE_A_NAME = frozenset({"AS", "FROM", "JOIN"})
 
 # Words that begin a statement which changes rows.
 _CHANGES = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE", "TRUNCATE", "CALL", "DO", "COPY"})
 
 
-def statements(sql: str) -> Iterator[list[tuple[str, bool]]]:
-    """Yield the words of each statement, in capitals, each with whether a parenthesis follows.
+class Word(NamedTuple):
+    """A word of a statement, in capitals."""
 
-    Comments, strings and quoted names are left out.
+    text: str
+
+    is_called: bool
+    """Whether a parenthesis follows."""
+
+    is_name: bool
+    """Whether it names something, and is no keyword: ``share`` in ``paper.share``."""
+
+
+def statements(sql: str) -> Iterator[list[Word]]:
+    """Yield the words of each statement.
+
+    Comments, strings and quoted names are left out, but not the quoted name of a function.
 
     :param sql: One statement or more.
     """
-    words: list[tuple[str, bool]] = []
+    words: list[Word] = []
     depth = 0
     for token in _TOKEN.finditer(sql):
-        if token["word"]:
-            words.append((token["word"].upper(), token["call"] is not None))
-            depth += token["call"] is not None
+        if token["word"] or token["quoted"] is not None:
+            is_called = token["call"] is not None
+            depth += is_called
+            is_name = bool(
+                token["qualifier"]
+                or not token["word"]
+                or (words and words[-1].text in _BEFORE_A_NAME and not words[-1].is_called)
+            )
+            if token["word"] or is_called:
+                words.append(Word((token["word"] or token["quoted"]).upper(), is_called, is_name))
         elif token["mark"] == "(":
             depth += 1
         elif token["mark"] == ")":
@@ -78,24 +114,39 @@ def statements(sql: str) -> Iterator[list[tuple[str, bool]]]:
 def evidently_reads(sql: str) -> bool:
     """Tell whether SQL only reads, and locks nothing, as far as its text tells.
 
-    ``False`` where there is doubt. A function of the user's own that writes, in a SELECT that has
-    a FROM, is not seen.
+    ``False`` where there is doubt. A function of the user's own that writes, among the columns or
+    in the criteria of a SELECT that has a FROM, is not seen.
 
     :param sql: One statement or more.
     """
     return all(map(_reads, statements(sql)))
 
 
-def _reads(words: list[tuple[str, bool]]) -> bool:
-    if words[0][0] not in _READING:
+def is_reading_function(name: str) -> bool:
+    """Tell whether a function is one of PostgreSQL's that only read.
+
+    :param name: Its name.
+    """
+    return name.upper() in _READING_FUNCTIONS
+
+
+def _reads(words: list[Word]) -> bool:
+    first = words[0].text
+    if first not in _READING:
         return False
-    names = {word for word, _ in words}
-    if names & _WRITING:
+    keywords = {word.text for word in words if not word.is_name}
+    if keywords & _WRITING:
         return False
-    called = {word for word, is_called in words if is_called}
+    called = {word.text for word in words if word.is_called}
     if any(map(_WRITING_FUNCTIONS.fullmatch, called)):
         return False
-    return "FROM" in names or words[0][0] == "SHOW" or called <= _READING_FUNCTIONS
+    if "FROM" in keywords:
+        called = {
+            word.text
+            for before, word in pairwise(words)
+            if word.is_called and before.text in _SOURCES
+        }
+    return first == "SHOW" or called <= _READING_FUNCTIONS
 
 
 @lru_cache(maxsize=2048)
@@ -105,13 +156,13 @@ def evidently_writes(sql: str) -> bool:
     :param sql: One statement or more.
     """
     return any(
-        words[0][0] in _CHANGES or (words[0][0] == "WITH" and _changes_in_cte(words))
+        words[0].text in _CHANGES or (words[0].text == "WITH" and _changes_in_cte(words))
         for words in statements(sql)
     )
 
 
-def _changes_in_cte(words: list[tuple[str, bool]]) -> bool:
-    names = [word for word, _ in words]
+def _changes_in_cte(words: list[Word]) -> bool:
     return any(
-        name in _CHANGES and names[at - 1] not in ("FOR", "KEY") for at, name in enumerate(names)
+        word.text in _CHANGES and not word.is_name and before.text not in ("FOR", "KEY")
+        for before, word in pairwise(words)
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event, exc
 from sqlalchemy.engine import Connection
@@ -29,7 +29,7 @@ from .engine import OptInEngine
 from .loans import Loans
 from .options import split_options
 from .places import calling_place
-from .replicas import borrow_to_read, source_of
+from .replicas import borrow_to_read, may_write, source_of
 from .sqlalchemy_private import SessionHooks
 from .writes import Kind, WritingCall
 
@@ -77,6 +77,11 @@ class SessionStates(SessionHooks):
     def __init__(self, *args: Any, begin_on_write: bool = False, **kwargs: Any) -> None:
         if not isinstance(begin_on_write, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise exc.ArgumentError(f"begin_on_write is True or False, not {begin_on_write!r}.")
+        if begin_on_write and kwargs.get("autobegin") is False:
+            raise exc.ArgumentError(
+                "begin_on_write=True lets a write begin a transaction, which autobegin=False "
+                "forbids: leave one of them out."
+            )
         self._state = OUTSIDE
         self._loans = Loans()
         self._from_primary = False
@@ -85,7 +90,7 @@ class SessionStates(SessionHooks):
         self._is_closed = False
         self.begins_on_write = begin_on_write
         self.writing_call: WritingCall | None = None
-        self.callbacks = Callbacks(self._may_call_back)
+        self.callbacks = Callbacks()
         super().__init__(*args, **kwargs)
 
     # The edges that SQLAlchemy's events drive (see the end of this module)
@@ -140,7 +145,7 @@ class SessionStates(SessionHooks):
         transaction = self.autobegun()
         self._state = INSIDE
         if self.writing_call is not None:
-            self.writing_call.transaction = transaction
+            self.writing_call.has_begun(transaction)
         if self.begins_on_write:
             transaction.begun_at = calling_place()
         self.join_handed_out()
@@ -201,12 +206,13 @@ class SessionStates(SessionHooks):
 
     def autobegun(self) -> OptInSessionTransaction:
         """Return SQLAlchemy's outermost transaction, and have it made if there is none."""
-        transaction: Any = super().get_transaction()
+        transaction = super().get_transaction()
         if transaction is None:
             state = self._state
             transaction = super().begin()
             transaction.origin = SessionTransactionOrigin.AUTOBEGIN  # nobody has asked for it
             self._state = state
+        assert isinstance(transaction, OptInSessionTransaction)
         return transaction
 
     def innermost(self) -> Block | None:
@@ -224,7 +230,8 @@ class SessionStates(SessionHooks):
         innermost = super().get_nested_transaction() or super().get_transaction()
         return innermost if isinstance(innermost, Block) else None
 
-    def _may_call_back(self) -> bool:
+    def may_call_back(self) -> bool:
+        """Tell whether no transaction is open, nor a block, so that callbacks may be called."""
         return self._state is not INSIDE and self.entered is None
 
     def _changed_binds(self) -> set[Any]:
@@ -245,22 +252,26 @@ class SessionStates(SessionHooks):
 
     # Reads never write
 
-    @property
-    def autoflush(self) -> bool | None:  # type: ignore[override]
-        """Whether SQLAlchemy flushes before a statement; ``None`` outside, where it would not.
+    if TYPE_CHECKING:
+        autoflush: bool
+    else:
 
-        SQLAlchemy's ``no_autoflush`` reads it and puts it back later, so that ``None`` given to it
-        means on.
-        """
-        if not self._autoflushes:
-            return False
-        if self._state is INSIDE or self.begins_on_write or self.writing_call is not None:
-            return True
-        return None if self.is_clean() else self._is_stock_waiting() or None
+        @property
+        def autoflush(self):
+            """Whether SQLAlchemy flushes before a statement; ``None`` outside, where it would not.
 
-    @autoflush.setter
-    def autoflush(self, value: bool | None) -> None:  # pyright: ignore
-        self._autoflushes = value is None or bool(value)
+            SQLAlchemy's ``no_autoflush`` reads it and puts it back later. So ``None``, where it is
+            given back, means on.
+            """
+            if not self._autoflushes:
+                return False
+            if self._state is INSIDE or self.begins_on_write or self.writing_call is not None:
+                return True
+            return None if self.is_clean() else self._is_stock_waiting() or None
+
+        @autoflush.setter
+        def autoflush(self, value):
+            self._autoflushes = value is None or bool(value)
 
     def _is_stock_waiting(self) -> bool:
         """Tell whether all that waits is for stock binds, where SQLAlchemy flushes as ever."""
@@ -284,7 +295,12 @@ class SessionStates(SessionHooks):
             or self.entered is not None
         ):
             return super().provide_connection(engine, execution_options, **kw)
-        if self.begins_on_write and _begins_with_a_read(engine):
+        if (
+            self.begins_on_write
+            and engine.primary is None
+            # On loan, so that it is known what the server's default is.
+            and _has_one_snapshot(self.borrow(engine))
+        ):
             self.begin_implicitly()
             return super().provide_connection(engine, execution_options, **kw)
         if not execution_options:
@@ -354,9 +370,12 @@ class SessionStates(SessionHooks):
             return bind
         if not isinstance(bind, OptInEngine) or not bind.replicas:
             return bind
-        if self.begins_on_write and _begins_with_a_read(bind):
+        clause = kwargs.get("clause")
+        if self.begins_on_write and (
+            _has_one_snapshot(self._loans.get(bind, bind)) or may_write(clause, bind)
+        ):
             return bind
-        return source_of(bind, kwargs.get("clause"), self._loans)
+        return source_of(bind, clause, self._loans)
 
     def _end_loans(self) -> None:
         self._from_primary = False
@@ -368,9 +387,10 @@ def is_opt_in(bind: Any) -> bool:
     return isinstance(bind, OptInEngine)
 
 
-def _begins_with_a_read(engine: OptInEngine) -> bool:
-    level: Any = engine.transaction_options.isolation_level
-    return (level or getattr(engine.dialect, "default_isolation_level", None)) in _SNAPSHOTS
+def _has_one_snapshot(source: OptInEngine | OptInConnection) -> bool:
+    """Tell whether all statements of a transaction see the same, so that a read begins it, too."""
+    level: Any = source.transaction_options.isolation_level
+    return (level or getattr(source.dialect, "default_isolation_level", None)) in _SNAPSHOTS
 
 
 def refuse_other_task(block: Block | None) -> None:
