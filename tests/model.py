@@ -300,7 +300,7 @@ class Model:
 
     def send(self, *, writes: bool = False) -> None:
         """Send one statement."""
-        if writes and self.begins_on_write:
+        if writes:
             self.begin_implicitly()
         if not self.levels:
             if self.spent:
@@ -323,8 +323,7 @@ class Model:
 
     def connection(self) -> None:
         """Hand the connection out."""
-        if self.begins_on_write:
-            self.begin_implicitly()
+        self.begin_implicitly()
         if self.inside:
             self.connect()
         elif self.spent:
@@ -409,11 +408,17 @@ class Model:
         if self.store.versions.get(number) != self.versions.get(number):
             raise Fails(*WRITE_ERRORS)
 
-    def execute(self, writes: Callable[[], Any]) -> None:
-        """One statement, or one call, that writes past the objects."""
+    def execute(self, writes: Callable[[], Any], *, text: bool = False) -> None:
+        """One statement, or one call, that writes past the objects.
+
+        :param text: Whether it is SQL, which the server alone refuses in a read-only transaction.
+        """
         if self.inside or self.begins_on_write:
-            self.send(writes=True)
+            self.begin_implicitly()
+            self.send(writes=not text)
             try:
+                if self.read_only:
+                    raise Fails(exc.DBAPIError)
                 writes()
             except Fails:
                 self.abort()
@@ -427,17 +432,20 @@ class Model:
         finally:
             self.levels = []
 
-    def flush_and_execute(self, writes: Callable[[], Any], *, orm: bool) -> None:
+    def flush_and_execute(
+        self, writes: Callable[[], Any], *, orm: bool, text: bool = False
+    ) -> None:
         """The same, where SQLAlchemy flushes what waits before it: two writes keep their order.
 
         :param orm: Whether the statement names a class.
+        :param text: As above.
         """
         flushes = self.autoflush and (orm or CORE_AUTOFLUSHES) and bool(self.waiting())
         if flushes and not self.inside and not self.begins_on_write:
             self.let_go(self.write_alone(expire=False, afterwards=lambda: self.execute(writes)))
             return
         self.autoflushes(orm=orm)
-        self.execute(writes)
+        self.execute(writes, text=text)
 
     def bulk(self, writes: Callable[[], Any]) -> None:
         """A ``bulk_…()`` call: it flushes nothing, and fails as a flush does.
@@ -582,14 +590,13 @@ class Model:
 
     def begin_implicitly(self) -> None:
         """What the first write does, with ``begin_on_write=True``."""
-        if not self.inside:
+        if not self.inside and self.begins_on_write:
             if self.spent:
                 raise Fails(exc.InvalidRequestError)
             self.begin()
 
     def begin_nested(self) -> None:
-        if self.begins_on_write:
-            self.begin_implicitly()
+        self.begin_implicitly()
         self.flush_inside()
         self.levels.append(Level())
         if self.handed_out:
@@ -650,6 +657,8 @@ class Model:
             if self.begins_on_write:
                 self.begin_implicitly()
                 self.flush_inside()
+                if not self.sent:
+                    self.end()  # what has changed has the values that it had
             else:
                 self.let_go(self.write_alone(expire=False))
 
@@ -684,6 +693,7 @@ class Model:
     def commit(self) -> None:
         if self.blocks and not self.begins_on_write:
             raise Fails(exc.InvalidRequestError)
+        self.begin_implicitly()
         if not self.inside:
             self.write_alone(expire=self.expire_on_commit)
             return

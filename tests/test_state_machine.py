@@ -64,9 +64,6 @@ SHRINKS = os.environ.get("MODEL_SHRINKS", "1") == "1"
 #: Who waits longer than this for a lock gets an error, so that one thread can play all parts.
 LOCK_TIMEOUT = 10
 
-#: Whether a ``text()`` that writes flushes what waits before it, outside as inside.
-TEXT_KEEPS_ITS_PLACE = os.environ.get("MODEL_TEXT", "0") == "1"
-
 TABLE: Any = Item.__table__
 COLUMNS = (TABLE.c.id, TABLE.c.name, TABLE.c.amount)
 
@@ -660,8 +657,6 @@ class Sessions(RuleBasedStateMachine):
     def write_row(self, who: int, number: int, change: Change, kind: str) -> None:
         """One UPDATE, or a DELETE."""
         who, session, model = self.pick(who)
-        if kind == "text" and not TEXT_KEEPS_ITS_PLACE and not model.inside and model.waiting():
-            return
         orm = kind in ("orm", "unsynchronized", "query")
         entity: Any = Item if orm else TABLE
         identity = entity.id if orm else entity.c.id
@@ -705,7 +700,8 @@ class Sessions(RuleBasedStateMachine):
                 model.connection()
                 model.execute(writes)
             else:
-                model.flush_and_execute(writes, orm=kind not in ("core", "text"))
+                orm = kind not in ("core", "text")
+                model.flush_and_execute(writes, orm=orm, text=kind == "text")
             if kind in ("orm", "query"):
                 thing = model.identities.get(number)
                 if change is not None:
@@ -755,11 +751,7 @@ class Sessions(RuleBasedStateMachine):
                 model.flush_and_execute(writes, orm=kind != "core")
             else:
                 model.connection()
-                if kind == "driver" and model.read_only:
-                    model.send()
-                    model.abort()
-                    raise Fails(exc.DBAPIError)
-                model.execute(writes)
+                model.execute(writes, text=kind == "driver")
             return [row.id for row in rows] if kind == "returning" else None
 
         self.both(who, real, modelled)
@@ -967,7 +959,7 @@ class Sessions(RuleBasedStateMachine):
         if len(model.levels) > 1 or (model.inside and not model.usable):
             return
         # As SQLAlchemy asks for, where the commit() is not refused.
-        must_roll_back = model.inside and (model.begins_on_write or not model.blocks)
+        must_roll_back = model.begins_on_write or (model.inside and not model.blocks)
         failed: list[bool] = []
 
         def modelled(_: Any) -> None:
