@@ -20,6 +20,7 @@ from fictive_sqlalchemy import OptInEngine, OptInSession, unit_of_work
 from fictive_sqlalchemy.ext.tenacity import retry_transaction
 from tests.library import (
     Author,
+    Base,
     Document,
     Onlooker,
     Seat,
@@ -95,7 +96,10 @@ WRITES: dict[str, tuple[Call, list[str]]] = {
     ),
     "text into": (texts("SELECT id INTO copied FROM author"), ["SELECT"]),
     "DDL": (texts("CREATE TABLE extra (id int)"), ["CREATE"]),
-    "DDL element": (lambda s: s.execute(sa.schema.DropTable(Seat.__table__)), ["DROP"]),
+    "DDL element": (
+        lambda s: s.execute(sa.schema.DropTable(Base.metadata.tables["seat"])),
+        ["DROP"],
+    ),
     "LOCK": (texts("LOCK TABLE author"), ["LOCK"]),
     "SET": (texts("SET LOCAL lock_timeout = '5s'"), ["SET"]),
     "DO": (texts("DO $$ BEGIN UPDATE author SET age = 9; END $$"), ["DO"]),
@@ -433,7 +437,7 @@ class TestErrors:
     def test_a_connection_that_was_lost_while_idle_is_replaced(
         self, session: OptInSession, onlooker: Onlooker, wire: WireProxy
     ) -> None:
-        pid = session.scalar(select(func.pg_backend_pid()))
+        pid: Any = session.scalar(select(func.pg_backend_pid()))
         onlooker.kill(pid)
         while pid in wire.pids:  # until the client can know
             pass
@@ -470,14 +474,16 @@ def begin_write(session: OptInSession) -> None:
     session.execute(update(Author).values(age=9))
 
 
+def do_nothing(session: OptInSession | None = None) -> None:
+    pass
+
+
 BEGINNINGS: dict[str, Call] = {
     "begin": lambda session: session.begin(),
     "atomic": lambda session: session.atomic().__enter__(),
     "unit of work": lambda session: unit_of_work(lambda: session).__enter__(),
-    "unit of work of a session": lambda session: unit_of_work(Session)(lambda session: None)(
-        session=session
-    ),
-    "retry": lambda session: retry_transaction(session)(lambda: None)(),
+    "unit of work of a session": lambda session: unit_of_work(Session)(do_nothing)(session=session),
+    "retry": lambda session: retry_transaction(session)(do_nothing)(),
 }
 
 

@@ -12,6 +12,7 @@ more of it.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -447,3 +448,23 @@ def test_the_same_steps_come_to_the_same(fixture: Fixture, expires: bool) -> Non
         run(fixture, sequence, {"expire_on_commit": expires})
 
     (check if SEED is None else seed(int(SEED))(check))()
+
+
+WRITES_FIRST: list[list[tuple[Any, ...]]] = [
+    [("add", "a", 1), ("flush",), ("query", "plain"), ("commit",), ("add", "b", 1), ("commit",)],
+    [("insert", ["a", "b"], 1, "table"), ("query", "plain"), ("rollback",), ("add", "c", 1)],
+    [("savepoint",), ("add", "a", 1), ("leave", True), ("add", "b", 1), ("commit",)],
+    [("add", "a", 1), ("savepoint",), ("add", "b", -1), ("leave", False), ("rollback",)],
+    [("insert", ["a"], -1, "mappings"), ("commit",), ("rollback",), ("insert", ["a"], 1, "orm")],
+    [("begin",), ("add", "a", 1), ("commit",), ("leave", False), ("add", "b", 1), ("flush",)],
+    [("add", "a", 1), ("flush",), ("close",), ("add", "b", 1), ("flush",), ("delete", 1)],
+    [("text", "UPDATE owner SET age = 3"), ("add", "a", -1), ("flush",), ("rollback",)],
+]
+
+
+@pytest.mark.parametrize("sequence", WRITES_FIRST)
+def test_after_begin_comes_as_on_stock_where_a_write_is_first(
+    fixture: Fixture, sequence: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "EVENTS", (*EVENTS, "after_begin"))
+    run(fixture, sequence, {})
