@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy import event, exc, func, insert, select, text, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from fictive_sqlalchemy import OptInEngine, OptInSession, unit_of_work
+from fictive_sqlalchemy import CommitOutcomeUnknown, OptInEngine, OptInSession, unit_of_work
 from fictive_sqlalchemy.ext.tenacity import retry_transaction
 from tests.library import (
     Author,
@@ -445,7 +445,22 @@ class TestErrors:
         session.commit()
         assert onlooker.names() == ["new"]
 
-    def test_a_stray_end_of_a_thread_leaves_nothing(
+    @pytest.mark.parametrize("where", ["before", "after"])
+    def test_a_connection_lost_during_commit_is_an_unknown_outcome(
+        self, session: OptInSession, wire: WireProxy, onlooker: Onlooker, where: Any
+    ) -> None:
+        session.execute(insert(authors).values(name="new"))
+        wire.cut_where = lambda message: where if message.verb == "COMMIT" else None
+        with pytest.raises(CommitOutcomeUnknown):
+            session.commit()
+        wire.cut_where = None
+        session.rollback()
+        assert onlooker.names() == (["new"] if where == "after" else [])
+        session.execute(insert(authors).values(name="newer"))
+        session.commit()
+        assert "newer" in onlooker.names()
+
+    def test_two_threads_have_a_transaction_each(
         self, sessions: Sessions, engine: OptInEngine, onlooker: Onlooker
     ) -> None:
         written = threading.Barrier(2, timeout=30)

@@ -27,7 +27,7 @@ from sqlalchemy.pool import StaticPool
 from fictive_sqlalchemy import OptInEngine, OptInSession, create_engine
 from tests.library import assert_at_rest
 
-EXAMPLES = int(os.environ.get("LIKE_STOCK_EXAMPLES", "150"))
+EXAMPLES = int(os.environ.get("LIKE_STOCK_EXAMPLES", "60"))
 SEED = os.environ.get("LIKE_STOCK_SEED")
 
 # Not after_begin, which a read calls on stock alone.
