@@ -177,11 +177,12 @@ class TestAnApplication:
 
         def view() -> str:
             house.session.execute(update(Author).values(age=9))
+            retry: Any = retry_transaction(house.session)
             beginnings: list[View] = [
                 lambda: house.session.begin(),
                 lambda: house.session.atomic().__enter__(),
                 lambda: unit_of_work(house.session).__enter__(),
-                retry_transaction(house.session)(do_nothing),
+                retry(do_nothing),
             ]
             for begin in beginnings:
                 with pytest.raises(exc.InvalidRequestError) as caught:
