@@ -48,6 +48,7 @@ CORE = [
     "tests/test_state_machine.py",
     "tests/test_threads.py",
     "tests/test_transactions.py",
+    "tests/find_or_create",
     "tests/flask/test_begin_on_write.py",
     "tests/flask/test_binds.py",
     "tests/flask/test_extension.py",
@@ -172,6 +173,13 @@ def upstream(session: nox.Session, line: str) -> None:
     """Flask-SQLAlchemy's own tests, with our class in the place of theirs."""
     install(session, line)
     session.run("python", "-m", "tests.upstream", *session.posargs, interrupt_timeout=PATIENCE)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Random work and random faults: ``-- --minutes 30`` for each driver, ``--driver`` for one."""
+    session.install(".[test]")
+    session.run("python", "-m", "tests.soak", *session.posargs, interrupt_timeout=PATIENCE)
 
 
 @nox.session

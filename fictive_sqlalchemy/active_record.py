@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, overload
 
-from sqlalchemy import Column, exc, inspect
+from sqlalchemy import Column, ColumnElement, exc
 from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import (
     ColumnProperty,
@@ -31,6 +31,9 @@ from sqlalchemy.orm import (
     sessionmaker,
 )
 from sqlalchemy.orm.attributes import set_attribute, set_committed_value
+from sqlalchemy.sql import visitors
+
+from ._core.describe import listed, state_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -136,11 +139,13 @@ class ActiveRecordMixin:
 
         :param values: The new values by the names of attributes, such as ``request.form``. Of a
             name with several values the first counts. Values are not converted.
-        :param only: The names that may be changed, whatever they are; any other is refused.
+        :param only: The names that may be changed, whatever they are; any other is refused. It
+            opens nothing for keywords, so that ``**form`` can't bring an ``only`` of its own.
         :param names: More values.
         :returns: This object.
         :raises sqlalchemy.exc.ArgumentError: if ``values`` is no mapping, ``only`` is no collection
-            of names, a name is given twice, or nothing is given at all. Nothing is changed.
+            of names or stands without a mapping, a name is given twice, or nothing is given at
+            all. Nothing is changed.
         :raises sqlalchemy.exc.InvalidRequestError: if a name is no mapped attribute or may not be
             changed; if the object is not stored, or belongs to another session than the current
             one. Nothing is changed, nothing is sent.
@@ -149,15 +154,23 @@ class ActiveRecordMixin:
         call = f"{type(self).__name__}.update()"
         session = _session_for(self)
         _check_is_stored(self, session, call)
+        if only is not None and values is None:
+            raise exc.ArgumentError(
+                f"{call} got only= without a mapping, and it is for what comes in one. Give it the "
+                "form as it is: update(form, only=…), not **form. An attribute that is called "
+                "'only' goes into the mapping. Nothing was changed."
+            )
         mapper = class_mapper(type(self))
-        changes = {**_checked_mapping(call, values, names), **names}
-        _check_names(call, mapper, changes, only)
+        given = _checked_mapping(call, values, names)
+        _check_names(call, mapper, given, only)
+        _check_keywords(call, mapper, names, only)
+        changes = {**given, **names}
         if values is None and not names:
             raise exc.ArgumentError(
                 f"{call} got nothing to change. Give it keywords or a mapping; save() stores what "
                 "was changed before."
             )
-        before = _Before(self, changes)
+        before = _AttributeSnapshot(self, changes)
         try:
             with session.no_autoflush:  # half of the changes must not go anywhere
                 for name, value in changes.items():
@@ -273,7 +286,7 @@ def _session_for(instance: object) -> Session:
 
 
 def _check_is_stored(instance: object, session: Session, call: str) -> None:
-    state = _state(instance)
+    state = state_of(instance)
     if state.persistent and instance not in session.deleted:
         return
     if state.was_deleted or instance in session.deleted:
@@ -328,8 +341,8 @@ def _checked_mapping(
     twice = [name for name in values if name in names]
     if twice:
         raise exc.ArgumentError(
-            f"{call} got {_listed(twice)} both in the mapping and as a keyword. Nothing was "
-            "changed."
+            f"{call} got {listed(twice, _MOST_NAMED)} both in the mapping and as a keyword. "
+            "Nothing was changed."
         )
     # By key: a werkzeug MultiDict is a dict of lists to dict().
     return {name: values[name] for name in values}
@@ -350,14 +363,32 @@ def _check_names(
     _raise_if_any(call, ((name, _why_not(mapper, name, only)) for name in names))
 
 
+def _check_keywords(
+    call: str, mapper: Mapper[Any], names: Iterable[str], only: Collection[str] | None
+) -> None:
+    """Check them by both rules: a name that ``only`` opens has to come in the mapping."""
+    if only is not None:
+        _raise_if_any(call, ((name, _why_not(mapper, name, only)) for name in names))
+    put = "give it in a mapping, and name it in only={…}"
+    _raise_if_any(call, ((name, _why_not(mapper, name, None, put)) for name in names))
+
+
 def _raise_if_any(call: str, reasons: Iterable[tuple[str, str | None]]) -> None:
     wrong = islice((f"{name!r} {reason}" for name, reason in reasons if reason), _MOST_NAMED)
     if said := "; ".join(wrong):
         raise exc.InvalidRequestError(f"{call}: {said}. Nothing was changed.")
 
 
-def _why_not(mapper: Mapper[Any], name: str, only: Collection[str] | None) -> str | None:
-    """Say why an attribute may not be changed; ``None`` if it may."""
+def _why_not(
+    mapper: Mapper[Any],
+    name: str,
+    only: Collection[str] | None,
+    put: str = "name it in only={…}",
+) -> str | None:
+    """Say why an attribute may not be changed; ``None`` if it may.
+
+    :param put: What to do if it may be changed after all.
+    """
     reason = _why_never(mapper, name)
     if reason is not None:
         return reason
@@ -366,7 +397,7 @@ def _why_not(mapper: Mapper[Any], name: str, only: Collection[str] | None) -> st
     reason = _why_unless_named(mapper, name)
     if reason is None and name.startswith("_"):
         reason = "private by its name"
-    return reason and f"is {reason}: if it may be changed, name it in only={{…}}"
+    return reason and f"is {reason}: if it may be changed, {put}"
 
 
 def _why_never(mapper: Mapper[Any], name: str) -> str | None:
@@ -412,13 +443,21 @@ def _why_unless_named(mapper: Mapper[Any], name: str) -> str | None:
         return "a primary key"
     if any(column.foreign_keys for column in columns) or _is_referring(mapper, columns):
         return "a foreign key"
-    if any(one.polymorphic_on is column for one in family for column in columns):
+    if any(_drives(one.polymorphic_on, column) for one in family for column in columns):
         return "the discriminator, which tells the class of the object"
     if any(one.version_id_col is column for one in family for column in columns):
         return "the version, which SQLAlchemy counts"
     if any(column.identity is not None for column in columns):
         return "an identity column, which the database counts"
     return None
+
+
+def _drives(discriminator: Any, column: Column[Any]) -> bool:
+    """Tell whether a column is the discriminator, or a part of the expression that is."""
+    return discriminator is not None and any(
+        isinstance(part, ColumnElement) and part.shares_lineage(column)
+        for part in visitors.iterate(discriminator)
+    )
 
 
 def _is_referring(mapper: Mapper[Any], columns: list[Column[Any]]) -> bool:
@@ -451,19 +490,10 @@ def _hint(mapper: Mapper[Any], name: object) -> str:
     return f" (did you mean {similar[0]!r}?)" if similar else ""
 
 
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(repr(name) for name in islice(names, _MOST_NAMED))
-
-
 # What was before
 
 
-def _state(instance: Any) -> InstanceState[Any]:
-    state: InstanceState[Any] = inspect(instance)
-    return state
-
-
-class _Before:
+class _AttributeSnapshot:
     """What an object was before :meth:`ActiveRecordMixin.update`, for when a value is refused.
 
     :param instance: The object.
@@ -472,8 +502,10 @@ class _Before:
 
     def __init__(self, instance: object, changes: Mapping[str, Any]) -> None:
         self.instance = instance
-        self.state = _state(instance)
-        self.columns = self.state.mapper.column_attrs.keys()
+        self.state = state_of(instance)
+        # Without what is mapped and is no attribute, such as an expression of polymorphic_on.
+        attributes = self.state.mapper.column_attrs
+        self.columns = [each.key for each in attributes if each.key in self.state.attrs]
         self.relationships = self.state.mapper.relationships
         self.others: list[tuple[InstanceState[Any], str, Any]] = []
         for name, value in changes.items():
@@ -494,7 +526,7 @@ class _Before:
             return
         for other in others:  # pyright: ignore[reportUnknownVariableType]
             if isinstance(other, relationship.mapper.class_):
-                state = _state(other)
+                state = state_of(other)
                 self.others.append((state, back.key, state.dict.get(back.key, _NOT_LOADED)))
 
     def find_changed(self) -> set[str]:

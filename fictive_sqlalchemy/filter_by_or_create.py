@@ -6,28 +6,29 @@ them creates the row, and the other one searches again and gets what the first h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from inspect import Parameter, signature
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
-from sqlalchemy import Column, ForeignKeyConstraint, exc, inspect, literal, null, select
-from sqlalchemy.dialects.postgresql import Insert, insert
+from sqlalchemy import Column, exc, inspect, null, select
 from sqlalchemy.orm import (
-    ColumnProperty,
     InstanceState,
     Mapper,
     RelationshipDirection,
-    RelationshipProperty,
     Session,
+    SessionTransaction,
     class_mapper,
+    make_transient,
     make_transient_to_detached,
-    object_session,
 )
 from sqlalchemy.orm.attributes import set_committed_value
+from sqlalchemy.orm.collections import collection_adapter
+from sqlalchemy.types import TypeDecorator
 
-from ._core.engine import OptInEngine
+from ._core.errors import sqlstate
 from ._core.session import OptInSession
+from ._core.sqlalchemy_private import forget_addition
+from ._core.states import is_opt_in
 
 T = TypeVar("T")
 
@@ -36,40 +37,24 @@ _SERIALIZATION_FAILURE = "40001"
 # A unique or an exclusion constraint: a row that is there already is in the way.
 _TAKEN = ("23505", "23P01")
 
-# PostgreSQL takes no ON CONFLICT for a table that has rules or deferrable unique constraints.
-_NO_ON_CONFLICT = ("0A000", "55000")
-
-# Where a program takes part in a flush and its transaction. Who listens there is owed both.
-_MAPPER_EVENTS = ("before_insert", "after_insert")
-_INSTANCE_EVENTS = ("refresh_flush",)
-_SESSION_EVENTS = (
-    "before_attach",
-    "transient_to_pending",
-    "before_flush",
-    "after_flush",
-    "after_flush_postexec",
-    "pending_to_persistent",
-    "after_begin",
-    "before_commit",
-    "after_commit",
-)
-
 
 def filter_by_or_create(
     session: Session,
     model: type[T],
     filters: Mapping[str, Any],
     defaults: Mapping[str, Any],
-    new_session: Callable[[], Session],
 ) -> tuple[T, bool]:
     """Return the one object that has the values of ``filters``, or create it.
 
     What goes over the wire: a SELECT, and nothing else if it finds the object. Created outside a
-    transaction, the object is stored when the call returns, and all that waits in the session goes
-    on waiting: one INSERT more, alone if nothing listens to the events of a flush and one table
-    takes it all, else in a transaction of its own (BEGIN, INSERT, COMMIT). Created inside, the
-    object is part of the transaction (SAVEPOINT, INSERT, RELEASE): an error undoes nothing else.
-    Joined inheritance is an INSERT for each table.
+    transaction, the object is stored when the call returns, in a transaction of its own (BEGIN,
+    INSERT, COMMIT), and all that waits in the session goes on waiting. Created inside, the object
+    is part of the transaction (SAVEPOINT, INSERT, RELEASE): an error undoes nothing else. With
+    ``begin_on_write=True`` it is always inside: outside, this begins the transaction. Joined
+    inheritance is an INSERT for each table.
+
+    The new object is stored by a flush of the session, with all that its constructor and listeners
+    add or change.
 
     However many ask for the same new object at the same time, one creates it and the others get it.
     This needs a unique constraint on what is searched for.
@@ -78,13 +63,14 @@ def filter_by_or_create(
         :class:`.OptInSession` whose bind is made by :func:`.create_engine` is ever outside.
     :param model: The mapped class.
     :param filters: The values to search for, as ``filter_by()`` takes them; a new object gets them.
-    :param defaults: What else a new object gets, as its constructor takes it.
-    :param new_session: Makes another session of the same kind, for a transaction of its own.
+        ``None`` is NULL, in the search and in the new row, whatever the default of the column.
+    :param defaults: What else a new object gets, as its constructor takes it. A function without
+        parameters is called for a new object alone, and what it returns is used.
     :returns: The object, and whether this call has created it.
     :raises sqlalchemy.exc.ArgumentError: if there is nothing to search for, or a name is both in
         ``filters`` and in ``defaults``. Nothing is sent.
     :raises sqlalchemy.exc.InvalidRequestError: if the model has no attribute of that name, or a
-        related object can't be used here. Nothing is sent.
+        related object can't be used here. Nothing is stored.
     :raises sqlalchemy.exc.MultipleResultsFound: if the search finds more than one.
     :raises sqlalchemy.exc.DBAPIError: if the database refuses the new row. Inside, at REPEATABLE
         READ or SERIALIZABLE, this is a serialization failure (SQLSTATE 40001) if a concurrent
@@ -94,22 +80,20 @@ def filter_by_or_create(
         raise exc.ArgumentError(
             f"The defaults are the values of a new object by their names, not {defaults!r}."
         )
-    wanted = _Wanted(session, model, filters, defaults)
-    outside = (
-        isinstance(session, OptInSession)
-        and not session.in_transaction()
-        and isinstance(session.get_bind(wanted.mapper), OptInEngine)
-    )
+    wanted = _FindOrCreate(session, model, filters, defaults)
     wanted.check_names()
-    wanted.check_related(outside)
+    wanted.check_related({**filters, **defaults})
     found = wanted.find()
     if found is not None:
         return found, False
-    return wanted.create_outside(new_session) if outside else wanted.create_inside()
+    # A stock bind has begun a transaction with the search, if it is the bind of the model.
+    if isinstance(session, OptInSession) and wanted.is_outside():
+        return wanted.create_outside(session)
+    return wanted.create_inside()
 
 
-class _Wanted(Generic[T]):
-    """What one call is about."""
+class _FindOrCreate(Generic[T]):
+    """One call: its search, and its new object."""
 
     def __init__(
         self,
@@ -123,11 +107,6 @@ class _Wanted(Generic[T]):
         self.filters = filters
         self.defaults = defaults
         self.mapper: Mapper[T] = class_mapper(model)
-        self.related = {
-            name: value
-            for name, value in {**filters, **defaults}.items()
-            if name in self.mapper.relationships
-        }
 
     # -- before anything is sent ---------------------------------------------------------------
 
@@ -165,49 +144,74 @@ class _Wanted(Generic[T]):
             return constructor is not self.mapper.registry.constructor
         return name in parameters
 
-    def check_related(self, outside: bool) -> None:
-        """Refuse related objects that would have to be written, too, where that can't be."""
-        for name, value in self.related.items():
+    def check_related(self, values: Mapping[str, Any]) -> None:
+        """Refuse related objects that would have to be written, too, where that can't be.
+
+        :param values: Values by their names; a function is checked when it has been called.
+        """
+        for name, value in values.items():
+            if name not in self.mapper.relationships or _is_function(value):
+                continue
             relationship = self.mapper.relationships[name]
             if relationship.viewonly:
                 raise exc.InvalidRequestError(
                     f"{relationship} is viewonly, so a new object would not get it: give the "
-                    "columns it depends on instead. Nothing was sent."
+                    "columns it depends on instead. Nothing was stored."
                 )
             related = relationship.mapper.class_
             if not (relationship.uselist or value is None or isinstance(value, related)):
                 raise exc.ArgumentError(
                     f"{relationship} is a {related.__name__} or None, not {value!r}. Nothing was "
-                    "sent."
+                    "stored."
                 )
-            if outside and relationship.direction is not RelationshipDirection.MANYTOONE:
-                raise exc.InvalidRequestError(
-                    f"{relationship} is a change to other rows, and filter_by_or_create() outside "
-                    "a transaction writes one alone: put it into `with session.begin():`. Nothing "
-                    "was sent."
-                )
+            if relationship.direction is not RelationshipDirection.MANYTOONE:
+                if self.is_outside(asks_for_bind=True):
+                    raise exc.InvalidRequestError(
+                        f"{relationship} is a change to other rows, and filter_by_or_create() "
+                        "outside a transaction writes one alone: put it into `with "
+                        "session.begin():`. Nothing was stored."
+                    )
+                continue
             state = _mapped(value)
             if state is None or state.key is not None:
                 continue
-            if outside:
+            if self.is_outside(asks_for_bind=True):
                 raise exc.InvalidRequestError(
                     f"The object given for {relationship} is not stored yet, and "
                     "filter_by_or_create() outside a transaction writes one row alone: store it "
-                    "first, or put both into `with session.begin():`. Nothing was sent."
+                    "first, or put both into `with session.begin():`. Nothing was stored."
                 )
             flushed_in_time = state.session is self.session and self.session.autoflush
             if name in self.filters and not flushed_in_time:
                 raise exc.InvalidRequestError(
                     f"The object given for {relationship} is not stored yet, so nothing can refer "
-                    "to it: add it to the session and flush() first. Nothing was sent."
+                    "to it: add it to the session and flush() first. Nothing was stored."
                 )
+
+    def is_outside(self, *, asks_for_bind: bool = False) -> bool:
+        """Tell whether a new object has a transaction of its own.
+
+        :param asks_for_bind: Before the search, the bind has to be asked for: a stock one begins
+            a transaction with the search.
+        """
+        session = self.session
+        if not isinstance(session, OptInSession) or session.begins_on_write:
+            return False
+        if not session.is_outside:
+            return False
+        if not asks_for_bind or session.connection_callable is not None:
+            return True  # a session with shards has a bind for each object, and asks with it
+        return is_opt_in(session.get_bind(mapper=self.mapper, clause=self.search()))
 
     # -- what is done --------------------------------------------------------------------------
 
+    def search(self) -> Any:
+        """Make the SELECT, of no more rows than it takes to know that there are too many."""
+        return select(self.model).filter_by(**self.filters).limit(2)
+
     def find(self) -> T | None:
-        """Search: one SELECT, of no more rows than it takes to know that there are too many."""
-        statement = select(self.model).filter_by(**self.filters).limit(2)
-        return self.session.scalars(statement).unique().one_or_none()
+        """Search: one SELECT."""
+        return self.session.scalars(self.search()).unique().one_or_none()
 
     def create_inside(self) -> tuple[T, bool]:
         """Create it as a part of the transaction, or find what another has created meanwhile."""
@@ -218,8 +222,9 @@ class _Wanted(Generic[T]):
             with savepoint:
                 # Made in here, because a related object may take it into a collection at once, and
                 # going back to the savepoint takes it out again.
-                created = self.build(self.related)
+                created = self.build()
                 self.session.add(created)
+            self.settle(created)
             return created, True
         except exc.IntegrityError as error:
             if not _is_taken(error):
@@ -229,195 +234,235 @@ class _Wanted(Generic[T]):
         if found is not None:
             return found, False
         if created is not None:
-            self.raise_if_unseen(created)
+            self.raise_if_unseen(created, refusal)
         try:
             raise refusal
         finally:
             del refusal  # its traceback refers to this frame
 
-    def create_outside(self, new_session: Callable[[], Session]) -> tuple[T, bool]:
-        """Create it and write nothing else, or find what another has created meanwhile."""
-        refusal: exc.DBAPIError | None = None
-        # Made for a session of its own, where it meets nothing that waits in the caller's.
-        with closing(new_session()) as other:
-            other.expire_on_commit = False
-            if self.related:
-                _give_back(self.session)
-            stand_ins = {name: _stand_in(value, other) for name, value in self.related.items()}
-            created = self.build(stand_ins)
-            if created in self.session:  # its constructor adds it
-                self.session.expunge(created)
-            attempts = [self.flush]
-            if self.is_one_insert(created):
-                attempts = [self.insert_unless_taken, self.flush]
-            for attempt in attempts:
-                try:
-                    if attempt(created, other):
-                        return self.take_over(created, other), True
-                except exc.DBAPIError as error:
-                    if not _is_taken(error) and _sqlstate(error) != _SERIALIZATION_FAILURE:
-                        raise
-                    refusal = error
-                found = self.find()
-                if found is not None:
-                    return found, False
-                if refusal is not None:
-                    break
-        assert refusal is not None
+    def create_outside(self, session: OptInSession) -> tuple[T, bool]:
+        """Create it and write nothing that waits, or find what another has created meanwhile."""
         try:
-            raise refusal
-        finally:
-            del refusal  # its traceback refers to this frame
-
-    def build(self, related: Mapping[str, Any]) -> T:
-        """Construct the object, with others in place of the related ones where it must be."""
-        created = self.model(**{**self.filters, **self.defaults, **related})
-        for name, value in self.filters.items():
-            # None would leave a column to its default, and no search would find that again.
-            if value is None and name in self.mapper.column_attrs:
-                column = self.mapper.column_attrs[name].columns[0]
-                if isinstance(column, Column) and _has_default(column):
-                    set_committed_value(created, name, null())
-        return created
-
-    def flush(self, created: T, other: Session) -> bool:
-        """Write it as SQLAlchemy does, in a transaction of the other session."""
-        for instance, *_ in self.mapper.cascade_iterator("save-update", _state(created)):
-            if object_session(instance) not in (None, other):
-                raise exc.InvalidRequestError(
-                    f"The new {self.model.__name__} takes along a {type(instance).__name__} of "
-                    "this session, and filter_by_or_create() outside a transaction writes nothing "
-                    "that waits there: put it into `with session.begin():`."
-                )
-        # No thread holds two connections: as many threads as the pool has could wait for ever.
-        _give_back(self.session)
-        if isinstance(self.session, OptInSession):
-            self.session.read_from_primary()  # for it is the other one that goes there
-        try:
-            with other.begin():
-                other.add(created)
-        finally:
-            _give_back(other)
-        return True
-
-    def insert_unless_taken(self, created: T, other: Session) -> bool:
-        """Write it in one statement; tell whether there was nothing in the way."""
-        for name in self.related:
-            _refer(created, self.mapper.relationships[name])
-        _give_back(other)
-        statement = self.insert(created, self.mapper.local_table)
-        given = _state(created).dict
-        returned = [
-            (attribute.key, column)
-            for attribute, column in self.columns(self.mapper.local_table)
-            if attribute.key in given or not attribute.deferred
-        ]
-        try:
-            row = self.session.execute(
-                statement.returning(*[column for _, column in returned]),
-                bind_arguments={"mapper": self.mapper},
-            ).one_or_none()
+            created = _Attempt(session).store(self.build)
+            self.settle(created)
+            return created, True
         except exc.DBAPIError as error:
-            if _sqlstate(error) not in _NO_ON_CONFLICT:
+            if not _is_taken(error) and sqlstate(error) != _SERIALIZATION_FAILURE:
                 raise
-            return False
-        if row is None:
-            return False
-        for (name, _), value in zip(returned, row, strict=True):
-            set_committed_value(created, name, value)
-        make_transient_to_detached(created)
-        other.add(created)
-        return True
+            refusal = error
+        found = self.find()
+        if found is not None:
+            return found, False
+        try:
+            raise refusal
+        finally:
+            del refusal  # its traceback refers to this frame
 
-    def take_over(self, created: T, other: Session) -> T:
-        """Move the object, which is stored now, from the other session to the caller's."""
-        loaded = _state(created).dict.keys() & set(self.mapper.relationships.keys())
-        if loaded:  # they are objects of the other session
-            other.expire(created, loaded)
-        other.expunge(created)
-        known = _known(self.session, created)
-        if known is not None:
-            # Its row was deleted by someone else; it has the same primary key again.
-            self.session.expire(known)
-            return known
-        self.session.add(created)
-        for name, value in self.related.items():
-            if value is None or value in self.session:
-                set_committed_value(created, name, value)
-            if value is not None and value in self.session:
-                _forget_unless_changed(value, self.mapper.relationships[name].back_populates)
+    def build(self) -> T:
+        """Construct the object, and call the functions among the defaults."""
+        called = {key: value() for key, value in self.defaults.items() if _is_function(value)}
+        self.check_related(called)
+        created = self.model(**{**self.filters, **self.defaults, **called})
+        for name in self.names_of_null(created):
+            # None would leave a column to its default, or be the value null of JSON, and the search
+            # would not find that again.
+            set_committed_value(created, name, null())
         return created
 
-    def raise_if_unseen(self, created: T) -> None:
+    def settle(self, created: T) -> None:
+        """Let the object have what is stored now, without another SELECT."""
+        values = _state(created).dict
+        for name in self.names_of_null(created):
+            if name not in values:  # it was expired, because it was an SQL expression
+                set_committed_value(created, name, None)
+
+    def names_of_null(self, created: T) -> Iterator[str]:
+        """Yield the names of columns that are searched for as NULL, and might be stored otherwise.
+
+        :param created: The new object.
+        """
+        values = _state(created).dict
+        for name, value in self.filters.items():
+            while name in self.mapper.synonyms:
+                name = self.mapper.synonyms[name].name
+            attributes: Iterable[Any] = ()
+            if name in self.mapper.composites:
+                attributes = self.mapper.composites[name].props
+            elif value is None and name in self.mapper.column_attrs:
+                attributes = [self.mapper.column_attrs[name]]
+            for attribute in attributes:
+                if values.get(attribute.key) is None and _may_store_none_otherwise(attribute):
+                    yield attribute.key
+
+    def raise_if_unseen(self, created: T, refusal: exc.IntegrityError) -> None:
         """Raise a serialization failure if the row in the way is one this transaction can't see.
 
-        The server knows: an INSERT that may pass over such a row fails all the same.
+        The server knows: the INSERT that it has refused, sent again so that it passes over such a
+        row, fails all the same.
+
+        :param created: The object that could not be stored.
+        :param refusal: The error of the flush.
         """
-        if self.session.get_bind(self.mapper).dialect.name != "postgresql":
+        statement = refusal.statement
+        if not statement or statement.lstrip()[:6].upper() != "INSERT":
             return
-        bind_arguments = {"mapper": self.mapper}
         savepoint = self.session.begin_nested()
         try:
-            for table in self.tables():
-                statement = self.insert(created, table).returning(literal(1))
-                if not self.session.execute(statement, bind_arguments=bind_arguments).all():
-                    break  # passed over: the row is there for all to see
+            connection = self.connection_of(created, savepoint)
+            if connection.dialect.name == "postgresql":
+                parameters: Any = refusal.params
+                connection.exec_driver_sql(_passing_over(statement), parameters)
         except exc.DBAPIError as error:
-            if _sqlstate(error) == _SERIALIZATION_FAILURE:
+            if sqlstate(error) == _SERIALIZATION_FAILURE:
                 raise
         finally:
             savepoint.rollback()
 
-    # -- the model -----------------------------------------------------------------------------
+    def connection_of(self, created: T, transaction: SessionTransaction) -> Any:
+        """Return the connection that a flush writes the object with, asked for as a flush does."""
+        ask = self.session.connection_callable
+        if ask is not None:
+            return ask(self.mapper.base_mapper, created)
+        return transaction.connection(self.mapper.base_mapper)
 
-    def is_one_insert(self, created: T) -> bool:
-        """Tell whether one INSERT is all that a flush would do, and nobody would notice it."""
-        mapper = self.mapper
-        bind = self.session.get_bind(mapper)
-        # Where the server refuses writes outside, it has to be a transaction.
-        reads_only = isinstance(bind, OptInEngine) and bind.transaction_options.read_only is False
-        return (
-            bind.dialect.name == "postgresql"
-            and not reads_only
-            and self.tables() == list(mapper.tables) == [mapper.local_table]
-            and not any(
-                getattr(constraint, "deferrable", False)
-                for constraint in self.tables()[0].constraints
-                if not isinstance(constraint, ForeignKeyConstraint)
+
+class _Attempt(Collection[object]):
+    """One attempt to store a new object outside, in the session and past all that waits there.
+
+    It is the collection of the objects that it stores: the new one, and what has become new,
+    changed or deleted since, because of a constructor, a backref or a listener. A flush reads it
+    after the listeners. If the attempt fails, these objects are what they were before.
+
+    :param session: The session, outside.
+    """
+
+    def __init__(self, session: OptInSession) -> None:
+        self.session = session
+        self.waiting = self.all_that_waits()
+        """What waited before, and goes on waiting."""
+        self.created: Any = None
+        self.seen: list[object] = []
+        """The objects that were stored or that there was an attempt to store."""
+        self.new: list[object] = []
+        """Those of them that are new."""
+        self.attached: list[object] = []
+        """Objects of no session before, which are stored already."""
+        self.known: object = None
+        """An object of the session with the same primary key, whose row somebody has deleted."""
+
+    # -- the objects of the flush --------------------------------------------------------------
+
+    def all_that_waits(self) -> Any:
+        """Return the objects that a flush of everything would write."""
+        return self.session.new | self.session.dirty | self.session.deleted
+
+    def __iter__(self) -> Iterator[object]:
+        since = self.all_that_waits() - self.waiting
+        for instance in since:
+            if not any(instance is seen for seen in self.seen):
+                self.seen.append(instance)
+                if instance in self.session.new:
+                    self.new.append(instance)
+        yield self.created  # also if it waits no more: all would be flushed if this were empty
+        yield from (instance for instance in since if instance is not self.created)
+
+    def __contains__(self, instance: object) -> bool:
+        return any(instance is other for other in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    # -- the attempt ---------------------------------------------------------------------------
+
+    def store(self, build: Callable[[], T]) -> T:
+        """Make the object, store it, and return it; sends BEGIN, INSERT, COMMIT.
+
+        :param build: Makes the object.
+        """
+        relations: list[tuple[object, str, object]] = []
+        try:
+            created = self.created = build()
+            self.make_room()
+            self.add()
+            relations = [relation for new in self.new for relation in _backrefs(new)]
+            self.refuse_waiting(relations)
+            self.session.store_alone(self)
+        except BaseException:
+            self.undo(relations)
+            raise
+        for other, name, new in relations:
+            if other in self.waiting:  # it was not flushed, and would store this once more
+                _note_as_stored(other, name, new)
+        return created if self.known is None else self.have_known_back()
+
+    def make_room(self) -> None:
+        """Take out the object of the session that has the primary key of the new one."""
+        session = self.session
+        key = _state(self.created).mapper.identity_key_from_instance(self.created)
+        known = session.identity_map.get(key)
+        if known is not None and known is not self.created and known not in session.deleted:
+            self.known = known
+            session.let_go([known])
+
+    def add(self) -> None:
+        """Add the object to the session, and what it takes along."""
+        session, state = self.session, _state(self.created)
+        self.attached = [
+            instance
+            for instance, _, related, _ in state.mapper.cascade_iterator(
+                "save-update", state, halt_on=lambda related: related.obj() in session
             )
-            and mapper.version_id_col is None
-            and not _is_listened_to(mapper.dispatch, _MAPPER_EVENTS)
-            and not _is_listened_to(mapper.class_manager.dispatch, _INSTANCE_EVENTS)
-            and not _is_listened_to(self.session.dispatch, _SESSION_EVENTS)
-            and not any(
-                related is not None
-                for name in mapper.relationships.keys() - self.related.keys()
-                for related in _state(created).attrs[name].history.added or ()
-            )
-        )
+            if related.has_identity
+        ]
+        session.add(self.created)
+        list(self)  # notes what is new
 
-    def tables(self) -> list[Any]:
-        """The tables that have a part of the object, in the order in which they are written."""
-        parts: list[Any] = [mapper.local_table for mapper in self.mapper.iterate_to_root()]
-        return [part for part in dict.fromkeys(reversed(parts)) if part in self.mapper.tables]
+    def refuse_waiting(self, relations: Iterable[tuple[object, str, object]]) -> None:
+        """Refuse an object that can't be stored without one that waits."""
+        waiting = [other for new in self.new for other in _related(new)]
+        waiting += [other for other, _, _ in relations]
+        for other in waiting:
+            if other in self.waiting and other in self.session.new:
+                raise exc.InvalidRequestError(
+                    f"The new {type(self.created).__name__} takes along a {type(other).__name__} "
+                    "of this session, which is not stored yet, and filter_by_or_create() outside a "
+                    "transaction writes nothing that waits there: put it into `with "
+                    "session.begin():`. Nothing was stored."
+                )
 
-    def columns(self, table: Any) -> Iterable[tuple[ColumnProperty[Any], Column[Any]]]:
-        """The mapped columns of one table, each with its attribute."""
-        for attribute in self.mapper.column_attrs:
-            for column in attribute.columns:
-                if isinstance(column, Column) and column.table is table:
-                    yield attribute, column
+    def undo(self, relations: Iterable[tuple[object, str, object]]) -> None:
+        """Give the session back as it was before.
 
-    def insert(self, created: T, table: Any) -> Insert:
-        """The INSERT that a flush would send, but one that passes over a row that is in the way."""
-        attributes = _state(created).attrs
-        values: dict[Column[Any], Any] = {}
-        for attribute, column in self.columns(table):
-            value = attributes[attribute.key].value
-            # As in a flush, None is what has not been set, except to types that give it a meaning.
-            if value is not None or column.type.should_evaluate_none:
-                values[column] = value
-        return insert(table).values(values).on_conflict_do_nothing()
+        :param relations: Who has taken a new object into a collection.
+        """
+        session = self.session
+        list(self)  # notes what has become new in the meantime
+        for other, name, new in relations:
+            if other in self.waiting or any(other is attached for attached in self.attached):
+                _take_out(other, name, new)
+        session.let_go([*self.new, *self.attached])
+        for instance in self.seen:
+            if any(instance is new for new in self.new):
+                continue
+            if instance in session.deleted:
+                session.add(instance)  # takes back the delete()
+            elif _state(instance).deleted:
+                make_transient(instance)
+                make_transient_to_detached(instance)
+                session.add(instance)
+            if instance in session:
+                session.expire(instance)
+        if self.known is not None:
+            session.add(self.known)
+
+    def have_known_back(self) -> Any:
+        """Return the object that the session had of this row before; the new one was a means."""
+        self.session.let_go([self.created])
+        self.session.add(self.known)
+        for instance in (self.known, *self.seen):
+            if instance in self.session:
+                self.session.expire(instance)
+        return self.known
 
 
 def _state(instance: Any) -> InstanceState[Any]:
@@ -431,79 +476,89 @@ def _mapped(value: Any) -> InstanceState[Any] | None:
     return state if isinstance(state, InstanceState) else None  # pyright: ignore
 
 
-def _known(session: Session, instance: T) -> T | None:
-    """Return what a session has of an object that is stored."""
-    key = _state(instance).key
-    return None if key is None else session.identity_map.get(key)
+def _is_function(value: Any) -> bool:
+    """Tell whether a default has to be called for its value."""
+    return callable(value) and _mapped(value) is None
 
 
-def _stand_in(related: Any, other: Session) -> Any:
-    """Return the same object for another session, with what is loaded of it; the rest loads there.
-
-    So the constructor can have a look at it, and neither its collections nor its session change.
-    """
-    state = _mapped(related)
-    if state is None or state.identity is None:
-        return related  # None; or nothing that a relationship takes, as the constructor will say
-    stand_in = _known(other, related)
-    if stand_in is None:
-        mapper = state.mapper
-        stand_in = mapper.class_manager.new_instance()
-        for name in state.unmodified & state.dict.keys() & set(mapper.column_attrs.keys()):
-            set_committed_value(stand_in, name, state.dict[name])
-        for column, value in zip(mapper.primary_key, state.identity, strict=True):
-            set_committed_value(stand_in, mapper.get_property_by_column(column).key, value)
-        make_transient_to_detached(stand_in)
-        other.add(stand_in)
-    return stand_in
-
-
-def _refer(created: Any, relationship: RelationshipProperty[Any]) -> None:
-    """Set the foreign key of a related object, as a flush does."""
-    related = getattr(created, relationship.key)
-    for local, remote in relationship.local_remote_pairs or ():
-        value = None
-        if related is not None:
-            value = getattr(related, _state(related).mapper.get_property_by_column(remote).key)
-        name = _state(created).mapper.get_property_by_column(local).key
-        set_committed_value(created, name, value)
-
-
-def _forget_unless_changed(instance: Any, name: str | None) -> None:
-    """Let a collection be loaded again that misses a new object, unless it waits to be written."""
+def _related(instance: object, name: str | None = None) -> Iterator[Any]:
+    """Yield the objects that were put into the relationships of an object that is not flushed."""
     state = _state(instance)
-    if name and name in state.dict and not state.attrs[name].history.has_changes():
-        assert state.session is not None
-        state.session.expire(instance, [name])
+    for relationship in state.mapper.relationships:
+        if name in (None, relationship.key):
+            for other in state.attrs[relationship.key].history.added or ():
+                if other is not None:
+                    yield other
 
 
-def _give_back(session: Session) -> None:
-    if isinstance(session, OptInSession):
-        session.give_back()
+def _backrefs(new: object) -> Iterator[tuple[object, str, object]]:
+    """Yield who has a new object in a relationship of its own, because of a backref."""
+    for relationship in _state(new).mapper.relationships:
+        if relationship.back_populates:
+            for other in _related(new, relationship.key):
+                yield other, relationship.back_populates, new
 
 
-def _is_listened_to(dispatch: Any, events: Iterable[str]) -> bool:
-    """Tell whether there are listeners to these events, other than those of this package."""
-    package = __name__.partition(".")[0]
-    return any(
-        getattr(listener, "__module__", "").partition(".")[0] != package
-        for event in events
-        for listener in getattr(dispatch, event)
+def _note_as_stored(other: object, name: str, new: object) -> None:
+    """Let a relationship not store an object again that is stored."""
+    state = _state(other)
+    forget_addition(other, name, new)
+    before: Any = state.committed_state.get(name)
+    if isinstance(before, list):  # a collection that is loaded
+        cast("list[object]", before).append(new)
+    else:
+        _forget_dynamic(before, new)
+
+
+def _take_out(other: object, name: str, new: object) -> None:
+    """Take an object out of a relationship, with no event, as if it had never been there."""
+    state = _state(other)
+    forget_addition(other, name, new)
+    value: Any = state.dict.get(name)
+    if value is new:
+        del state.dict[name]
+        if state.persistent:
+            assert state.session is not None
+            state.session.expire(other, [name])
+    elif value is not None and not _forget_dynamic(state.committed_state.get(name), new):
+        adapter = collection_adapter(value)
+        if any(item is new for item in adapter):
+            adapter.remove_without_event(new)
+
+
+def _forget_dynamic(history: Any, new: object) -> bool:
+    """Take an object out of what waits for a collection with lazy="dynamic" or "write_only"."""
+    added = getattr(history, "added_items", None)
+    if added is None:
+        return False
+    if new in added:
+        added.remove(new)
+    return True
+
+
+def _may_store_none_otherwise(attribute: Any) -> bool:
+    """Tell whether None may be stored as something else than NULL."""
+    column: Any = attribute.columns[0]
+    return isinstance(column, Column) and (
+        column.default is not None
+        or column.server_default is not None
+        or column.type.should_evaluate_none  # JSON
+        or isinstance(column.type, TypeDecorator)
     )
 
 
-def _has_default(column: Column[Any]) -> bool:
-    return column.default is not None or column.server_default is not None
-
-
-def _sqlstate(error: exc.DBAPIError) -> str | None:
-    """The server's code for an error; ``None`` from drivers other than psycopg and psycopg2."""
-    return getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+def _passing_over(insert: str) -> str:
+    """Let an INSERT of SQLAlchemy's pass over a row that is in the way."""
+    before, returning, after = insert.rpartition(" RETURNING ")
+    if not returning:
+        before, after = insert, ""
+    return f"{before}\nON CONFLICT DO NOTHING{returning}{after}"
 
 
 def _is_taken(error: exc.DBAPIError) -> bool:
     """Tell whether a row that is there already is what the database has against the new one."""
-    return isinstance(error, exc.IntegrityError) and _sqlstate(error) in (None, *_TAKEN)
+    # SQLite has no code for it.
+    return isinstance(error, exc.IntegrityError) and sqlstate(error) in ("", *_TAKEN)
 
 
 def _listed(names: Iterable[str]) -> str:

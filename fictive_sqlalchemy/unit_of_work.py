@@ -5,12 +5,8 @@ It is for code outside of views: the services of an application, its commands an
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import itertools
-import os
-import sys
-import threading
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -18,8 +14,7 @@ from functools import wraps
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
-from sqlalchemy import event, exc
-from sqlalchemy.engine import Connection
+from sqlalchemy import exc
 from sqlalchemy.orm import (
     Session,
     SessionTransaction,
@@ -28,14 +23,23 @@ from sqlalchemy.orm import (
     sessionmaker,
 )
 
-from ._core.connection import OptInConnection, is_aborted
 from ._core.errors import NOTHING_STORED
+from ._core.flow import here
+from ._core.functions import check_function, finished
 from ._core.session import OptInSession
+from .owned import Owned
 
 S = TypeVar("S", bound=Session)
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+
+_NAME = "unit_of_work()"
+
+_NO_COMMIT = (
+    "A unit of work commits at its end, as a whole: leave session.commit() out. Use "
+    "session.flush() to send what is waiting before."
+)
 
 
 class unit_of_work(Generic[S]):
@@ -141,7 +145,7 @@ class unit_of_work(Generic[S]):
             @wraps(function)
             def call(*args: Any, **kwargs: Any) -> Any:
                 with _block(factory):
-                    return function(*args, **kwargs)
+                    return finished(function(*args, **kwargs), function, _NAME)
 
             return call
 
@@ -152,8 +156,10 @@ class unit_of_work(Generic[S]):
         def call_with_session(*args: Any, **kwargs: Any) -> Any:
             with _block(factory, kwargs.pop("session", None)) as session:
                 if by_name or len(args) < place:
-                    return function(*args, **kwargs, session=session)
-                return function(*args[:place], session, *args[place:], **kwargs)
+                    result: Any = function(*args, **kwargs, session=session)
+                else:
+                    result = function(*args[:place], session, *args[place:], **kwargs)
+                return finished(result, function, _NAME)
 
         call_with_session.__signature__ = _without_session(signature)  # type: ignore[attr-defined]
         return call_with_session
@@ -173,10 +179,9 @@ class _Unit:
         self.scope = scope
         self.session = session
         self.is_ours = is_ours
-        self.here = _here()
+        self.flow = here()
         self.is_ending = False
         self.has_ended = False
-        self.stock_connections: list[Connection] = []
         self.transactions: list[SessionTransaction] = []
         """That of the outermost block, and the savepoints of those in it."""
 
@@ -204,21 +209,12 @@ class _Unit:
                 "one did not. Nothing of them is stored. A generator that yields inside such a "
                 "block keeps it open: let it yield after the block."
             )
-        if self.here != _here():
+        if self.flow != here():
             raise exc.InvalidRequestError(
                 "A unit of work ends in the thread, asyncio task and greenlet in which it began, "
                 "and this one did not. Nothing of it is stored."
             )
         self.check_active(transaction)
-        if any(map(is_aborted, self.stock_connections)):
-            raise exc.PendingRollbackError(NOTHING_STORED)
-
-    def has_joined(
-        self, session: Session, transaction: SessionTransaction, connection: Connection
-    ) -> None:
-        """Note a connection that nobody asks before COMMIT whether its transaction is aborted."""
-        if not isinstance(connection, OptInConnection):
-            self.stock_connections.append(connection)
 
     def check_active(self, transaction: SessionTransaction) -> None:
         """Refuse to go on with a transaction that has ended, or whose flush has failed."""
@@ -232,15 +228,6 @@ class _Unit:
             "the session, and rolls back if an exception leaves the block; session.set_rollback() "
             "asks for that without one."
         )
-
-    def refuse_commit(self, session: Session) -> None:
-        """Before a commit: refuse it if it is not the one at the end of a block."""
-        committing = session.get_nested_transaction() or session.get_transaction()
-        if committing in self.transactions and not self.is_ending:
-            raise exc.InvalidRequestError(
-                "A unit of work commits at its end, as a whole: leave session.commit() out. Use "
-                "session.flush() to send what is waiting before."
-            )
 
     def close(self) -> None:
         """Close the session, if it was made for this unit."""
@@ -278,8 +265,6 @@ def _block(factory: Callable[[], S], given: object = None) -> Generator[S]:
         return
     unit = _make_unit(factory, given)
     try:
-        event.listen(unit.session, "before_commit", unit.refuse_commit)
-        event.listen(unit.session, "after_begin", unit.has_joined)
         _units.set((*filter(_Unit.is_open, _units.get()), unit))
         with _begun(unit):
             yield unit.session  # type: ignore[misc]  # it is the factory's, or the caller's
@@ -287,12 +272,6 @@ def _block(factory: Callable[[], S], given: object = None) -> Generator[S]:
         unit.has_ended = True
         try:
             _units.set(tuple(filter(_Unit.is_open, _units.get())))
-            for name, listener in (
-                ("before_commit", unit.refuse_commit),
-                ("after_begin", unit.has_joined),
-            ):
-                if event.contains(unit.session, name, listener):
-                    event.remove(unit.session, name, listener)
         finally:
             unit.close()
 
@@ -302,10 +281,11 @@ def _begun(unit: _Unit) -> Generator[None]:
     transaction = unit.begin()
     unit.transactions.append(transaction)
     try:
-        with transaction:
+        with transaction, Owned(unit.session, transaction, _NO_COMMIT) as owned:
             try:
                 yield
                 unit.check_end(transaction)
+                owned.check_not_aborted()
             finally:
                 unit.is_ending = True
     finally:
@@ -315,12 +295,12 @@ def _begun(unit: _Unit) -> Generator[None]:
 
 def _unit_to_join(factory: Callable[[], Any], given: object) -> _Unit | None:
     """Return the innermost open unit of a factory in this thread, task and greenlet."""
-    here = None
+    flow = None
     for unit in reversed(_units.get()):
         if not unit.is_open() or unit.factory != factory:
             continue
-        here = here or _here()
-        if unit.here != here:
+        flow = flow or here()
+        if unit.flow != flow:
             continue  # the context was copied
         if given is not None:
             if given is unit.session:
@@ -367,49 +347,12 @@ def _is_scoped(factory: object) -> bool:
     return isinstance(factory, scoped_session)  # which a proxy of one is, too
 
 
-class _Thread(threading.local):
-    def __init__(self) -> None:
-        self.mark = object()  # the ident of a thread that has ended is used again
-
-
-_thread = _Thread()
-
-
-def _here() -> tuple[object, ...]:
-    """Return what tells this flow of control from others. A context may be copied to them."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:  # no event loop
-        task = None
-    greenlet = sys.modules.get("greenlet")  # or there are none
-    return _thread.mark, task, greenlet and greenlet.getcurrent(), os.getpid()
-
-
 def _check_function(function: Any) -> None:
-    if inspect.isclass(function):
-        raise TypeError(
-            "unit_of_work() does not decorate classes: decorate the methods that need it."
-        )
-    if isinstance(function, (classmethod, staticmethod, property)):
-        raise TypeError(
-            "Put @unit_of_work(…) next to the function, below @classmethod, @staticmethod and "
-            "@property."
-        )
-    if not callable(function):
-        raise TypeError(
-            f"unit_of_work() takes the session factory and decorates a function, as in "
-            f"@unit_of_work(Session), not {_a(function)}."
-        )
-    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+    check_function(function, _NAME, "the session factory, as in @unit_of_work(Session)")
+    if inspect.iscoroutinefunction(function):
         raise TypeError(
             "unit_of_work() does not decorate async functions, whose sessions would be another "
             "kind. Put what needs the session into a plain function, and call that."
-        )
-    if inspect.isgeneratorfunction(function):
-        raise TypeError(
-            "unit_of_work() does not decorate generator functions: a generator runs after the "
-            "call, when its caller likes, or never ends. Return a list, or use "
-            "`with unit_of_work(…):` around the loop that reads it."
         )
 
 

@@ -189,6 +189,42 @@ class Cat(Animal):
     lives: Mapped[int | None]
 
 
+class Shape(Base):
+    """The discriminator is an expression of a column."""
+
+    __tablename__ = "shape"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    corners: Mapped[int] = mapped_column()
+    name: Mapped[str | None]
+    __mapper_args__ = {  # noqa: RUF012
+        "polymorphic_on": sa.case((cast("Any", corners).column == 0, "round"), else_="shape"),
+        "polymorphic_identity": "shape",
+    }
+
+
+class Round(Shape):
+    __mapper_args__ = {"polymorphic_identity": "round"}  # noqa: RUF012
+
+
+class Ball(Base):
+    """The discriminator is an attribute that is an expression, and is given by its name."""
+
+    __tablename__ = "ball"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    size: Mapped[int] = mapped_column()
+    colour: Mapped[str | None]
+    kind: Mapped[str] = column_property(
+        sa.case((cast("Any", size).column > 9, "big"), else_="ball")
+    )
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "ball"}  # noqa: RUF012
+
+
+class Big(Ball):
+    __mapper_args__ = {"polymorphic_identity": "big"}  # noqa: RUF012
+
+
 class Seat(Base):
     """Its constraint is checked at COMMIT."""
 
@@ -422,7 +458,7 @@ def test_no_transaction_is_open_afterwards(any_store: Store) -> None:
 def test_inside_each_is_part_of_the_transaction(any_store: Store) -> None:
     with any_store.stores("INSERT", "UPDATE", "INSERT", "DELETE"), any_store().begin():
         game = Game.create(player_id=1)
-        assert game.update(player_id=2, only=["player_id"]) is game
+        assert game.update({"player_id": 2}, only=["player_id"]) is game
         other = Game(player_id=1)
         assert other.save() is other
         other.delete()
@@ -758,6 +794,30 @@ def test_the_version_and_the_discriminator_are_refused_unless_named(store: Store
         store.player().update({"version": 9})
 
 
+@pytest.mark.parametrize(
+    ("class_", "column", "other"),
+    [(Shape, "corners", "name"), (Round, "corners", "name"), (Big, "size", "colour")],
+)
+def test_a_discriminator_that_is_an_expression(
+    store: Store, class_: Any, column: str, other: str
+) -> None:
+    value = {Shape: 3, Round: 0, Big: 10}[class_]
+    for make in (class_.create, class_(**{column: value}).update):
+        with pytest.raises(
+            exc.InvalidRequestError, match=f"'{column}' is the discriminator|not st"
+        ):
+            make({column: 1, other: "x"})
+    instance = class_.create({column: value, other: "one"}, only={column, other})
+    with store.sends(), pytest.raises(exc.InvalidRequestError, match=f"'{column}' is the discrim"):
+        instance.update({column: 1})
+    with store.stores("UPDATE"):
+        instance.update({other: "two"})
+    assert getattr(instance, other) == "two"
+    assert type(class_.query.one()) is class_
+    with store.stores("UPDATE"):
+        instance.update({column: value + 1}, only={column})
+
+
 def test_only_names_what_may_be_changed_and_all_else_is_refused(store: Store) -> None:
     player = store.player()
     for only in ({"mood", "age"}, ["mood", "age"], ("mood", "age"), {"mood": 1, "age": 2}.keys()):
@@ -983,6 +1043,27 @@ def test_keywords_of_create_are_the_constructors(store: Store) -> None:
     assert (player.id, player.team_id, player.secret, player.name) == (9, team.id, "cba", "Dan")
     with pytest.raises(TypeError, match="'nmae' is an invalid keyword argument for Player"):
         Player.create(nmae="Eve")
+
+
+def test_a_payload_in_the_keywords_can_not_switch_off_its_own_check(store: Store) -> None:
+    player = store.player()
+    payload: dict[str, Any] = {"id": 77, "only": ["id", "mood"]}
+    with store.sends(), pytest.raises(exc.ArgumentError, match=r"update\(form, only=…\), not \*\*"):
+        player.update(**payload)
+    with (
+        store.sends(),
+        pytest.raises(
+            exc.InvalidRequestError,
+            match=r"'id' is a primary key: if it may be changed, give it in a mapping, and name",
+        ),
+    ):
+        player.update({"mood": "fine"}, **payload)
+    with store.sends(), pytest.raises(exc.InvalidRequestError, match="give it in a mapping, and"):
+        player.update(id=77)
+    with store.sends():
+        assert (player.id, player.mood) == (1, "good")
+    with store.stores("UPDATE"):
+        player.update({"mood": "fine"}, only={"mood", "age"}, age=31)
 
 
 def test_create_takes_a_form_and_keywords_of_the_programmer(store: Store) -> None:

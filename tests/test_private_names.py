@@ -14,10 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import flask_sqlalchemy
 import pytest
 import sqlalchemy as sa
 from flask import Blueprint, Flask, after_this_request
+from flask.ctx import AppContext, RequestContext
+from flask.globals import app_ctx, request_ctx
 from flask_sqlalchemy import SQLAlchemy, record_queries
+from sqlalchemy import event
 from sqlalchemy.engine.base import OptionEngine
 from sqlalchemy.engine.cursor import (
     BufferedRowCursorFetchStrategy,
@@ -39,8 +43,10 @@ from sqlalchemy.orm import (
 from sqlalchemy.sql.compiler import SQLCompiler
 
 import fictive_sqlalchemy
+import fictive_sqlalchemy.ext.flask as flask_extension
 from fictive_sqlalchemy import OptInConnection, OptInEngine, OptInSession, create_engine
 from fictive_sqlalchemy._core.blocks import OptInSessionTransaction
+from fictive_sqlalchemy._core.sqlalchemy_private import forget_addition
 from tests.library import Note, NoteBase
 
 #: Names that only look like one of SQLAlchemy's: theirs is an attribute of another class.
@@ -69,6 +75,25 @@ class Node(TreeBase):
     id: Mapped[int] = mapped_column(primary_key=True)
     parent_id: Mapped[int | None] = mapped_column(sa.ForeignKey("node.id"))
     children: DynamicMapped[Node] = relationship()
+
+
+class ListBase(DeclarativeBase):
+    pass
+
+
+class Owner(ListBase):
+    __tablename__ = "owner"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    items: Mapped[list[Item]] = relationship(back_populates="owner")
+
+
+class Item(ListBase):
+    __tablename__ = "item"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    owner_id: Mapped[int | None] = mapped_column(sa.ForeignKey("owner.id"))
+    owner: Mapped[Owner | None] = relationship(back_populates="items")
 
 
 def test_a_dynamic_relationship_flushes_in_the_session_of_its_query(engine: sa.Engine) -> None:
@@ -305,6 +330,34 @@ class TestSession:
         session.commit()
         assert note not in session.new
 
+    def test__flush(self, session: SpySession) -> None:
+        """Writes some objects alone, and reads which these are after ``before_flush``."""
+
+        class Read(list[Any]):
+            def __iter__(self) -> Iterator[Any]:
+                read.append("read")
+                return super().__iter__()
+
+        read: list[str] = []
+        event.listen(session, "before_flush", lambda *args: read.append("before_flush"))
+        one, other = Note(text="one"), Note(text="other")
+        session.add_all([one, other])
+        inspect.unwrap(Session._flush)(session, Read([one]))
+        assert read == ["before_flush", "read"]
+        assert (one in session.new, other in session.new) == (False, True)
+
+    def test__pending_mutations(self, session: SpySession) -> None:
+        """What is to be added to a collection once it is loaded."""
+        ListBase.metadata.create_all(session.connection())
+        owner = Owner()
+        session.add(owner)
+        session.commit()
+        item = Item(owner=owner)
+        pending = sa.inspect(owner)._pending_mutations["items"]
+        assert item in pending.added_items
+        forget_addition(owner, "items", item)
+        assert owner.items == []
+
     def test__expunge_states(self, session: SpySession) -> None:
         """Takes one object out of the session, and not what is related to it."""
         note = Note(text="one")
@@ -515,9 +568,44 @@ class TestFlaskSQLAlchemy:
         db = SQLAlchemy()
         assert db.Model.__fsa__ is db
 
+    def test_FSAModel(self) -> None:
+        """The type that Flask-SQLAlchemy declares for ``db.Model``."""
+        assert SQLAlchemy.__annotations__.get("Model") is None  # or there would be a public name
+        assert hasattr(flask_sqlalchemy.extension, "_FSAModel")
+
 
 class TestFlask:
     """Not private by name, but Flask calls them internal."""
+
+    def test_app_ctx_and_request_ctx(self) -> None:
+        """Each stands for a context object, which is a new one for each context."""
+        app = Flask(__name__)
+        proxies: list[tuple[Any, Any]] = [(app_ctx, AppContext), (request_ctx, RequestContext)]
+        for proxy, kind in proxies:
+            assert not proxy
+            seen: list[Any] = []
+            for _ in range(2):
+                with app.test_request_context() as context:
+                    seen.append(proxy._get_current_object())
+                    assert isinstance(seen[-1], kind)
+                    assert (seen[-1] is context) == (proxy is request_ctx)
+            assert seen[0] is not seen[1]
+
+    def test_handle_exception_of_an_application(self) -> None:
+        """Flask calls it where no error handler took an exception, before the handlers of 500."""
+        order: list[str] = []
+        app = Flask(__name__)
+        app.add_url_rule("/<int:n>", "fail", lambda n: 1 // n)
+        app.register_error_handler(500, lambda error: order.append("500") or ("sorry", 500))  # type: ignore[func-returns-value]
+        handle = app.handle_exception
+
+        def spy(e: Exception) -> Any:
+            order.append("spy")
+            return handle(e)
+
+        app.handle_exception = spy  # type: ignore[method-assign]
+        assert app.test_client().get("/0").status_code == 500
+        assert order == ["spy", "500"]
 
     def test_before_request_funcs_and_after_request_funcs(self) -> None:
         """The first of both lists runs around all other functions of a request."""
@@ -545,6 +633,28 @@ class TestFlask:
             *("first", f"before {app.name}", "before blueprint"),
             *("this", "after blueprint", f"after {app.name}", "last"),
         ]
+
+
+def test_no_other_module_of_ext_flask_uses_a_private_name() -> None:
+    """They are at home in ``_private.py``, and have names of our own elsewhere."""
+    theirs = {name for name in dir(SQLAlchemy()) if not name.endswith("__")}
+    for module in (flask_sqlalchemy.extension, record_queries):
+        theirs |= set(vars(module))
+    private = {name for name in theirs if name.startswith("_")} | {
+        *("__fsa__", "_get_current_object", "app_ctx", "request_ctx", "handle_exception"),
+        *("before_request_funcs", "after_request_funcs"),
+    }
+    folder = Path(flask_extension.__file__).parent
+    used: set[tuple[str, str]] = set()
+    for path in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names: list[Any] = [getattr(node, each, None) for each in ("attr", "name", "id")]
+            if isinstance(node, ast.Constant):
+                names.append(node.value)
+            used |= {(path.name, name) for name in names if name in private}
+    used -= {(file, name) for file, name in used if name.startswith("__") and name != "__fsa__"}
+    assert {file for file, _ in used} == {"_private.py"}, sorted(used)
+    assert {"_make_engine", "_listen", "__fsa__", "app_ctx"} <= {name for _, name in used}
 
 
 def names_with_a_test() -> set[str]:

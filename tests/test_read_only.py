@@ -139,6 +139,43 @@ def test_a_role_that_only_reads_by_default_gets_the_same_advice(
     engine.dispose()
 
 
+def test_the_advice_to_a_role_that_only_reads_by_default_is_what_works(
+    wire_url: str, onlooker: Onlooker
+) -> None:
+    """There a plain ``begin()`` fails as well as no ``begin()``."""
+    arguments = {"options": "-c default_transaction_read_only=on"}
+    engine = create_engine(wire_url, connect_args=arguments)
+    with engine.begin() as connection:
+        connection.execute(sa.text("SET TRANSACTION READ WRITE"))
+        Base.metadata.create_all(connection)
+    with OptInSession(engine) as session:
+        with pytest.raises(InternalError) as raised:
+            session.execute(WRITE)
+        assert "`with session.begin(read_only=False):`" in str(raised.value)
+        assert "default_transaction_read_only is on here" in str(raised.value)
+        assert "this engine only reads" not in str(raised.value)
+        with pytest.raises(InternalError), session.begin():
+            session.execute(WRITE)
+        with session.begin(read_only=False):
+            session.execute(WRITE)
+    assert onlooker.names() == ["stray"]
+    engine.dispose()
+
+
+def test_a_missing_privilege_is_no_matter_of_transactions(
+    wire_url: str, onlooker: Onlooker
+) -> None:
+    engine = create_engine(wire_url)
+    Base.metadata.create_all(engine)
+    with OptInSession(engine) as session, session.begin():
+        session.execute(sa.text("SET LOCAL ROLE pg_read_all_data"))
+        with pytest.raises(DBAPIError, match="permission denied") as raised:
+            session.execute(WRITE)
+        session.rollback()
+    assert "begin(" not in str(raised.value)
+    engine.dispose()
+
+
 @pytest.mark.parametrize("value", ["true", "True", True])
 def test_from_a_configuration(url: str, value: object) -> None:
     engine = engine_from_config({"sqlalchemy.url": url, "sqlalchemy.read_only_outside": value})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -18,8 +19,8 @@ from fictive_sqlalchemy import (
     OptInSession,
     create_engine,
     engine_from_config,
-    replicas,
 )
+from fictive_sqlalchemy._core import replicas
 from fictive_sqlalchemy.filter_by_or_create import filter_by_or_create
 from fictive_sqlalchemy.testing import isolate
 from tests.library import (
@@ -338,7 +339,7 @@ def test_a_stock_session_and_the_engine_itself_know_only_the_primary(engine: Opt
 @pytest.mark.parametrize(
     ("model", "defaults"),
     [(Author, {}), (Editor, {"rank": 1})],
-    ids=["one INSERT", "a transaction of another session"],
+    ids=["one INSERT", "an INSERT for each table"],
 )
 def test_filter_by_or_create_is_seen_by_the_session_that_called_it(
     session: OptInSession, replica: ReplicaServer, model: Any, defaults: dict[str, Any]
@@ -348,9 +349,7 @@ def test_filter_by_or_create_is_seen_by_the_session_that_called_it(
     assert isinstance(engine, OptInEngine)
 
     def get(session: OptInSession) -> tuple[Any, bool]:
-        return filter_by_or_create(
-            session, model, {"name": "Dan"}, defaults, lambda: OptInSession(engine)
-        )
+        return filter_by_or_create(session, model, {"name": "Dan"}, defaults)
 
     created, is_new = get(session)
     assert is_new
@@ -630,7 +629,8 @@ def test_configuration_may_be_strings(
     [
         ([{"pool_size": 3}], {}, "needs a URL"),
         (["sqlite://"], {}, "another database system"),
-        (["nonsense"], {}, "Could not parse"),
+        (["nonsense"], {}, "Could not parse the URL of replica 1"),
+        (["postgresql://one", {}], {}, "replica 2 is empty"),
         (["postgresql://replica"], {"creator": print}, "give each one of its own"),
     ],
 )
@@ -639,6 +639,88 @@ def test_what_can_not_be_a_replica_is_refused(
 ) -> None:
     with pytest.raises(exc.ArgumentError, match=says):
         create_engine(url, replicas=given, **options)
+
+
+SECRET = "postgresql://alice:secret@replica:5432/app"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ([{"uri": SECRET}], "replica 1 has 'uri'"),
+        ([{"ulr": SECRET, "connect_args": {"password": "secret"}}], "has 'ulr', 'connect_args'"),
+        ([(SECRET, {"pool_size": 3})], "a tuple"),
+        ([[SECRET]], "a list"),
+        ([SECRET.encode()], "a bytes"),
+        ([{"url": {"url": SECRET}}], "a dict"),
+        (SECRET.replace("secret", "my secret"), "split at spaces"),
+        ([SECRET.replace("://", ":/")], "Could not parse"),
+        ([SECRET.replace("5432", "secret")], "Could not parse"),
+        (["sqlite://"], "of sqlite can't be a replica of one of postgresql"),
+    ],
+    ids=str,
+)
+def test_no_error_about_a_replica_shows_a_password(url: str, given: Any, says: str) -> None:
+    with pytest.raises(exc.ArgumentError, match=says) as raised:
+        create_engine(url, replicas=given)
+    assert "secret" not in "".join(traceback.format_exception_only(raised.value))
+    assert raised.value.__cause__ is None
+    assert raised.value.__context__ is None
+
+
+@pytest.mark.parametrize("write", ["outside", "in a block", "engine.begin()"])
+def test_a_write_on_a_standby_is_not_advised_to_begin(
+    replica: ReplicaServer, driver: str, database: str, url: str, write: str
+) -> None:
+    fill(url)
+    replica.catch_up()
+    standby = create_engine(replica.url(driver, database), read_only_outside=write == "outside")
+
+    def delete() -> None:
+        with OptInSession(standby) as session, ExitStack() as stack:
+            target: Any = session
+            if write == "in a block":
+                stack.enter_context(session.begin())
+            elif write == "engine.begin()":
+                target = stack.enter_context(standby.begin())
+            target.execute(sa.delete(Author))
+
+    with pytest.raises(exc.InternalError) as raised:
+        delete()
+    assert "is a standby, which refuses every write" in str(raised.value)
+    assert "begin(" not in str(raised.value)
+    standby.dispose()
+
+
+def test_a_write_in_a_transaction_on_a_replica_is_not_advised_to_begin_one(
+    engine: OptInEngine,
+) -> None:
+    (replica,) = engine.replicas
+    with (
+        pytest.raises(exc.InternalError, match="is a standby") as raised,
+        replica.begin() as connection,
+    ):
+        connection.execute(sa.delete(Author))
+    assert "begin(" not in str(raised.value)
+
+
+@pytest.mark.parametrize("read_only_outside", [False, True])
+def test_a_write_on_a_replica_is_advised_what_works(
+    wire_url: str, replica_urls: list[str], replica: ReplicaServer, read_only_outside: bool
+) -> None:
+    """``default_transaction_read_only`` holds for the primary as well as for the replica."""
+    options: dict[str, Any] = {"read_only_outside": True}
+    if not read_only_outside:
+        options = {"connect_args": {"options": "-c default_transaction_read_only=on"}}
+    with opened_with(wire_url, replica_urls[:1], replica, **options) as engine:
+        statement = select(func.nextval("author_id_seq"))
+        says = "begin()" if read_only_outside else "begin(read_only=False)"
+        with OptInSession(engine) as session:
+            with pytest.raises(exc.InvalidRequestError) as raised:
+                session.scalar(statement)
+            assert str(raised.value).endswith(f"Put it into `with session.{says}:`.")
+            with session.begin(read_only=None if read_only_outside else False):
+                assert session.scalar(statement) == 4
 
 
 def test_an_engine_without_replicas_has_none(url: str) -> None:

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import random
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -23,6 +25,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 from tenacity import stop_after_attempt, wait_none
+from werkzeug.local import LocalProxy
 
 from fictive_sqlalchemy import (
     CommitOutcomeUnknown,
@@ -40,6 +43,10 @@ Sessions = sessionmaker[OptInSession]
 
 FAILS_TO_SERIALIZE = "DO $$ BEGIN RAISE EXCEPTION 'again' USING ERRCODE = '40001'; END $$"
 DEADLOCKS = "DO $$ BEGIN RAISE EXCEPTION 'again' USING ERRCODE = '40P01'; END $$"
+
+
+async def async_names() -> AsyncGenerator[str, None]:
+    yield "one"
 
 
 class BankBase(DeclarativeBase):
@@ -630,6 +637,61 @@ class TestFunctions:
                 retry_transaction(session)(wrong)
         with pytest.raises(TypeError, match="would run after the end"):
             retry_transaction(session)(lambda: (n for n in range(3)))()
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda: iter(["one", "two"]),
+            lambda: (name for name in ["one", "two"]),
+            lambda: map(str, ["one"]),
+            lambda: zip(["one"], ["two"], strict=True),
+            lambda: csv.reader(["one"]),
+            lambda: io.StringIO("one"),
+            lambda: io.BytesIO(b"one"),
+            lambda: async_names(),
+            lambda: LocalProxy(lambda: iter(["one"])),
+        ],
+    )
+    @pytest.mark.parametrize("by_name", [False, True])
+    def test_arguments_that_can_be_read_once_are_refused(
+        self, session: OptInSession, wire: WireProxy, make: Callable[[], Any], by_name: bool
+    ) -> None:
+        """The first try would use it up, and the second one store nothing and succeed."""
+        called: list[Any] = []
+
+        @retry_transaction(session)
+        def store(first: Any, names: Any = ()) -> None:
+            called.append(names)
+
+        with wire.record() as recording:
+            if by_name:
+                with pytest.raises(TypeError, match=r"argument names= is a .* read once: give it"):
+                    store(1, names=make())
+            else:
+                with pytest.raises(TypeError, match=r"argument number 2 is a .* read once: give"):
+                    store(1, make())
+        assert not called
+        assert recording.verbs == []
+        assert not session.in_transaction()
+
+    def test_arguments_that_can_be_read_again_are_not(
+        self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
+    ) -> None:
+        """To ask a query for its iterator would send it; a proxy has the methods of everything."""
+        query = session.query(Author)
+        proxy: Any = LocalProxy(lambda: query)
+        arguments = [["one"], {"a": 1}, {"a": 1}.keys(), "text", range(3), {1}, query, proxy, None]
+        seen: list[Any] = []
+
+        @retry_transaction(session)
+        def store(*given: Any, **named: Any) -> None:
+            seen.append((given, named))
+
+        with wire.record() as recording:
+            for argument in arguments:
+                store(argument, named=argument)
+        assert len(seen) == len(arguments)
+        assert recording.verbs == []
 
     def test_wrong_options(self, session: OptInSession) -> None:
         with pytest.raises(ValueError, match="at most, and not 0"):

@@ -1898,7 +1898,7 @@ class TestTheLoan:
                         lambda: session.get(Author, 2),
                         lambda: session.bulk_insert_mappings(Author, [{"name": "a"}]),
                         lambda: session.bulk_save_objects([Author(name="c")]),
-                        lambda: session.execute(sa.text("UPDATE author SET age = 1")),
+                        lambda: session.scalar(sa.text("SELECT 1")),
                     ):
                         with pytest.raises(TimeoutError):
                             call()

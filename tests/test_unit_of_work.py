@@ -1061,8 +1061,8 @@ class TestWrongUses:
         ("function", "message"),
         [
             (coroutine, "async"),
-            (async_generator, "async"),
-            (generator, "Return a list"),
+            (async_generator, "is a generator"),
+            (generator, "Collect the rows inside"),
             (Service, "decorate the methods"),
             (classmethod(with_one), "below @classmethod"),
             (staticmethod(with_one), "below @classmethod"),
@@ -1075,6 +1075,28 @@ class TestWrongUses:
     ) -> None:
         with pytest.raises(TypeError, match=message):
             unit_of_work(maker)(function)
+
+    @pytest.mark.parametrize("function", [generator, coroutine, async_generator])
+    def test_of_a_function_that_returns_what_would_run_after_the_block(
+        self, maker: sessionmaker[OptInSession], onlooker: Onlooker, function: Callable[[], Any]
+    ) -> None:
+        """As a lambda does, or what another decorator has wrapped."""
+
+        @unit_of_work(maker)
+        def with_session(session: OptInSession) -> Any:
+            session.add(Author(name="new"))
+            return function()
+
+        @unit_of_work(maker)
+        def without() -> Any:
+            with unit_of_work(maker) as session:
+                session.add(Author(name="new"))
+            return function()
+
+        for decorated in (with_session, without):
+            with pytest.raises(TypeError, match=r"would run after the end of unit_of_work\(\)"):
+                decorated()
+        assert onlooker.names() == []
 
     def test_of_the_decorator_without_a_factory(self) -> None:
         def service(name: str) -> None: ...

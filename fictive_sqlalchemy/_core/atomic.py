@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from collections.abc import Callable
 from functools import wraps
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import exc
 from sqlalchemy.orm import SessionTransaction, SessionTransactionOrigin
 
 from .blocks import OF_ANOTHER_TASK, Block
-from .callbacks import runs_later
+from .functions import check_function, finished
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -191,51 +191,3 @@ def _misplaced(block: Block) -> exc.InvalidRequestError | None:
         "The transaction of this atomic() was ended inside it, by rollback() or close(), and "
         "nothing of it was stored: leave these out. set_rollback() asks for that without an error."
     )
-
-
-def check_function(function: Any, decorator: str) -> None:
-    """Refuse to decorate what is no function, or runs after its call.
-
-    :param function: What is decorated.
-    :param decorator: By what.
-    :raises TypeError: if it can't be.
-    """
-    if inspect.isclass(function):
-        raise TypeError(
-            f"{decorator} does not decorate classes: decorate the methods that need it."
-        )
-    if isinstance(function, (classmethod, staticmethod, property)):
-        raise TypeError(
-            f"Put {decorator} next to the function, below @classmethod, @staticmethod and "
-            "@property."
-        )
-    if not callable(function):
-        raise TypeError(
-            f"{decorator} decorates a function, and takes options by their names, not {function!r}."
-        )
-    if runs_later(function) and not inspect.iscoroutinefunction(function):
-        raise TypeError(
-            f"{_name(function)} is a generator, and {decorator} would have ended before its body "
-            "runs. Collect the rows inside a function that is decorated, and yield outside."
-        )
-
-
-def finished(result: Any, function: Callable[..., Any], decorator: str) -> Any:
-    """Return what a decorated function has returned.
-
-    :raises TypeError: if that is code which would run after the block.
-    """
-    if isinstance(result, (Generator, Coroutine, AsyncGenerator)):
-        kind = type(cast(object, result)).__name__
-        if not isinstance(result, AsyncGenerator):  # which has not begun, and needs no end
-            result.close()
-        raise TypeError(
-            f"{_name(function)} returned a {kind}, whose code would run after the end of "
-            f"{decorator}: return a list, or make it an `async def` function. Nothing of this "
-            "block was stored."
-        )
-    return result
-
-
-def _name(function: Callable[..., Any]) -> str:
-    return f"{getattr(function, '__name__', repr(function))}()"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from sqlalchemy import exc
 from sqlalchemy.engine import Connection
 
-from .callbacks import Callback, Callbacks
-from .connection import OptInConnection
+from .callbacks import Callback, SessionThatCalls, after_end
+from .connection import OptInConnection, is_aborted
 from .engine import OptInEngine
 from .errors import NOTHING_STORED, CommitOutcomeUnknown
 from .flow import Flow, here
@@ -26,15 +26,18 @@ OF_ANOTHER_TASK = (
 )
 COMMIT_IN_BLOCK = (
     "commit() inside a `with …begin():` block: a block is stored at its end, as a whole, or not at "
-    "all. Leave commit() out, or use flush() to send what is waiting before. Code that has to "
+    "all: leave commit() out. Use flush() to send what is waiting before. Code that has to "
     "commit several times calls commit() outside of a block. Nothing was committed."
+)
+COMMIT_IN_ATOMIC = (
+    "What is inside atomic() is committed at its end, as a whole: leave commit() out. Use flush() "
+    "to send what is waiting before. Nothing was committed."
 )
 
 
-class SessionOfBlocks(Protocol):
+class SessionOfBlocks(SessionThatCalls, Protocol):
     """What a transaction needs of its session, which is a ``Session`` besides."""
 
-    callbacks: Callbacks
     entered: Any
     begins_on_write: bool
 
@@ -100,28 +103,43 @@ class Block(TransactionHooks):
 
     def commit(self, *args: Any, **kwargs: Any) -> None:
         self.refuse_to_commit()
-        with self.session.callbacks.after_end():
-            try:
-                super().commit(*args, **kwargs)
-            except BaseException as error:
-                if isinstance(error, CommitOutcomeUnknown) or self.is_stored_in_part():
-                    self.on_commit = self.on_rollback = ()
-                elif self.is_stored():
-                    self.hand_over_callbacks()  # somebody's listener failed after COMMIT
-                raise
+        self.look_before_commit()
+        session = self.session
+        if session.callbacks.ending:
+            self._commit(*args, **kwargs)
+        else:
+            with after_end(session):
+                self._commit(*args, **kwargs)
+
+    def _commit(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().commit(*args, **kwargs)
+        except BaseException as error:
+            if isinstance(error, CommitOutcomeUnknown) or self.is_stored_in_part():
+                self.on_commit = self.on_rollback = ()
+            elif self.is_stored():
+                self.hand_over_callbacks()  # somebody's listener failed after COMMIT
+            raise
 
     def rollback(self, *args: Any, **kwargs: Any) -> None:
-        with self.session.callbacks.after_end():
+        with after_end(self.session):
             super().rollback(*args, **kwargs)
 
     def close(self, invalidate: bool = False) -> None:
         session = self.session
-        with session.callbacks.after_end():
-            try:
-                super().close(invalidate)
-            except BaseException:
-                session.transaction_ended(self)  # SQLAlchemy's event does not come then
-                raise
+        if session.callbacks.ending:
+            self._close(invalidate)
+        else:
+            with after_end(session):
+                self._close(invalidate)
+
+    def _close(self, invalidate: bool) -> None:
+        session = self.session
+        try:
+            super().close(invalidate)
+        except BaseException:
+            session.transaction_ended(self)  # SQLAlchemy's event does not come then
+            raise
 
     def refuse_to_commit(self) -> None:
         """Refuse a commit that is not the one at the end of its block.
@@ -129,20 +147,27 @@ class Block(TransactionHooks):
         :raises sqlalchemy.exc.InvalidRequestError: if it is inside the block.
         :raises sqlalchemy.exc.PendingRollbackError: if the block can only be rolled back.
         """
-        if self.atomic:
-            raise exc.InvalidRequestError(
-                "What is inside atomic() is committed at its end, as a whole: leave commit() out. "
-                "Use flush() to send what is waiting before. Nothing was committed."
-            )
+        is_inside = self._entered and not self._is_ending and not self.session.begins_on_write
+        if self.atomic or (is_inside and self.session.is_on_ours()):
+            raise exc.InvalidRequestError(self._refusal_inside())
         if self.roll_back_only is not None:
             raise exc.PendingRollbackError(
                 self.roll_back_only
                 or "set_rollback() has asked for a rollback: call rollback(), and not commit()."
             ) from self.failure
-        if not self._entered or self._is_ending or self.session.begins_on_write:
-            return
-        if self.session.is_on_ours():
-            raise exc.InvalidRequestError(self.refusal)
+
+    def _refusal_inside(self) -> str:
+        """Return what the innermost block says to a commit inside it that has its own words."""
+        entered = self.session.entered
+        block: Any = entered if isinstance(entered, Block) else self
+        while block is not None:
+            if isinstance(block, Block):
+                if block.atomic:
+                    return COMMIT_IN_ATOMIC
+                if block.refusal is not COMMIT_IN_BLOCK:
+                    return block.refusal
+            block = block.parent
+        return COMMIT_IN_BLOCK
 
     def __enter__(self) -> Self:
         self._around = self.session.entered
@@ -154,7 +179,7 @@ class Block(TransactionHooks):
         session = self.session
         failed: str | None = None
         failure = self.failure
-        with session.callbacks.after_end(only_log=type_ is not None):
+        with after_end(session, only_log=type_ is not None):
             self._is_ending = True
             try:
                 if type_ is None and self.is_open:
@@ -186,6 +211,9 @@ class Block(TransactionHooks):
         session.entered = around
 
     # What is known of it
+
+    def look_before_commit(self) -> None:
+        """Look at each connection before the first of them is committed."""
 
     def is_stored(self) -> bool:
         """Tell whether all that was done in it is committed."""
@@ -219,7 +247,7 @@ class Block(TransactionHooks):
         while around is not None and not isinstance(around, Block):
             around = around.parent  # that of a flush
         if around is None:
-            self.session.callbacks.add(on_commit)
+            self.session.callbacks.waiting += on_commit
         else:
             around.on_commit = [*around.on_commit, *on_commit]
             around.on_rollback = [*around.on_rollback, *on_rollback]
@@ -230,7 +258,7 @@ class Block(TransactionHooks):
         if self._is_committed:
             self.hand_over_callbacks()
         else:
-            self.session.callbacks.add(self.on_rollback)
+            self.session.callbacks.waiting += self.on_rollback
             self.on_commit = self.on_rollback = ()
 
 
@@ -255,6 +283,21 @@ class OptInSessionTransaction(Block):
 
     begun_at: Place | None = None
     """The line of the application that has begun it implicitly, with a write."""
+
+    def look_before_commit(self) -> None:
+        # SQLAlchemy commits one bind after the other, in no order: once one is stored, it is too
+        # late to find out that another one can't be.
+        if len(self.begun_on) < 2:
+            return
+        for connection in self.begun_on:
+            if isinstance(connection, OptInConnection):
+                connection.refuse_if_aborted()
+            elif is_aborted(connection):
+                raise exc.PendingRollbackError(NOTHING_STORED)
+        for connection in self.joined:
+            transaction = connection.get_transaction()
+            if transaction is not None and connection.is_lost():
+                transaction.commit()  # which says so, before anything is stored
 
     def note_stored(self) -> None:
         """Note that a bind has committed what was done in it."""
@@ -294,7 +337,7 @@ class OptInSessionTransaction(Block):
         session = self.session
         if not session.is_inside:
             session.begin_implicitly()  # what comes here is a flush, or may be many statements
-        connection = session.borrow(bind)
+        connection: OptInConnection = session.borrow(bind)
         if connection in self.joined and self.is_active:
             if execution_options and connection.has_sent_nothing():
                 connection.give_options(**execution_options)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Protocol
+
+from .functions import runs_later
 
 _log = logging.getLogger("fictive_sqlalchemy.session")
 
@@ -14,49 +15,59 @@ _log = logging.getLogger("fictive_sqlalchemy.session")
 Callback = Callable[[], object]
 
 
+class SessionThatCalls(Protocol):
+    """What calling back needs of a session."""
+
+    @property
+    def callbacks(self) -> Callbacks: ...
+    def may_call_back(self) -> bool: ...
+
+
 class Callbacks:
-    """The functions that one session calls after the end of its transaction, in their order.
+    """The functions that one session calls after the end of its transaction, in their order."""
 
-    :param may_call: Tells whether no transaction is open, so that they may be called now.
-    """
+    __slots__ = ("ending", "waiting")
 
-    __slots__ = ("_may_call", "_waiting", "ending")
-
-    def __init__(self, may_call: Callable[[], bool]) -> None:
-        self._may_call = may_call
-        self._waiting: list[Callback] = []
+    def __init__(self) -> None:
+        self.waiting: list[Callback] = []
         self.ending = 0
         """How many calls that may end the transaction are under way, one inside the other."""
 
-    def __bool__(self) -> bool:
-        return bool(self._waiting)
 
-    def add(self, callbacks: Iterable[Callback]) -> None:
-        """Call these, too, once the transaction has ended."""
-        self._waiting.extend(callbacks)
+class after_end(AbstractContextManager[None]):
+    """Delay ``on_commit()`` and ``on_rollback()`` callbacks until the transaction has ended.
 
-    def after_end(self, *, only_log: bool = False) -> AbstractContextManager[None]:
-        """Delay ``on_commit()`` and ``on_rollback()`` callbacks until the transaction has ended.
+    It surrounds what may end the transaction. A class, for each end of a transaction goes by it.
 
-        It surrounds what may end the transaction.
+    :param session: The session.
+    :param only_log: Whether errors of the callbacks are only logged, because another error is
+        being raised, or because the caller only tidies up.
+    :raises Exception: the first error of the callbacks, once all were called.
+    """
 
-        :param only_log: Whether errors of the callbacks are only logged, because another error is
-            being raised, or because the caller only tidies up.
-        """
-        return _AfterEnd(self, only_log)
+    __slots__ = ("_callbacks", "_only_log", "_session")
 
-    def call(self, only_log: bool) -> None:
-        """Call them, if no transaction is open any more.
+    def __init__(self, session: SessionThatCalls, *, only_log: bool = False) -> None:
+        self._session = session
+        self._callbacks = session.callbacks
+        self._only_log = only_log
 
-        :raises Exception: the first error of them, once all were called.
-        """
-        if not self._may_call():
-            return
-        calls, self._waiting = self._waiting, []
+    def __enter__(self) -> None:
+        self._callbacks.ending += 1
+
+    def __exit__(self, type_: object, *error: object) -> None:
+        callbacks = self._callbacks
+        callbacks.ending -= 1
+        if callbacks.waiting and not callbacks.ending and self._session.may_call_back():
+            self._call(self._only_log or type_ is not None)
+
+    def _call(self, only_log: bool) -> None:
+        callbacks = self._callbacks
+        calls, callbacks.waiting = callbacks.waiting, []
         first: Exception | None = None
         for index, call in enumerate(calls):
-            if not self._may_call():  # one has begun a transaction, and left it open
-                self._waiting[:0] = calls[index:]
+            if not self._session.may_call_back():  # one has begun a transaction, and left it open
+                callbacks.waiting[:0] = calls[index:]
                 break
             try:
                 call()
@@ -71,25 +82,6 @@ class Callbacks:
                 raise
         if first is not None:
             raise first
-
-
-class _AfterEnd(AbstractContextManager[None]):
-    """See :meth:`Callbacks.after_end`. A class, for each end of a transaction goes by it."""
-
-    __slots__ = ("_callbacks", "_only_log")
-
-    def __init__(self, callbacks: Callbacks, only_log: bool) -> None:
-        self._callbacks = callbacks
-        self._only_log = only_log
-
-    def __enter__(self) -> None:
-        self._callbacks.ending += 1
-
-    def __exit__(self, type_: object, *error: object) -> None:
-        callbacks = self._callbacks
-        callbacks.ending -= 1
-        if callbacks and not callbacks.ending:
-            callbacks.call(self._only_log or type_ is not None)
 
 
 def check_callback(function: Any, taker: str) -> None:
@@ -109,12 +101,3 @@ def check_callback(function: Any, taker: str) -> None:
             f"{taker} takes a plain function, and {function!r} would not run when it is called: "
             "call one that hands it to what runs it, such as asyncio.run()."
         )
-
-
-def runs_later(function: Any) -> bool:
-    """Tell whether a call only makes what is to be awaited, or read, later."""
-    return (
-        inspect.iscoroutinefunction(function)
-        or inspect.isgeneratorfunction(function)
-        or inspect.isasyncgenfunction(function)
-    )

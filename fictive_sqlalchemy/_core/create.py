@@ -17,6 +17,7 @@ from .engine import OptInEngine
 from .errors import explain_errors
 from .forks import leave_to_parent
 from .options import TransactionOptions, split_options
+from .prepared import prepare_anew
 from .read_only import forbid_writes
 from .replicas import attach, options_of_replicas
 from .statements import guard_statements_outside
@@ -95,6 +96,7 @@ def _opt_in(
     switch = switch_for(engine.dialect)
     options.check(engine.dialect)
     guard_statements_outside(engine.dialect)
+    prepare_anew(engine.dialect)
     explain_errors(engine)
 
     # First of all listeners: SQLAlchemy's own read from the database.

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import event, exc
-from sqlalchemy.engine import Engine, ExceptionContext
+from sqlalchemy.engine import Connection, Engine, ExceptionContext
 
 NOTHING_STORED = (
     "Nothing of this block was stored: a statement in it had failed, which aborted it, and the "
@@ -14,15 +14,29 @@ NOTHING_STORED = (
     "`with session.begin_nested():`."
 )
 
-# What an error outside a transaction may come from, by SQLSTATE:
-# https://www.postgresql.org/docs/current/errcodes-appendix.html
-_OUTSIDE = {
-    "25006": "Outside a transaction this engine only reads: wrap it in `with db.session.begin():`, "
-    "or in begin() of the session or the connection.",
-    "34000": "Between here and PostgreSQL is a pooler, such as PgBouncer in transaction mode, that "
-    "gave this statement another server connection than the one with the cursor: put the stream "
-    "into `with session.begin():`.",
-}
+#: SQLSTATE: https://www.postgresql.org/docs/current/errcodes-appendix.html
+READ_ONLY = "25006"
+_NO_SUCH_CURSOR = "34000"
+
+_POOLER = (
+    "Between here and PostgreSQL is a pooler, such as PgBouncer in transaction mode, that gave "
+    "this statement another server connection than the one with the cursor: put the stream into "
+    "`with session.begin():`."
+)
+_STANDBY = (
+    "This server is a standby, which refuses every write, in a transaction as well: connect to "
+    "the primary to write."
+)
+_WRAP_IT = (
+    "Outside a transaction this engine only reads: wrap it in `with db.session.begin():`, or in "
+    "begin() of the session or the connection."
+)
+_READ_ONLY_BY_DEFAULT = (
+    "default_transaction_read_only is on here, for the server, the database or the role, so a "
+    "transaction refuses writes as well unless it says otherwise: if this is to write, wrap it in "
+    "`with session.begin(read_only=False):`, or connect as a role that may write. On a standby no "
+    "write is possible: connect to the primary."
+)
 
 
 class CommitOutcomeUnknown(exc.OperationalError):
@@ -32,15 +46,15 @@ class CommitOutcomeUnknown(exc.OperationalError):
     """
 
 
-def sqlstate(error: BaseException | None) -> str:
-    """Return the server's code for an error; empty where the driver has none.
+def sqlstate(error: BaseException | None) -> str | None:
+    """Return the server's code for an error; ``None`` if it is not one of the server's.
 
-    :param error: The error of the driver, or SQLAlchemy's error around it.
+    :param error: An error of psycopg, of psycopg2, or SQLAlchemy's around one.
     """
     if isinstance(error, exc.DBAPIError):
         error = error.orig
-    # psycopg 3 says sqlstate, psycopg2 pgcode
-    return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None) or ""
+    # psycopg 3 calls it sqlstate, psycopg2 pgcode.
+    return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
 
 
 def explain_errors(engine: Engine) -> None:
@@ -53,16 +67,61 @@ def explain_errors(engine: Engine) -> None:
     def explain(context: ExceptionContext) -> None:
         if context.is_disconnect and context.execution_context is not None:
             close_lost_cursor(context.execution_context.cursor)
-        error = context.original_exception
-        said = context.sqlalchemy_exception
-        code = sqlstate(error)
-        if code == "34000" and "held_" not in str(error):
-            return  # the stream of a block, which has ended
-        advice = _OUTSIDE.get(code)
-        if advice is None or said is None or context.connection is None:
+        connection, said = context.connection, context.sqlalchemy_exception
+        if connection is None or said is None:
             return
-        if not context.connection.in_transaction():
-            said.add_detail(advice)
+        code = sqlstate(context.original_exception)
+        if code == READ_ONLY:
+            if advice := why_read_only(connection):
+                said.add_detail(advice)
+        # Without "held_" it is the stream of a block, which has ended.
+        elif (
+            code == _NO_SUCH_CURSOR
+            and "held_" in str(context.original_exception)
+            and not connection.in_transaction()
+        ):
+            said.add_detail(_POOLER)
+
+
+def why_read_only(connection: Connection) -> str | None:
+    """Say what to do about a write that the server has refused because it only reads there.
+
+    Sends nothing.
+
+    :param connection: The connection, on an engine of ours.
+    :returns: ``None`` for the transaction of somebody who has asked for one that only reads.
+    """
+    if reported(connection, "in_hot_standby") == "on":
+        return _STANDBY
+    if connection.in_transaction():
+        return None
+    options: Any = getattr(connection.engine, "transaction_options", None)
+    return _WRAP_IT if begins_to_write(options) else _READ_ONLY_BY_DEFAULT
+
+
+def begins_to_write(options: Any) -> bool:
+    """Tell whether transactions say READ WRITE, so that no default of the server makes them READ
+    ONLY: those of an engine with ``read_only_outside``, or with that option.
+
+    :param options: The transaction options of an engine.
+    """
+    return getattr(options, "read_only", None) is False
+
+
+def reported(connection: Connection, parameter: str) -> str | None:
+    """Return the value of a parameter that the server has told the driver, if it has.
+
+    Sends nothing. PostgreSQL reports these two since version 14.
+
+    :param connection: The connection.
+    :param parameter: ``in_hot_standby``, for example.
+    """
+    try:
+        driver: Any = connection.connection.driver_connection
+        value: str | None = driver.info.parameter_status(parameter)
+    except Exception:  # the connection is gone, or the driver can't tell; this is advice only
+        return None
+    return value
 
 
 def close_lost_cursor(cursor: Any) -> None:

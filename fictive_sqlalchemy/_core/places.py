@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from inspect import currentframe
 from types import FrameType
 from typing import NamedTuple
 
@@ -24,7 +24,8 @@ class Place(NamedTuple):
 
 def calling_place() -> Place:
     """Return the line of the application that is being executed, with the call it has made."""
-    frame: FrameType | None = sys._getframe(1)  # documented, and not everywhere there
+    frame = currentframe()
+    assert frame is not None  # as on every Python that SQLAlchemy runs on
     call = frame.f_code.co_name
     while frame.f_back is not None and _is_of_a_library(frame):
         call = frame.f_code.co_name

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeAlias, cast
 
 from sqlalchemy import GenerativeSelect, TextClause, event, exc
-from sqlalchemy.engine import URL, ExceptionContext, make_url
+from sqlalchemy.engine import URL, Connection, ExceptionContext, make_url
 from sqlalchemy.orm import FromStatement
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.functions import FunctionElement
@@ -20,7 +20,7 @@ from sqlalchemy.sql.selectable import ForUpdateArg
 
 from .connection import OptInConnection
 from .engine import OptInEngine
-from .errors import sqlstate
+from .errors import READ_ONLY, begins_to_write, reported, sqlstate
 from .health import Health
 from .sql import evidently_reads, is_reading_function
 
@@ -29,8 +29,6 @@ ReplicaOptions: TypeAlias = "str | Iterable[str | URL | Mapping[str, Any]]"
 
 # What would make each replica's engine connect to the primary.
 _CONNECTS = ("creator", "pool", "async_creator")
-
-_READ_ONLY = "25006"  # https://www.postgresql.org/docs/current/errcodes-appendix.html
 
 
 def options_of_replicas(
@@ -48,18 +46,37 @@ def options_of_replicas(
     elif isinstance(replicas, str):
         replicas = replicas.split()
     result: list[tuple[str | URL, dict[str, Any]]] = []
-    for replica in replicas:
+    for number, replica in enumerate(replicas, 1):
         own = dict(replica) if isinstance(replica, Mapping) else {"url": replica}
-        if "url" not in own:
-            raise exc.ArgumentError(f"A replica needs a URL: {{'url': …}}, but this has {own!r}.")
+        url = _url(own.pop("url", None), f"replica {number}", own)
         for name in _CONNECTS:
             if options.get(name) is not None and name not in own:
                 raise exc.ArgumentError(
                     f"With {name}=… the replicas would connect to the primary: give each one of "
                     f"its own, as in replicas=[{{'url': …, {name!r}: …}}]."
                 )
-        result.append((make_url(own.pop("url")), {**options, **own}))
+        result.append((url, {**options, **own}))
     return result
+
+
+def _url(given: object, which: str, options: Mapping[str, Any]) -> URL:
+    """Return the URL of a replica. No error shows a value, which may have a password in it."""
+    if given is None:
+        has = f"has {', '.join(map(repr, options))}" if options else "is empty"
+        raise exc.ArgumentError(f"A replica needs a URL: {{'url': …}}, but {which} {has}.")
+    if not isinstance(given, (str, URL)):
+        raise exc.ArgumentError(
+            f"The URL of {which} is a {type(given).__name__}: give each replica as a URL, or as a "
+            "dictionary, {'url': …}."
+        )
+    try:
+        return make_url(given)
+    except (exc.ArgumentError, ValueError):
+        pass  # and not raised from here: SQLAlchemy's error may show parts of it
+    raise exc.ArgumentError(
+        f"Could not parse the URL of {which}. One string with several URLs is split at spaces: "
+        "percent-encode those, and other special characters, in a password."
+    )
 
 
 def attach(primary: OptInEngine, replicas: Iterable[OptInEngine]) -> None:
@@ -71,24 +88,36 @@ def attach(primary: OptInEngine, replicas: Iterable[OptInEngine]) -> None:
     for replica in primary.replicas:
         if replica.dialect.name != primary.dialect.name:
             raise exc.ArgumentError(
-                f"{replica.url!r} can't be a replica of {primary.url!r}, which is another database "
-                "system."
+                f"A database of {replica.dialect.name} can't be a replica of one of "
+                f"{primary.dialect.name}, which is another database system."
             )
         replica.primary = primary
         health = replica.health = Health()
 
         @event.listens_for(replica, "handle_error")
         def note(context: ExceptionContext, health: Health = health) -> Exception | None:
-            error = context.original_exception
-            if context.is_disconnect or context.connection is None:
+            connection = context.connection
+            if context.is_disconnect or connection is None:
                 health.note(up=False)
-            elif sqlstate(error) == _READ_ONLY:
-                return exc.InvalidRequestError(
-                    f"This statement writes, and it went to a replica, which refused it "
-                    f"({str(error).strip()}). Put it into `with session.begin():`, or call "
-                    "read_from_primary() before."
-                )
+            elif (
+                sqlstate(context.original_exception) == READ_ONLY
+                and not connection.in_transaction()  # which would be one on the replica itself
+            ):
+                return _went_to_a_replica(connection, context.original_exception)
             return None
+
+
+def _went_to_a_replica(connection: Connection, error: BaseException) -> exc.InvalidRequestError:
+    engine: Any = connection.engine
+    advice = "Put it into `with session.begin():`, or call read_from_primary() before"
+    if reported(connection, "default_transaction_read_only") == "on":
+        # Then the primary refuses it, too, unless it is in a transaction that says READ WRITE.
+        writes = begins_to_write(engine.primary.transaction_options)
+        advice = f"Put it into `with session.begin({'' if writes else 'read_only=False'}):`"
+    return exc.InvalidRequestError(
+        "This statement writes, and it went to a replica, which refused it "
+        f"({str(error).strip()}). {advice}."
+    )
 
 
 def source_of(primary: OptInEngine, statement: Any, loans: Collection[OptInEngine]) -> OptInEngine:

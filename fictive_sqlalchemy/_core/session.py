@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import Any, cast, overload
 
 from sqlalchemy import exc
-from sqlalchemy.orm import SessionTransaction, object_mapper
-from sqlalchemy.sql import visitors
+from sqlalchemy.orm import SessionTransaction
 
 from .atomic import Atomic, F
 from .blocks import Block, OptInSessionTransaction
-from .callbacks import Callback, check_callback
+from .callbacks import Callback, after_end, check_callback
 from .engine import OptInEngine
 from .options import DEFAULT, TransactionOptions
-from .sql import evidently_writes
-from .states import SessionStates, is_opt_in, refuse_other_task
+from .states import refuse_other_task
 from .writes import Kind, WritingCall
+from .writing_session import WritingSession
 
 
-class OptInSession(SessionStates):
+class OptInSession(WritingSession):
     """A session on which nothing is a transaction unless you ask; what you ask for is one.
 
     Use it wherever SQLAlchemy takes a session class::
@@ -97,20 +94,22 @@ class OptInSession(SessionStates):
         transaction = super().begin()
         assert isinstance(transaction, OptInSessionTransaction)
         transaction.options = options
+        return self._with_handed_out(transaction)
+
+    def _begin_savepoint(self) -> SessionTransaction:
+        refuse_other_task(self.innermost())
+        if not self.is_inside:
+            self.begin_implicitly()
+        return self._with_handed_out(super().begin(nested=True))
+
+    def _with_handed_out(self, transaction: SessionTransaction) -> SessionTransaction:
+        """Have the connections join that the user has, or end the transaction where they can't."""
         try:
             self.join_handed_out()
         except BaseException:
             transaction.close()
             raise
         return transaction
-
-    def _begin_savepoint(self) -> SessionTransaction:
-        refuse_other_task(self.innermost())
-        if not self.is_inside:
-            self.begin_implicitly()
-        savepoint = super().begin(nested=True)
-        self.join_handed_out()
-        return savepoint
 
     def begin_nested(self) -> SessionTransaction:
         """Set a SAVEPOINT; outside there is nothing to nest in, so it is :meth:`begin`.
@@ -152,34 +151,6 @@ class OptInSession(SessionStates):
                 return
             super().begin()  # to roll back: SQLAlchemy notes the first of several changes only
         super().rollback()
-
-    def flush(self, objects: Any = None) -> None:
-        """Store what is waiting. Outside it is one transaction, committed when the call returns.
-
-        With ``begin_on_write=True`` it begins the transaction outside, which stays open.
-
-        :param objects: Store these alone. Deprecated since SQLAlchemy 2.1.
-        :raises Exception: what the database says. Outside, nothing is stored then, and the
-            session is usable at once.
-        """
-        flush: Any = super().flush
-        arguments = () if objects is None else (objects,)
-        if self.is_inside or self.is_clean():
-            try:
-                flush(*arguments)
-            except BaseException as error:
-                self._note_failure(error)
-                raise
-            return
-        with WritingCall(self, Kind.FLUSH if objects is None else Kind.STATEMENT) as call:
-            call.has_flushed = call.kind is not Kind.ALONE
-            self.begin_implicitly()
-            flush(*arguments)
-
-    def _note_failure(self, error: BaseException) -> None:
-        innermost = self.innermost()
-        if innermost is not None and not innermost.is_active:
-            innermost.failure = error
 
     def in_transaction(self) -> bool:
         """Tell whether a transaction is open: not outside, whatever is pending."""
@@ -273,8 +244,10 @@ class OptInSession(SessionStates):
         innermost = self.innermost()
         if innermost is not None:
             innermost.call_after_commit(function)
+        elif self.writing_call is not None:  # a listener to a statement
+            self.writing_call.on_commit.append(function)
         elif self.callbacks.ending:  # a listener to the end of a transaction
-            self.callbacks.add([function])
+            self.callbacks.waiting.append(function)
         else:
             function()
 
@@ -294,127 +267,17 @@ class OptInSession(SessionStates):
         innermost = self.innermost()
         if innermost is not None:
             innermost.call_after_rollback(function)
-
-    # Statements
-
-    if not TYPE_CHECKING:  # the overloads of the base class say it better
-
-        def execute(self, statement, params=None, **kwargs):
-            """Execute a statement; outside it stands alone, see :meth:`.OptInConnection.execute`.
-
-            Outside, a call that may send several writing statements is one transaction, all or
-            nothing. So is a write before which SQLAlchemy flushes what waits: two writes keep
-            their order.
-            """
-            writing = None if self.is_inside else self._writing(statement, params, kwargs)
-            if writing is None:
-                return super().execute(statement, params, **kwargs)
-            with writing:
-                return super().execute(statement, params, **kwargs)
-
-        def scalar(self, statement, params=None, **kwargs):
-            """Execute a statement as :meth:`execute` does; return the first value."""
-            writing = None if self.is_inside else self._writing(statement, params, kwargs)
-            if writing is None:
-                return super().scalar(statement, params, **kwargs)
-            with writing:
-                return super().scalar(statement, params, **kwargs)
-
-        def scalars(self, statement, params=None, **kwargs):
-            """Execute a statement as :meth:`execute` does; return the first value of each row."""
-            writing = None if self.is_inside else self._writing(statement, params, kwargs)
-            if writing is None:
-                return super().scalars(statement, params, **kwargs)
-            with writing:
-                return super().scalars(statement, params, **kwargs)
-
-    def _writing(self, statement: Any, params: Any, kwargs: dict[str, Any]) -> WritingCall | None:
-        """Return what surrounds one statement outside, if it may write."""
-        if not getattr(statement, "is_dml", False):
-            if not isinstance(params, (list, tuple)) and (
-                self.is_clean() or not _writes(statement)
-            ):
-                return None
-        elif params or "dml_strategy" in {
-            **statement.get_execution_options(),
-            **(kwargs.get("execution_options") or {}),
-        }:
-            # SQLAlchemy may take it for a bulk call, which goes to the SessionTransaction.
-            self.autobegun()
-        return WritingCall(self, Kind.STATEMENT)
-
-    def bulk_save_objects(self, objects: Iterable[object], *args: Any, **kwargs: Any) -> None:
-        """As SQLAlchemy's; outside it is one transaction, all or nothing.
-
-        What waits in the session goes on waiting, whatever happens.
-        """
-        with self._bulk():
-            super().bulk_save_objects(objects, *args, **kwargs)
-
-    def bulk_insert_mappings(
-        self, mapper: Any, mappings: Iterable[dict[str, Any]], *args: Any, **kwargs: Any
-    ) -> None:
-        """As SQLAlchemy's; outside it is one transaction, all or nothing.
-
-        What waits in the session goes on waiting, whatever happens.
-        """
-        with self._bulk():
-            super().bulk_insert_mappings(mapper, mappings, *args, **kwargs)
-
-    def bulk_update_mappings(self, mapper: Any, mappings: Iterable[dict[str, Any]]) -> None:
-        """As SQLAlchemy's; outside it is one transaction, all or nothing.
-
-        What waits in the session goes on waiting, whatever happens.
-        """
-        with self._bulk():
-            super().bulk_update_mappings(mapper, mappings)
-
-    def _bulk(self) -> AbstractContextManager[object]:
-        if self.is_inside:
-            return _NOTHING
-        return WritingCall(self, Kind.ALONE if self.is_outside else Kind.STATEMENT)
-
-    def store_alone(self, objects: Iterable[object]) -> None:
-        """Store these objects alone; outside, a failure leaves all else as it is.
-
-        :param objects: Objects that are pending.
-        :raises Exception: what the database says.
-        """
-        with self._bulk():
-            self.flush_only(objects)
-
-    def refresh(
-        self,
-        instance: object,
-        attribute_names: Iterable[str] | None = None,
-        with_for_update: Any = None,
-    ) -> None:
-        """As SQLAlchemy's.
-
-        :raises sqlalchemy.exc.InvalidRequestError: for ``with_for_update`` outside. Nothing is
-            sent, and changes to the object are kept.
-        """
-        if (
-            with_for_update
-            and not self.is_inside
-            and not self.begins_on_write
-            and is_opt_in(self.get_bind(object_mapper(instance)))
-        ):
-            raise exc.InvalidRequestError(
-                "refresh(with_for_update=…) outside a transaction protects nothing, for the lock "
-                "would be gone with the statement: put it and what depends on it into "
-                "`with session.begin():`. Nothing was sent."
-            )
-        super().refresh(instance, attribute_names, with_for_update)
+        elif self.writing_call is not None:
+            self.writing_call.on_rollback.append(function)
 
     # The end
 
     def close(self) -> None:
         """Close the session as SQLAlchemy does, and end the loans."""
-        if self.is_outside and not self.callbacks:  # no transaction ends with it
+        if self.is_outside and not self.callbacks.waiting:  # no transaction ends with it
             self._close()
         else:
-            with self.callbacks.after_end(only_log=True):
+            with after_end(self, only_log=True):
                 self._close()
 
     def _close(self) -> None:
@@ -426,7 +289,7 @@ class OptInSession(SessionStates):
 
     def reset(self) -> None:
         """Reset the session as SQLAlchemy does, and end the loans."""
-        with self.callbacks.after_end(only_log=True):
+        with after_end(self, only_log=True):
             try:
                 super().reset()
             finally:
@@ -434,7 +297,7 @@ class OptInSession(SessionStates):
 
     def invalidate(self) -> None:
         """Close the session as SQLAlchemy does, with its connections, which the pool drops."""
-        with self.callbacks.after_end(only_log=True):
+        with after_end(self, only_log=True):
             try:
                 super().invalidate()
             finally:
@@ -469,16 +332,8 @@ class OptInSession(SessionStates):
         return (
             "A transaction is already begun on this Session, by SQLAlchemy itself, on a bind "
             "whose connections don't rest in autocommit: one of another database, an engine that "
-            "fictive_sqlalchemy.create_engine() has not made, or a Connection. Use commit() or "
-            "rollback() before, or begin_nested() for a savepoint inside it."
+            "fictive_sqlalchemy.create_engine() has not made, or a Connection. With "
+            "Flask-SQLAlchemy that is each backend that is not in AUTOCOMMIT_DRIVERS of the "
+            "extension, which names postgresql: add the backend there. Use commit() or rollback() "
+            "before, or begin_nested() for a savepoint inside it."
         )
-
-
-_NOTHING: AbstractContextManager[None] = nullcontext()
-
-
-def _writes(statement: Any) -> bool:
-    """Tell whether a statement writes that is no INSERT, UPDATE or DELETE of SQLAlchemy's."""
-    if getattr(statement, "is_text", False):
-        return evidently_writes(str(statement))
-    return any(getattr(part, "is_dml", False) for part in visitors.iterate(statement))

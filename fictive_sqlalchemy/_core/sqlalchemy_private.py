@@ -11,7 +11,7 @@ so that it costs nothing.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Generator, Iterable
+from collections.abc import Collection, Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -94,7 +94,9 @@ class SessionHooks(Session):
             # Each statement comes here for its connection, and SQLAlchemy begins here.
             cls._connection_for_bind = vars(cls)["provide_connection"]  # type: ignore[method-assign]
 
-    def provide_connection(self, engine: Any, execution_options: Any = None, **kw: Any) -> Any:
+    def provide_connection(
+        self, engine: Any, execution_options: Any = None, **kw: Any
+    ) -> Connection:
         """Return the connection that a statement is sent on, as SQLAlchemy does.
 
         :param engine: What ``get_bind()`` has returned.
@@ -134,14 +136,18 @@ class SessionHooks(Session):
         finally:
             self._flushing = before
 
-    def flush_only(self, objects: Iterable[object]) -> None:
+    def flush_only(self, objects: Collection[object]) -> None:
         """Flush these objects alone, as ``flush(objects)`` does, which SQLAlchemy 2.1 deprecates.
 
         SQLAlchemy has no other way, and its warning would be for the caller, who did not ask.
+
+        :param objects: Read after the ``before_flush`` listeners have been called. From an empty
+            one, SQLAlchemy would conclude that everything is to be flushed.
         """
+        read_late: Any = objects  # SQLAlchemy iterates over them once, and asks for a sequence
         self._flushes_only = True
         try:
-            self.flush(list(objects))
+            self.flush(read_late)
         finally:
             self._flushes_only = False
 
@@ -179,3 +185,18 @@ class TransactionHooks(SessionTransaction):
         Once a flush has failed, ``rollback()`` does that with a warning.
         """
         self._restore_snapshot(dirty_only=self.nested)
+
+
+def forget_addition(instance: object, name: str, item: object) -> None:
+    """Take an object out of what waits to be added to a collection that is not loaded.
+
+    SQLAlchemy adds it when the collection is loaded, and removes it with events only.
+
+    :param instance: The object with the collection.
+    :param name: The name of the collection.
+    :param item: The object to take out.
+    """
+    state: Any = instance_state(instance)
+    pending = state._pending_mutations.get(name)
+    if pending is not None and item in pending.added_items:
+        pending.added_items.remove(item)

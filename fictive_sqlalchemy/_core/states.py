@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event, exc
 from sqlalchemy.engine import Connection
@@ -90,7 +90,7 @@ class SessionStates(SessionHooks):
         self._is_closed = False
         self.begins_on_write = begin_on_write
         self.writing_call: WritingCall | None = None
-        self.callbacks = Callbacks(self._may_call_back)
+        self.callbacks = Callbacks()
         super().__init__(*args, **kwargs)
 
     # The edges that SQLAlchemy's events drive (see the end of this module)
@@ -145,7 +145,7 @@ class SessionStates(SessionHooks):
         transaction = self.autobegun()
         self._state = INSIDE
         if self.writing_call is not None:
-            self.writing_call.transaction = transaction
+            self.writing_call.has_begun(transaction)
         if self.begins_on_write:
             transaction.begun_at = calling_place()
         self.join_handed_out()
@@ -206,12 +206,13 @@ class SessionStates(SessionHooks):
 
     def autobegun(self) -> OptInSessionTransaction:
         """Return SQLAlchemy's outermost transaction, and have it made if there is none."""
-        transaction: Any = super().get_transaction()
+        transaction = super().get_transaction()
         if transaction is None:
             state = self._state
             transaction = super().begin()
             transaction.origin = SessionTransactionOrigin.AUTOBEGIN  # nobody has asked for it
             self._state = state
+        assert isinstance(transaction, OptInSessionTransaction)
         return transaction
 
     def innermost(self) -> Block | None:
@@ -229,7 +230,8 @@ class SessionStates(SessionHooks):
         innermost = super().get_nested_transaction() or super().get_transaction()
         return innermost if isinstance(innermost, Block) else None
 
-    def _may_call_back(self) -> bool:
+    def may_call_back(self) -> bool:
+        """Tell whether no transaction is open, nor a block, so that callbacks may be called."""
         return self._state is not INSIDE and self.entered is None
 
     def _changed_binds(self) -> set[Any]:
@@ -250,22 +252,26 @@ class SessionStates(SessionHooks):
 
     # Reads never write
 
-    @property
-    def autoflush(self) -> bool | None:  # type: ignore[override]
-        """Whether SQLAlchemy flushes before a statement; ``None`` outside, where it would not.
+    if TYPE_CHECKING:
+        autoflush: bool
+    else:
 
-        SQLAlchemy's ``no_autoflush`` reads it and puts it back later, so that ``None`` given to it
-        means on.
-        """
-        if not self._autoflushes:
-            return False
-        if self._state is INSIDE or self.begins_on_write or self.writing_call is not None:
-            return True
-        return None if self.is_clean() else self._is_stock_waiting() or None
+        @property
+        def autoflush(self):
+            """Whether SQLAlchemy flushes before a statement; ``None`` outside, where it would not.
 
-    @autoflush.setter
-    def autoflush(self, value: bool | None) -> None:  # pyright: ignore
-        self._autoflushes = value is None or bool(value)
+            SQLAlchemy's ``no_autoflush`` reads it and puts it back later. So ``None``, where it is
+            given back, means on.
+            """
+            if not self._autoflushes:
+                return False
+            if self._state is INSIDE or self.begins_on_write or self.writing_call is not None:
+                return True
+            return None if self.is_clean() else self._is_stock_waiting() or None
+
+        @autoflush.setter
+        def autoflush(self, value):
+            self._autoflushes = value is None or bool(value)
 
     def _is_stock_waiting(self) -> bool:
         """Tell whether all that waits is for stock binds, where SQLAlchemy flushes as ever."""

@@ -19,6 +19,7 @@ from typing import Any
 from sqlalchemy import exc
 
 from .blocks import OptInSessionTransaction
+from .callbacks import Callback, after_end
 
 
 class Kind(Enum):
@@ -47,7 +48,15 @@ class WritingCall(AbstractContextManager["WritingCall"]):
     :param kind: What kind of call it is.
     """
 
-    __slots__ = ("_session", "deleted", "has_flushed", "kind", "transaction")
+    __slots__ = (
+        "_session",
+        "deleted",
+        "has_flushed",
+        "kind",
+        "on_commit",
+        "on_rollback",
+        "transaction",
+    )
 
     def __init__(self, session: Any, kind: Kind) -> None:
         self._session = session
@@ -57,6 +66,10 @@ class WritingCall(AbstractContextManager["WritingCall"]):
         """The transaction that a write in this call has begun."""
         self.deleted: list[object] = []
         """The objects whose rows it has deleted, for good once it has ended."""
+        self.on_commit: list[Callback] = []
+        """What is called after it, unless it fails or begins a transaction, which takes these."""
+        self.on_rollback: list[Callback] = []
+        """What is called after it, if it fails."""
 
     def __enter__(self) -> WritingCall:  # noqa: PYI034  # or the one around it
         around: WritingCall | None = self._session.writing_call
@@ -75,7 +88,7 @@ class WritingCall(AbstractContextManager["WritingCall"]):
         if session.writing_call is not self:
             return
         failed = type_ is not None
-        with session.callbacks.after_end(only_log=failed):
+        with after_end(session, only_log=failed):
             try:
                 self._end(failed)
             finally:
@@ -84,8 +97,18 @@ class WritingCall(AbstractContextManager["WritingCall"]):
             # As SQLAlchemy's commit() does, but that does so only with expire_on_commit.
             session.let_go(self.deleted)
 
+    def has_begun(self, transaction: OptInSessionTransaction) -> None:
+        """Note the transaction that a write in this call has begun."""
+        self.transaction = transaction
+        for function in self.on_commit:
+            transaction.call_after_commit(function)
+        for function in self.on_rollback:
+            transaction.call_after_rollback(function)
+        self.on_commit, self.on_rollback = [], []
+
     def _end(self, failed: bool) -> None:
         session = self._session
+        session.callbacks.waiting += self.on_rollback if failed else self.on_commit
         transaction: OptInSessionTransaction | None = session.noted_transaction()
         if transaction is None:
             return  # commit() has ended it
@@ -112,7 +135,10 @@ class WritingCall(AbstractContextManager["WritingCall"]):
             with nullcontext() if self.kind is Kind.FLUSH else session.nothing_flushed():
                 transaction.commit()
         except BaseException:
-            _roll_back(transaction)
+            if self.kind is Kind.ALONE:
+                transaction.close()  # a rollback would take what waits out of the session
+            else:
+                _roll_back(transaction)
             raise
         finally:
             session.expire_on_commit = expire_on_commit

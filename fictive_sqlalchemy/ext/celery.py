@@ -28,12 +28,11 @@ from celery import Task
 from celery.exceptions import ImproperlyConfigured
 from celery.signals import worker_process_init
 from flask import Flask
-from sqlalchemy import event, exc
-from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.orm import Session, SessionTransaction, scoped_session
+from sqlalchemy import exc
+from sqlalchemy.engine import Engine
+from sqlalchemy.orm import Session, scoped_session
 
-from .._core.connection import OptInConnection, is_aborted
-from .._core.errors import NOTHING_STORED
+from ..owned import Owned
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -168,40 +167,25 @@ def _context(app: Flask) -> Generator[None]:
         yield
 
 
+_NO_COMMIT = (
+    "An atomic task is committed when it returns, and not before: leave commit() out, or leave "
+    "atomic=True out and put each part that is to be stored at once into "
+    "`with session.begin():`. Nothing was sent."
+)
+
+
 @contextmanager
 def _one_transaction(session: Session) -> Generator[None]:
     """A transaction that only the end of this block ends."""
-    stock_connections: list[Connection] = []
-
-    def has_joined(_: Session, __: SessionTransaction, connection: Connection) -> None:
-        if not isinstance(connection, OptInConnection):
-            stock_connections.append(connection)
-
-    with session.begin() as transaction:
-        event.listen(session, "before_commit", _refuse_commit)
-        event.listen(session, "after_begin", has_joined)
-        try:
-            yield
-        finally:
-            event.remove(session, "before_commit", _refuse_commit)
-            event.remove(session, "after_begin", has_joined)
-        if any(map(is_aborted, stock_connections)):
-            raise exc.PendingRollbackError(NOTHING_STORED)
+    with session.begin() as transaction, Owned(session, transaction, _NO_COMMIT) as owned:
+        yield
+        owned.check_not_aborted()
         if session.get_transaction() is not transaction:
             raise exc.InvalidRequestError(
                 "An atomic task has ended its own transaction, so that nothing is stored: leave "
                 "rollback(), close() and remove() out. To roll back raise an exception, or call "
                 "session.set_rollback(); what may fail goes into `with session.begin_nested():`."
             )
-
-
-def _refuse_commit(session: Session) -> None:
-    if not session.in_nested_transaction():
-        raise exc.InvalidRequestError(
-            "An atomic task is committed when it returns, and not before: leave commit() out, or "
-            "leave atomic=True out and put each part that is to be stored at once into "
-            "`with session.begin():`. Nothing was sent."
-        )
 
 
 def _scoped_sessions(app: Flask) -> list[scoped_session[Any]]:

@@ -15,10 +15,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar, overload
+from itertools import chain
+from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar, cast, overload
 
 from sqlalchemy import exc
 from sqlalchemy.orm import Session, SessionTransactionOrigin, scoped_session, sessionmaker
@@ -30,9 +31,10 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from .._core.atomic import Atomic, check_function, finished
+from .._core.atomic import Atomic
 from .._core.blocks import OptInSessionTransaction
-from .._core.errors import CommitOutcomeUnknown
+from .._core.errors import CommitOutcomeUnknown, sqlstate
+from .._core.functions import check_function, finished
 from .._core.session import OptInSession
 
 __all__ = ["is_serialization_failure", "retry_transaction"]
@@ -98,7 +100,8 @@ def retry_transaction(
     :param deferrable: As above.
     :returns: A decorator. The function raises the last error, which tells the number of tries.
         If a transaction is open already, or the session has changes waiting, which a rollback
-        would forget, it raises ``sqlalchemy.exc.InvalidRequestError``.
+        would forget, it raises ``sqlalchemy.exc.InvalidRequestError``. For an argument that can be
+        read only once, such as a generator or an open file, it raises ``TypeError``.
     :raises TypeError: if the session is something else; by the decorator, for what is no plain
         function.
     :raises ValueError: if ``tries`` is less than 1.
@@ -131,6 +134,7 @@ def retry_transaction(
 
         @wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
+            _refuse_iterators(enumerate(args, 1), kwargs.items())
             tried = _Tried()
 
             @wraps(function)
@@ -153,9 +157,7 @@ def is_serialization_failure(error: BaseException) -> bool:
     """
     if not isinstance(error, exc.DBAPIError) or isinstance(error, CommitOutcomeUnknown):
         return False
-    # psycopg 3 says sqlstate, psycopg2 pgcode
-    code: object = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
-    return code in ("40001", "40P01")
+    return sqlstate(error) in ("40001", "40P01")
 
 
 class _Tried:
@@ -188,6 +190,21 @@ class _Tried:
         """Tell whether an error of the last try asks for another one."""
         is_stored = self._may_be_stored or (self._block is not None and self._block.stored_on > 0)
         return not is_stored and is_serialization_failure(error)
+
+
+def _refuse_iterators(*arguments: Iterable[tuple[object, Any]]) -> None:
+    """Refuse what the first try would use up: the second would store nothing of it, and succeed."""
+    for name, argument in chain(*arguments):
+        # The class that it says it has: a proxy, such as Flask-Login's current_user, has the
+        # methods of everything.
+        kind: type[Any] = argument.__class__
+        if issubclass(kind, (Iterator, AsyncIterator)):
+            which = f"{name}=" if isinstance(name, str) else f"number {name}"
+            raise TypeError(
+                f"{_NAME} may run the function several times, and the argument {which} is a "
+                f"{cast(Any, kind).__name__}, which can be read once: give it a list, or make the "
+                "iterator inside the function. Nothing was sent."
+            )
 
 
 def _refuse_what_is_open(session: OptInSession) -> None:

@@ -23,6 +23,7 @@ from flask import (
     copy_current_request_context,
     flash,
     g,
+    got_request_exception,
     redirect,
     request,
     stream_with_context,
@@ -344,6 +345,70 @@ def test_a_handler_of_500_runs_after_the_rollback_and_may_write(
         assert post(house) == (500, "sorry")
     assert sent(recording) == [*UNDONE, *WRITTEN]
     assert onlooker.names() == ["noted"]
+
+
+@pytest.mark.parametrize("status", [200, 202, 302, 409, 500])
+def test_an_exception_that_a_view_reports_to_others_decides_nothing(
+    house: House, wire: WireProxy, onlooker: Onlooker, status: int
+) -> None:
+    """The signal of Flask's tells error trackers of an error that the view has caught."""
+    tracked: list[Any] = []
+
+    def track(app: Flask, exception: Exception) -> None:
+        tracked.append(exception)
+
+    @house.web.post("/")
+    def view() -> tuple[str, int]:
+        house.add("before")
+        error = ValueError("caught")
+        got_request_exception.send(house.web, exception=error)
+        house.add("after")
+        with pytest.raises(InvalidRequestError, match="leave commit"):
+            house.session.commit()
+        assert onlooker.names() == []
+        return "", status
+
+    with got_request_exception.connected_to(track, house.web), wire.record() as recording:
+        assert post(house)[0] == status
+    end = "COMMIT" if status < 400 else "ROLLBACK"
+    assert sent(recording) == ["BEGIN", "INSERT", "INSERT", end]
+    assert onlooker.names() == (["after", "before"] if status < 400 else [])
+    assert len(tracked) == 1
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("status", [202, 302, 409, 500])
+def test_an_extension_that_answers_errors_by_itself_as_flask_restful_does(
+    plain: House, wire: WireProxy, onlooker: Onlooker, status: int, when: str
+) -> None:
+    """It puts itself in the place of two methods, sends the signal, and makes a response."""
+    web = plain.web
+
+    def answer(error: Exception) -> Response:
+        got_request_exception.send(web, exception=error)
+        plain.add("by the answer")
+        return web.make_response((str(error), status))
+
+    def replace_the_methods() -> None:
+        for method in ("handle_exception", "handle_user_exception"):
+            setattr(web, method, answer)
+
+    if when == "before":
+        replace_the_methods()
+    plain.owner.atomic_requests(web)
+    if when == "after":
+        replace_the_methods()
+
+    @web.post("/")
+    def view() -> str:
+        plain.add("by the view")
+        raise ValueError("a reason")
+
+    with wire.record() as recording:
+        assert post(plain) == (status, "a reason")
+    end = "COMMIT" if status < 400 else "ROLLBACK"
+    assert sent(recording) == ["BEGIN", "INSERT", "INSERT", end]
+    assert onlooker.names() == (["by the answer", "by the view"] if status < 400 else [])
 
 
 # -- Which requests -------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import flask_sqlalchemy_lite
 import pytest
 import sqlalchemy as sa
 from flask import Flask
@@ -315,6 +316,23 @@ def test_a_mixin_behind_the_extension_is_noticed(
 ) -> None:
     with pytest.raises(TypeError, match=rf"{class_.__name__}.*before.*Mixin, .*SQLAlchemy\)"):
         class_(**arguments)
+
+
+@pytest.mark.parametrize("mixin", [OptInTransactionMixin, FilterByOrCreateMixin])
+def test_a_mixin_without_the_extension_is_noticed(mixin: type[Any]) -> None:
+    with pytest.raises(TypeError, match=f"{mixin.__name__} is a mixin, and no extension: derive"):
+        mixin()
+
+    class Other:
+        pass
+
+    made = type("Database", (mixin, Other), {})
+    says = rf"write class Database\({mixin.__name__}, Other, SQLAlchemy\)"
+    with pytest.raises(TypeError, match=says):
+        made()
+    lite = type("Database", (mixin, flask_sqlalchemy_lite.SQLAlchemy), {})
+    with pytest.raises(TypeError, match="without SQLAlchemy among its bases, of flask_sqlalchemy"):
+        lite()
 
 
 def test_each_mixin_works_alone(make_app: MakeApp, url: str) -> None:

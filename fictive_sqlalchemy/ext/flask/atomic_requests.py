@@ -7,19 +7,17 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
-from flask import Blueprint, Flask, Response, got_request_exception, request
+from flask import Blueprint, Flask, Response, request
 from flask.blueprints import BlueprintSetupState
 from flask.ctx import RequestContext
-from flask.globals import request_ctx
 from sqlalchemy import event, exc
-from sqlalchemy.engine import Connection
 from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction, SessionTransactionOrigin
 
 from ..._core.blocks import Block
-from ..._core.connection import is_aborted
-from ..._core.engine import OptInEngine
-from ..._core.errors import NOTHING_STORED
+from ..._core.callbacks import after_end
 from ..._core.session import OptInSession
+from ...owned import Owned, listen_to_sessions
+from ._private import before_handlers_of_500, come_first, current_request_context
 
 NO_COMMIT = (
     "This request is one transaction, which commits by itself if the status of the response is "
@@ -157,7 +155,7 @@ class AtomicRequests:
         self._open: WeakKeyDictionary[RequestContext, RequestTransaction] = WeakKeyDictionary()
         self._come_first()
         app.teardown_request(self.abandon)
-        got_request_exception.connect(self.fail, app)
+        before_handlers_of_500(app, self.abandon)
 
     def add(self, blueprint: str | None, methods: set[str]) -> None:
         """Add methods for a blueprint, or for all of the application."""
@@ -169,12 +167,7 @@ class AtomicRequests:
         """Run before each other function of before_request, and after each of after_request."""
         self._app.before_request(self.begin)
         self._app.after_request(self.end)
-        # private: Flask calls these lists internal, but who registers late can't be first by other
-        # means. Those of after_request run from the end.
-        begins: list[Any] = self._app.before_request_funcs[None]
-        ends: list[Any] = self._app.after_request_funcs[None]  # private: as above
-        begins[:] = [self.begin, *(each for each in begins if each != self.begin)]
-        ends[:] = [self.end, *(each for each in ends if each != self.end)]
+        come_first(self._app, self.begin, self.end)
 
     def _is_atomic(self) -> bool:
         view = self._app.view_functions.get(request.endpoint or "")
@@ -199,11 +192,13 @@ class AtomicRequests:
     def begin(self) -> None:
         """Begin the transaction of the request, if it is to be one."""
         if self._is_atomic():
-            self._open[_current()] = RequestTransaction(self._owner.session_of_request())
+            self._open[current_request_context()] = RequestTransaction(
+                self._owner.session_of_request()
+            )
 
     def end(self, response: Response) -> Response:
         """Commit or roll back, before the response leaves."""
-        transaction = self._open.pop(_current(), None)
+        transaction = self._open.pop(current_request_context(), None)
         if transaction is None:
             return response
         if response.status_code >= 400:
@@ -224,21 +219,14 @@ class AtomicRequests:
             return page
         return response
 
-    def fail(self, app: Flask, **_: Any) -> None:
-        """Roll back for an exception that no error handler took: handlers of 500 run outside."""
-        self.abandon()
-
     def abandon(self, exception: BaseException | None = None) -> None:
-        """Roll back where the request has ended without a response."""
-        transaction = self._open.pop(_current(), None)
+        """Roll back for an exception that no error handler took: handlers of 500 run outside.
+
+        Also where the request has ended without a response.
+        """
+        transaction = self._open.pop(current_request_context(), None)
         if transaction is not None:
             transaction.roll_back(only_log=True)
-
-
-def _current() -> RequestContext:
-    # Not the request, which a copy of its context, as of copy_current_request_context(), shares.
-    context: Any = request_ctx
-    return cast(RequestContext, context._get_current_object())
 
 
 class RequestTransaction:
@@ -253,25 +241,17 @@ class RequestTransaction:
         self._session = session
         self._current = _entered(_begun_for_request(session))
         self._is_lost = False
-        self._stock_connections: list[Connection] = []
+        self._owned = Owned(session, self._current, NO_COMMIT)
+        self._owned.__enter__()
         session.info[_WATCHED_BY] = self
 
     # What the session tells, by its events (see the end of this module)
-
-    def refuse_commit(self) -> None:
-        """Refuse it, if it is not that of a savepoint."""
-        if not self._session.in_nested_transaction():
-            raise exc.InvalidRequestError(LOST if self._is_lost else NO_COMMIT)
-
-    def has_joined(self, connection: Connection) -> None:
-        """Note a connection that nobody asks before COMMIT whether its transaction is aborted."""
-        if not isinstance(connection.engine, OptInEngine):
-            self._stock_connections.append(connection)
 
     def has_ended(self, transaction: SessionTransaction) -> None:
         """Note that nothing can be stored any more, unless it turns out to be a rollback()."""
         if transaction is self._current:
             self._is_lost = True
+            self._owned.refusal = LOST
             # What comes now would be stored on its own, if the session is ours.
             event.listen(self._session, "do_orm_execute", _refuse_statement)
 
@@ -280,7 +260,8 @@ class RequestTransaction:
         if transaction is self._current and not self._is_in_a_block():
             self._leave()
             self._current = _entered(self._session.begin())
-            self._stock_connections.clear()
+            self._owned.go_on_in(self._current)
+            self._owned.refusal = NO_COMMIT
             self._is_lost = False
             event.remove(self._session, "do_orm_execute", _refuse_statement)
 
@@ -308,8 +289,7 @@ class RequestTransaction:
         try:
             if self._is_lost:
                 raise exc.InvalidRequestError(LOST)
-            if any(map(is_aborted, self._stock_connections)):
-                raise exc.PendingRollbackError(NOTHING_STORED)
+            self._owned.check_not_aborted()
             if isinstance(self._current, Block) and self._current.roll_back_only == "":
                 self._roll_back()  # set_rollback() asked for it
             else:
@@ -330,7 +310,7 @@ class RequestTransaction:
         session = self._session
         after: AbstractContextManager[None] = nullcontext()
         if isinstance(session, OptInSession):
-            after = session.callbacks.after_end(only_log=only_log)
+            after = after_end(session, only_log=only_log)
         with after:
             try:
                 session.rollback()
@@ -340,6 +320,7 @@ class RequestTransaction:
 
     def _stop_watching(self) -> None:
         self._leave()
+        self._owned.leave()
         del self._session.info[_WATCHED_BY]
         if self._is_lost:
             event.remove(self._session, "do_orm_execute", _refuse_statement)
@@ -371,16 +352,6 @@ def _refuse_statement(execution: ORMExecuteState) -> None:
 # On all sessions once, because to listen on one and to stop again takes longer than a transaction.
 
 
-def _before_commit(session: Session) -> None:
-    if watched_by := _watched_by(session):
-        watched_by.refuse_commit()
-
-
-def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
-    if watched_by := _watched_by(session):
-        watched_by.has_joined(connection)
-
-
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
     if watched_by := _watched_by(session):
         watched_by.has_ended(transaction)
@@ -397,9 +368,8 @@ def _watched_by(session: Session) -> RequestTransaction | None:
 
 def _watch_sessions() -> None:
     """Listen to all sessions, from when something first asks for requests that are transactions."""
+    listen_to_sessions()
     for name, listener in (
-        ("before_commit", _before_commit),
-        ("after_begin", _after_begin),
         ("after_transaction_end", _after_transaction_end),
         ("after_soft_rollback", _after_soft_rollback),
     ):

@@ -10,19 +10,16 @@ from typing import TYPE_CHECKING, Any
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import MappedAsDataclass
 
+from ._private import ExtensionHooks
+
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-    _Extension = SQLAlchemy
-else:
-    # A mixin: the extension class comes behind it in the bases of the class that uses it.
-    _Extension = object
 
 # Reentrant, because a class hook of the user's may make another extension meanwhile.
 _undecorating = threading.RLock()
 
 
-class DeclarativeBaseMixin(_Extension):
+class DeclarativeBaseMixin(ExtensionHooks):
     """Lets ``model_class`` be a ``MappedAsDataclass`` base on every SQLAlchemy 2.
 
     Flask-SQLAlchemy makes ``db.Model`` by copying the attributes of ``model_class`` into a new
@@ -34,10 +31,22 @@ class DeclarativeBaseMixin(_Extension):
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Make the extension.
 
-        :raises TypeError: if one of our mixins stands behind ``SQLAlchemy`` in its bases.
+        :raises TypeError: if ``SQLAlchemy`` is not among its bases, or one of our mixins stands
+            behind it.
         """
         order = cls.__mro__
-        for mixin in order[order.index(SQLAlchemy) :] if SQLAlchemy in order else ():
+        if SQLAlchemy not in order:
+            bases = ", ".join(base.__name__ for base in cls.__bases__ if base is not object)
+            if cls.__module__.startswith(f"{__package__}."):
+                raise TypeError(
+                    f"{cls.__name__} is a mixin, and no extension: derive one, class Database("
+                    f"{cls.__name__}, SQLAlchemy), from it and from flask_sqlalchemy.SQLAlchemy."
+                )
+            raise TypeError(
+                f"{cls.__name__} is no Flask-SQLAlchemy extension without SQLAlchemy among its "
+                f"bases, of flask_sqlalchemy: write class {cls.__name__}({bases}, SQLAlchemy)."
+            )
+        for mixin in order[order.index(SQLAlchemy) :]:
             if issubclass(mixin, DeclarativeBaseMixin):
                 raise TypeError(
                     f"In the bases of {cls.__name__} {mixin.__name__} comes after SQLAlchemy, "
@@ -46,9 +55,7 @@ class DeclarativeBaseMixin(_Extension):
                 )
         return super().__new__(cls)
 
-    def _make_declarative_base(  # private: only here is it known which class is copied
-        self, model_class: Any, disable_autonaming: bool = False
-    ) -> Any:
+    def _base_of_models(self, model_class: Any, disable_autonaming: bool = False) -> Any:
         """Make ``db.Model`` as Flask-SQLAlchemy does. Sends nothing to the database.
 
         :param model_class: The class passed to the extension.
@@ -56,9 +63,7 @@ class DeclarativeBaseMixin(_Extension):
         :returns: The base class of the models.
         """
         with _undecorated(model_class):
-            return super()._make_declarative_base(  # private: as above
-                model_class, disable_autonaming=disable_autonaming
-            )
+            return super()._base_of_models(model_class, disable_autonaming)
 
 
 @contextmanager

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import MetaData, exc
 from sqlalchemy.orm import scoped_session
 
 from ...filter_by_or_create import filter_by_or_create
+from ._private import extension_of
 from .declarative import DeclarativeBaseMixin
 
 T = TypeVar("T")
@@ -57,15 +57,11 @@ class FilterByOrCreate(Generic[T]):
         :param filters: The values to search for.
         :returns: The object, and ``True`` if it was created, ``False`` if it was found.
         """
-        # private: the one way from a model to the extension it belongs to
-        extension: SQLAlchemy = getattr(self.model, "__fsa__")  # noqa: B009
+        extension = extension_of(self.model)
+        assert extension is not None
         sessions: scoped_session[Any] = extension.session
         return filter_by_or_create(
-            sessions(),
-            self.model,
-            filters,
-            {} if defaults is None else defaults,
-            sessions.session_factory,
+            sessions(), self.model, filters, {} if defaults is None else defaults
         )
 
 
@@ -77,10 +73,9 @@ class FilterByOrCreateProperty:
 
 
 if TYPE_CHECKING:
-    # private: what Flask-SQLAlchemy says db.Model is
-    from flask_sqlalchemy.extension import _FSAModel  # pyright: ignore[reportPrivateUsage]
+    from ._private import ModelBase
 
-    class ModelThatCreates(_FSAModel):
+    class ModelThatCreates(ModelBase):
         """``db.Model``, as type checkers see it."""
 
         filter_by_or_create: ClassVar[FilterByOrCreateProperty]
@@ -112,15 +107,13 @@ class FilterByOrCreateMixin(DeclarativeBaseMixin):
         """
         if metadata is not None:
             self._use_metadata(metadata)
-        if getattr(model, "__fsa__", None) is not self:
-            return self._make_declarative_base(model)  # private: as below
+        if extension_of(model) is not self:
+            return self._base_of_models(model)
         model.filter_by_or_create = FilterByOrCreateProperty()
         return model
 
-    def _make_declarative_base(  # private: Flask-SQLAlchemy makes `Model` here
-        self, model_class: Any, disable_autonaming: bool = False
-    ) -> Any:
-        model = super()._make_declarative_base(model_class, disable_autonaming)  # private: as above
+    def _base_of_models(self, model_class: Any, disable_autonaming: bool = False) -> Any:
+        model = super()._base_of_models(model_class, disable_autonaming)
         model.filter_by_or_create = FilterByOrCreateProperty()
         return model
 

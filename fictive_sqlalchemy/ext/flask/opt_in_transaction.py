@@ -10,8 +10,6 @@ from weakref import WeakKeyDictionary
 import sqlalchemy
 from flask import Flask, has_app_context
 from flask.ctx import AppContext
-from flask.globals import app_ctx
-from flask_sqlalchemy import record_queries
 from flask_sqlalchemy.session import Session as FlaskSession
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError
@@ -23,6 +21,7 @@ from ..._core.session import OptInSession
 from ..._core.transactions import TRANSACTION_CONNECTIONS, TransactionConnections
 from ...scoped_session import OptInScopedSession
 from ...testing import isolate
+from ._private import current_app_context, record_queries_of
 from .atomic_requests import AtomicRequestsMixin, atomic_requests_of
 from .declarative import DeclarativeBaseMixin
 
@@ -139,11 +138,10 @@ class OptInTransactionMixin(AtomicRequestsMixin, DeclarativeBaseMixin):
             needed[0] if len(needed) == 1 else type(class_.__name__, tuple(needed), {})
         )
         is_scoped_by_us = "scopefunc" not in options
-        stock = super()._make_scoped_session(options)  # private: as below
+        stock = super()._session_of_extension(options)
         if not is_scoped_by_us:
             return OptInScopedSession(stock.session_factory, stock.registry.scopefunc)
-        context: Any = app_ctx
-        session = OptInScopedSession(stock.session_factory, context._get_current_object)
+        session = OptInScopedSession(stock.session_factory, current_app_context)
         # By the context itself: an id() comes again, and its session must not.
         session.registry.registry = WeakKeyDictionary[AppContext, Any]()
         return session
@@ -207,12 +205,10 @@ class OptInTransactionMixin(AtomicRequestsMixin, DeclarativeBaseMixin):
         """Return the session whose transaction a request is."""
         return self.session()
 
-    # private: Flask-SQLAlchemy 3 calls this where Flask-SQLAlchemy 2 called create_scoped_session
-    def _make_scoped_session(self, options: dict[str, Any]) -> OptInScopedSession[Any]:
+    def _session_of_extension(self, options: dict[str, Any]) -> OptInScopedSession[Any]:
         return self.create_scoped_session(options)
 
-    # private: Flask-SQLAlchemy 3 calls this where Flask-SQLAlchemy 2 called create_engine
-    def _make_engine(self, bind_key: str | None, options: dict[str, Any], app: Flask) -> Engine:
+    def _engine_of_bind(self, bind_key: str | None, options: dict[str, Any], app: Flask) -> Engine:
         options = dict(options)
         config = cast("Mapping[str, Any]", app.config)
         if bind_key is not None and "replicas" in options:
@@ -227,6 +223,5 @@ class OptInTransactionMixin(AtomicRequestsMixin, DeclarativeBaseMixin):
         engine = self.create_engine(options.pop("url"), options)
         if isinstance(engine, OptInEngine) and config.get("SQLALCHEMY_RECORD_QUERIES"):
             for replica in engine.replicas:
-                # private: Flask-SQLAlchemy listens to the engines that it knows of
-                record_queries._listen(replica)  # pyright: ignore[reportPrivateUsage]
+                record_queries_of(replica)
         return engine

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary, WeakSet
 
-from flask import Flask, current_app
+from flask import Flask, current_app, has_app_context
 from flask.ctx import AppContext
-from flask.globals import app_ctx
 from sqlalchemy.orm import Session, sessionmaker
 from werkzeug.local import LocalProxy
 
 from ...scoped_session import OptInScopedSession
+from ._private import current_app_context
 from .atomic_requests import AtomicRequestsMixin, atomic_requests_of
 
 S = TypeVar("S", bound=Session)
@@ -57,14 +57,13 @@ class flask_scoped_session(AtomicRequestsMixin, OptInScopedSession[S]):
         self.remove()
 
     def _scope(self) -> AppContext:
-        if not app_ctx:
+        if not has_app_context():
             raise RuntimeError(
                 "This session is that of an application context, and there is none: put the code "
                 "into `with app.app_context():`, or use a session of your own, "
                 "`with session_factory() as session:`."
             )
-        proxy: Any = app_ctx
-        context: AppContext = proxy._get_current_object()
+        context = current_app_context()
         if context.app not in self._apps:
             raise AttributeError(_not_initialised(context.app))
         return context

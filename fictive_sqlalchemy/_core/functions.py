@@ -1,0 +1,75 @@
+"""What may be decorated or called back: a function that has done its work when it returns."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from typing import Any, cast
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Return the name of a function for an error message: ``transfer()``.
+
+    :param function: The function.
+    """
+    return f"{getattr(function, '__name__', repr(function))}()"
+
+
+def runs_later(function: Any) -> bool:
+    """Tell whether a call only makes what is to be awaited, or read, later.
+
+    :param function: The function.
+    """
+    return (
+        inspect.iscoroutinefunction(function)
+        or inspect.isgeneratorfunction(function)
+        or inspect.isasyncgenfunction(function)
+    )
+
+
+def check_function(function: Any, decorator: str, takes: str = "options by their names") -> None:
+    """Refuse to decorate what is no function, or a generator, which runs after its call.
+
+    An ``async def`` function runs later as well. It is for the decorator to await or refuse.
+
+    :param function: What is decorated.
+    :param decorator: By what.
+    :param takes: What the decorator itself takes.
+    :raises TypeError: if it can't be.
+    """
+    if inspect.isclass(function):
+        raise TypeError(
+            f"{decorator} does not decorate classes: decorate the methods that need it."
+        )
+    if isinstance(function, (classmethod, staticmethod, property)):
+        raise TypeError(
+            f"Put {decorator} next to the function, below @classmethod, @staticmethod and "
+            "@property."
+        )
+    if not callable(function):
+        raise TypeError(f"{decorator} decorates a function, and takes {takes}, not {function!r}.")
+    if runs_later(function) and not inspect.iscoroutinefunction(function):
+        raise TypeError(
+            f"{name_of(function)} is a generator, and {decorator} would have ended before its body "
+            "runs. Collect the rows inside a function that is decorated, and yield outside."
+        )
+
+
+def finished(result: Any, function: Callable[..., Any], decorator: str) -> Any:
+    """Return what a decorated function has returned.
+
+    :param result: It.
+    :param function: The function.
+    :param decorator: By what it is decorated.
+    :raises TypeError: if that is code which would run after the block.
+    """
+    if isinstance(result, (Generator, Coroutine, AsyncGenerator)):
+        kind = type(cast(object, result)).__name__
+        if not isinstance(result, AsyncGenerator):  # which has not begun, and needs no end
+            result.close()
+        raise TypeError(
+            f"{name_of(function)} returned a {kind}, whose code would run after the end of "
+            f"{decorator}: return a list, or make it an `async def` function. Nothing of this "
+            "block was stored."
+        )
+    return result

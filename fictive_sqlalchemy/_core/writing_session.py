@@ -1,0 +1,188 @@
+"""The calls of a session that may write."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import TextClause, exc
+from sqlalchemy.orm import object_mapper
+from sqlalchemy.orm.exc import FlushError
+from sqlalchemy.sql import visitors
+
+from .sql import evidently_writes
+from .states import INSIDE, SessionStates, is_opt_in
+from .writes import Kind, WritingCall
+
+
+class WritingSession(SessionStates):
+    """A session each of whose calls that may write goes the way of :mod:`.writes`."""
+
+    def flush(self, objects: Any = None) -> None:
+        """Store what is waiting. Outside it is one transaction, committed when the call returns.
+
+        With ``begin_on_write=True`` it begins the transaction outside, which stays open.
+
+        :param objects: Store these alone. Deprecated since SQLAlchemy 2.1.
+        :raises Exception: what the database says. Outside, nothing is stored then, and the
+            session is usable at once.
+        """
+        flush: Any = super().flush
+        arguments = () if objects is None else (objects,)
+        if self.is_inside or self.is_clean():
+            try:
+                flush(*arguments)
+            except BaseException as error:
+                self._note_failure(error)
+                raise
+            return
+        with WritingCall(self, Kind.FLUSH if objects is None else Kind.STATEMENT) as call:
+            call.has_flushed = call.kind is not Kind.ALONE
+            self.begin_implicitly()
+            flush(*arguments)
+
+    def _note_failure(self, error: BaseException) -> None:
+        innermost = self.innermost()
+        if innermost is not None and not innermost.is_active:
+            innermost.failure = error
+
+    # Statements
+
+    if not TYPE_CHECKING:  # the overloads of the base class say it better
+
+        def execute(self, statement, params=None, **kwargs):
+            """Execute a statement; outside it stands alone, see :meth:`.OptInConnection.execute`.
+
+            Outside, a call that may send several writing statements is one transaction, all or
+            nothing. So is a write before which SQLAlchemy flushes what waits: two writes keep
+            their order.
+            """
+            if self._state is INSIDE:
+                return super().execute(statement, params, **kwargs)
+            writing = self._writing(statement, params, kwargs)
+            if writing is None:
+                return super().execute(statement, params, **kwargs)
+            with writing:
+                return super().execute(statement, params, **kwargs)
+
+        def scalar(self, statement, params=None, **kwargs):
+            """Execute a statement as :meth:`execute` does; return the first value."""
+            if self._state is INSIDE:
+                return super().scalar(statement, params, **kwargs)
+            writing = self._writing(statement, params, kwargs)
+            if writing is None:
+                return super().scalar(statement, params, **kwargs)
+            with writing:
+                return super().scalar(statement, params, **kwargs)
+
+        def scalars(self, statement, params=None, **kwargs):
+            """Execute a statement as :meth:`execute` does; return the first value of each row."""
+            if self._state is INSIDE:
+                return super().scalars(statement, params, **kwargs)
+            writing = self._writing(statement, params, kwargs)
+            if writing is None:
+                return super().scalars(statement, params, **kwargs)
+            with writing:
+                return super().scalars(statement, params, **kwargs)
+
+    def _writing(self, statement: Any, params: Any, kwargs: dict[str, Any]) -> WritingCall | None:
+        """Return what surrounds one statement outside, if it may write."""
+        if not getattr(statement, "is_dml", False):
+            if not isinstance(params, (list, tuple)) and (
+                self.is_clean() or not _writes(statement)
+            ):
+                return None
+        elif params or "dml_strategy" in {
+            **statement.get_execution_options(),
+            **(kwargs.get("execution_options") or {}),
+        }:
+            # SQLAlchemy may take it for a bulk call, which goes to the SessionTransaction.
+            self.autobegun()
+        return WritingCall(self, Kind.STATEMENT)
+
+    def bulk_save_objects(self, objects: Iterable[object], *args: Any, **kwargs: Any) -> None:
+        """As SQLAlchemy's; outside it is one transaction, all or nothing.
+
+        What waits in the session goes on waiting, whatever happens.
+        """
+        with self._bulk():
+            super().bulk_save_objects(objects, *args, **kwargs)
+
+    def bulk_insert_mappings(
+        self, mapper: Any, mappings: Iterable[dict[str, Any]], *args: Any, **kwargs: Any
+    ) -> None:
+        """As SQLAlchemy's; outside it is one transaction, all or nothing.
+
+        What waits in the session goes on waiting, whatever happens.
+        """
+        with self._bulk():
+            super().bulk_insert_mappings(mapper, mappings, *args, **kwargs)
+
+    def bulk_update_mappings(self, mapper: Any, mappings: Iterable[dict[str, Any]]) -> None:
+        """As SQLAlchemy's; outside it is one transaction, all or nothing.
+
+        What waits in the session goes on waiting, whatever happens.
+        """
+        with self._bulk():
+            super().bulk_update_mappings(mapper, mappings)
+
+    def _bulk(self) -> AbstractContextManager[object]:
+        if self.is_inside:
+            return _NOTHING
+        return WritingCall(self, Kind.ALONE if self.is_outside else Kind.STATEMENT)
+
+    def store_alone(self, objects: Collection[object]) -> None:
+        """Store these objects alone; outside, a failure leaves all else as it is.
+
+        As ``commit()`` does, it flushes again what listeners have changed after the flush.
+
+        :param objects: Objects that wait. They are read after the ``before_flush`` listeners have
+            been called, so that a collection may include what these change.
+        :raises Exception: what the database says.
+        """
+        with self._bulk():
+            self.flush_only(objects)
+            for _ in range(100):
+                waiting = self.new | self.dirty | self.deleted
+                if not any(instance in waiting for instance in objects):
+                    return
+                self.flush_only(objects)
+            raise FlushError(
+                "store_alone() has flushed 100 times, and something still waits: does an "
+                "after_flush() listener create new objects each time?"
+            )
+
+    def refresh(
+        self,
+        instance: object,
+        attribute_names: Iterable[str] | None = None,
+        with_for_update: Any = None,
+    ) -> None:
+        """As SQLAlchemy's.
+
+        :raises sqlalchemy.exc.InvalidRequestError: for ``with_for_update`` outside. Nothing is
+            sent, and changes to the object are kept.
+        """
+        if (
+            with_for_update
+            and not self.is_inside
+            and not self.begins_on_write
+            and is_opt_in(self.get_bind(object_mapper(instance)))
+        ):
+            raise exc.InvalidRequestError(
+                "refresh(with_for_update=…) outside a transaction protects nothing, for the lock "
+                "would be gone with the statement: put it and what depends on it into "
+                "`with session.begin():`. Nothing was sent."
+            )
+        super().refresh(instance, attribute_names, with_for_update)
+
+
+_NOTHING: AbstractContextManager[None] = nullcontext()
+
+
+def _writes(statement: Any) -> bool:
+    """Tell whether a statement writes that is no INSERT, UPDATE or DELETE of SQLAlchemy's."""
+    if isinstance(statement, TextClause):
+        return evidently_writes(str(statement))
+    return any(getattr(part, "is_dml", False) for part in visitors.iterate(statement))

@@ -1,0 +1,64 @@
+"""A connection is lost inside a block, and the block goes on: the error at its end says why."""
+
+# ruff: noqa: PT012 (what is lost, and when, takes several statements)
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
+
+from fictive_sqlalchemy import OptInSession
+from tests.library import Author, Onlooker
+from tests.wire import Message, WireProxy
+
+pytestmark = pytest.mark.xfail(reason="Row 26 of the contract: the cause is not kept yet.")
+
+
+def cut_at(wire: WireProxy, verb: str) -> None:
+    """Cut the connection when a statement with this first word is sent."""
+
+    def cut_where(message: Message) -> Literal["before"] | None:
+        return "before" if message.verb == verb else None
+
+    wire.cut_where = cut_where
+
+
+def test_a_loss_at_the_rollback_of_a_savepoint(
+    session: OptInSession, wire: WireProxy, onlooker: Onlooker
+) -> None:
+    with pytest.raises(PendingRollbackError) as caught, session.begin():
+        with pytest.raises(ZeroDivisionError), session.begin_nested():
+            session.execute(sa.insert(Author).values(name="one"))
+            cut_at(wire, "ROLLBACK TO")
+            raise ZeroDivisionError
+        session.execute(sa.insert(Author).values(name="two"))
+    assert isinstance(caught.value.__cause__, DBAPIError)
+    assert onlooker.names() == []
+
+
+def test_a_loss_that_was_caught_before_another_statement(
+    session: OptInSession, wire: WireProxy, onlooker: Onlooker
+) -> None:
+    with pytest.raises(PendingRollbackError) as caught, session.begin():
+        session.execute(sa.insert(Author).values(name="one"))
+        cut_at(wire, "SELECT")
+        with pytest.raises(DBAPIError):
+            session.execute(sa.text("SELECT 1"))
+        session.execute(sa.insert(Author).values(name="two"))
+    assert isinstance(caught.value.__cause__, DBAPIError)
+    assert onlooker.names() == []
+
+
+def test_a_loss_that_was_caught_before_the_end(
+    session: OptInSession, wire: WireProxy, onlooker: Onlooker
+) -> None:
+    with pytest.raises(PendingRollbackError) as caught, session.begin():
+        session.execute(sa.insert(Author).values(name="one"))
+        cut_at(wire, "SELECT")
+        with pytest.raises(DBAPIError):
+            session.execute(sa.text("SELECT 1"))
+    assert isinstance(caught.value.__cause__, DBAPIError)
+    assert onlooker.names() == []
