@@ -542,8 +542,8 @@ def _may_store_none_otherwise(attribute: Any) -> bool:
     return isinstance(column, Column) and (
         column.default is not None
         or column.server_default is not None
-        or column.type.should_evaluate_none  # JSON
-        or isinstance(column.type, TypeDecorator)
+        or cast(Any, column).type.should_evaluate_none  # JSON
+        or isinstance(cast(Any, column).type, TypeDecorator)
     )
 
 

@@ -31,7 +31,7 @@ from .connection_transactions import (
     OptInTransaction,
     OptInTwoPhaseTransaction,
 )
-from .errors import NOTHING_STORED, close_lost_cursor, sqlstate
+from .errors import LOST_INSIDE, NOTHING_STORED, close_lost_cursor, explain, sqlstate
 from .options import TransactionOptions, split_options, without_autocommit
 from .resting import RestingEngine
 from .results import UnreadResults
@@ -101,9 +101,6 @@ class OptInConnection(ConnectionHooks):
 
     begins_on_write: bool
     """Whether a statement that writes begins a transaction of the session that has it."""
-
-    has_streamed: bool
-    """Whether it has had a cursor on the server that outlives its statement."""
 
     def __init__(self, engine: RestingEngine, owner: Owner | None = None) -> None:
         # Before super().__init__(), whose events may use it already.
@@ -275,13 +272,25 @@ class OptInConnection(ConnectionHooks):
             cause is the error of that statement.
         """
         held = self.held
-        if held is not None and self.engine.switch.aborted(held.dbapi_connection):
+        if held is None:
+            if self._failure is not None:
+                raise exc.PendingRollbackError(LOST_INSIDE) from self._failure
+        elif self.engine.switch.aborted(held.dbapi_connection):
             raise exc.PendingRollbackError(NOTHING_STORED) from self._failure
 
-    def note_failure(self, error: exc.DBAPIError) -> None:
+    def on_error(self, error: exc.DBAPIError, cursor: Any) -> None:
+        if error.connection_invalidated:
+            close_lost_cursor(cursor)
+        explain(error, self)
+        if self.is_inside():
+            self._note_failure(error)
+
+    def _note_failure(self, error: exc.DBAPIError) -> None:
         """Note the error that has aborted the open transaction; say it again with later ones."""
         held = self.held
-        if held is None or not self.engine.switch.aborted(held.dbapi_connection):
+        if not error.connection_invalidated and (
+            held is None or not self.engine.switch.aborted(held.dbapi_connection)
+        ):
             return
         if self._failure is None:
             self._failure = error
@@ -293,8 +302,9 @@ class OptInConnection(ConnectionHooks):
             )
 
     def forget_failure(self) -> None:
-        """Go on after a savepoint was rolled back, which undoes the abort."""
-        self._failure = None
+        """Go on after a savepoint was rolled back, which undoes the abort, but no loss."""
+        if self.held is not None:
+            self._failure = None
 
     # A DBAPI connection that was lost
 
@@ -449,9 +459,8 @@ class OptInConnection(ConnectionHooks):
                 )
         try:
             return call(statement, parameters, execution_options=execution_options)
-        except exc.DBAPIError as error:
-            self.note_failure(error)
-            raise
+        except exc.PendingRollbackError as error:  # the connection was lost before
+            raise error from self._failure
 
     def _transaction_around_call(self) -> AbstractContextManager[object]:
         """Return what surrounds a call that may send several writing statements."""

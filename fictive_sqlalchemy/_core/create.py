@@ -15,7 +15,6 @@ from .autocommit import HELD_CURSORS, STARTED_WITH, USED_BY, switch_for
 from .busy import close_if_busy
 from .drivers import with_installed_driver
 from .engine import OptInEngine
-from .errors import explain_errors
 from .forks import leave_to_parent
 from .options import TransactionOptions, split_options
 from .prepared import prepare_anew
@@ -98,7 +97,6 @@ def _opt_in(
     options.check(engine.dialect)
     guard_statements_outside(engine.dialect)
     prepare_anew(engine.dialect)
-    explain_errors(engine)
     close_if_busy(engine, switch)
 
     # First of all listeners: SQLAlchemy's own read from the database.

@@ -14,8 +14,9 @@ import inspect
 from collections.abc import Collection, Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from sqlalchemy import exc
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.orm.attributes import instance_state
@@ -47,10 +48,28 @@ class ConnectionHooks(Connection):
     def _safe_close_cursor(self, cursor: Any) -> None:
         # The one place that is told when a result has been read to its end, or is closed.
         super()._safe_close_cursor(cursor)
-        self.on_cursor_closed(cursor)
+        if self.has_streamed or not getattr(cursor, "closed", True):
+            self.on_cursor_closed(cursor)
+
+    has_streamed: bool
+    """Whether it has had a cursor on the server that outlives its statement."""
 
     def on_cursor_closed(self, cursor: Any) -> None:
-        """A result has been read to its end, or was closed."""
+        """A stream was read to its end or closed, or a cursor is left open."""
+
+    def _handle_dbapi_exception(
+        self, e: BaseException, statement: Any, parameters: Any, cursor: Any, *args: Any, **kw: Any
+    ) -> NoReturn:
+        # Each error of the driver passes here. With a listener to "handle_error", which is public,
+        # SQLAlchemy would look for listeners several times for each statement that succeeds.
+        try:
+            super()._handle_dbapi_exception(e, statement, parameters, cursor, *args, **kw)
+        except exc.DBAPIError as error:
+            self.on_error(error, cursor)
+            raise
+
+    def on_error(self, error: exc.DBAPIError, cursor: Any) -> None:
+        """The driver has raised an error, which SQLAlchemy is about to raise as its own."""
 
     def _log_info(self, message: str, *arg: Any, **kw: Any) -> None:
         # SQLAlchemy logs BEGIN when it may be sent later, and COMMIT where nothing was sent.
