@@ -62,6 +62,10 @@ class Fails(Exception):
         self.disconnect = disconnect
 
 
+class RawCursorFailed(Exception):
+    """The driver's own error, of a cursor that SQLAlchemy knows nothing of."""
+
+
 #: What a statement of the unit of work may end in: a broken rule, a lock, a row that is gone.
 WRITE_ERRORS = (exc.IntegrityError, exc.OperationalError, StaleDataError)
 
@@ -178,12 +182,24 @@ class Store:
 
 
 class Model:
-    """One session by the contract."""
+    """One session by the contract.
 
-    def __init__(self, store: Store, expire_on_commit: bool, autoflush: bool) -> None:
+    :param begins_on_write: Whether the first write outside begins a transaction that lasts.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        expire_on_commit: bool = True,
+        autoflush: bool = True,
+        begins_on_write: bool = False,
+    ) -> None:
         self.store = store
         self.expire_on_commit = expire_on_commit
         self.autoflush = autoflush
+        self.begins_on_write = begins_on_write
+        self.handed_out = False
+        """Whether the user has its connection, which joins each transaction at its begin."""
         self.things: list[Thing] = []
         self.identities: dict[int, Thing] = {}
         self.blocks: list[bool] = []
@@ -268,7 +284,8 @@ class Model:
     def exchange(self) -> None:
         """Send something inside and get an answer."""
         self.meet_disconnect()
-        self.sent = True
+        if not self.sent:
+            self.sent, self.dead = True, False  # nothing can be sent twice: it goes on with another
         if self.aborted:
             raise Fails(exc.DBAPIError)
 
@@ -283,6 +300,8 @@ class Model:
 
     def send(self, *, writes: bool = False) -> None:
         """Send one statement."""
+        if writes:
+            self.begin_implicitly()
         if not self.levels:
             if self.spent:
                 raise Fails(exc.InvalidRequestError)
@@ -295,9 +314,53 @@ class Model:
         if writes and self.read_only:
             raise Fails(exc.InvalidRequestError)
         self.exchange()
+        self.take_snapshot()
+
+    def take_snapshot(self) -> None:
         if self.repeatable and self.snapshot is None:
             self.snapshot = dict(self.store.rows)
             self.versions = dict(self.store.versions)
+
+    def connection(self) -> None:
+        """Hand the connection out."""
+        self.begin_implicitly()
+        if self.inside:
+            self.connect()
+        elif self.spent:
+            raise Fails(exc.InvalidRequestError)
+        self.handed_out = True
+
+    def send_raw(self) -> None:
+        """Send one statement on a cursor of the driver, of which the session knows nothing."""
+        if not self.inside:
+            return
+        if self.dead:
+            self.sent = True  # as far as the driver tells
+            raise Fails(RawCursorFailed, exc.InvalidRequestError)
+        self.sent = True
+        if self.aborted:
+            raise Fails(RawCursorFailed)
+        self.take_snapshot()
+
+    def execute_raw(self, writes: Callable[[], Any]) -> None:
+        """Write on a cursor of the driver: part of the transaction; outside it stands alone."""
+        self.send_raw()
+        try:
+            if self.read_only:
+                raise Fails
+            if self.inside:
+                writes()
+            else:
+                self.levels = [Level()]
+                try:
+                    writes()
+                    self.store.apply(self.levels[0].rows)
+                finally:
+                    self.levels = []
+        except Fails:
+            if self.inside:
+                self.abort()
+            raise Fails(RawCursorFailed) from None
 
     def abort(self) -> None:
         """A statement has failed: the server refuses all others until a rollback."""
@@ -345,11 +408,17 @@ class Model:
         if self.store.versions.get(number) != self.versions.get(number):
             raise Fails(*WRITE_ERRORS)
 
-    def execute(self, writes: Callable[[], Any]) -> None:
-        """One statement, or one call, that writes past the objects."""
-        if self.inside:
-            self.send(writes=True)
+    def execute(self, writes: Callable[[], Any], *, text: bool = False) -> None:
+        """One statement, or one call, that writes past the objects.
+
+        :param text: Whether it is SQL, which the server alone refuses in a read-only transaction.
+        """
+        if self.inside or self.begins_on_write:
+            self.begin_implicitly()
+            self.send(writes=not text)
             try:
+                if self.read_only:
+                    raise Fails(exc.DBAPIError)
                 writes()
             except Fails:
                 self.abort()
@@ -363,11 +432,44 @@ class Model:
         finally:
             self.levels = []
 
+    def flush_and_execute(
+        self, writes: Callable[[], Any], *, orm: bool, text: bool = False
+    ) -> None:
+        """The same, where SQLAlchemy flushes what waits before it: two writes keep their order.
+
+        :param orm: Whether the statement names a class.
+        :param text: As above.
+        """
+        flushes = self.autoflush and (orm or CORE_AUTOFLUSHES) and bool(self.waiting())
+        if flushes and not self.inside and not self.begins_on_write:
+            self.let_go(self.write_alone(expire=False, afterwards=lambda: self.execute(writes)))
+            return
+        self.autoflushes(orm=orm)
+        self.execute(writes, text=text)
+
+    def bulk(self, writes: Callable[[], Any]) -> None:
+        """A ``bulk_…()`` call: it flushes nothing, and fails as a flush does.
+
+        Outside, what waits goes on waiting, whatever happens.
+        """
+        if not self.usable:
+            raise Fails(exc.InvalidRequestError)
+        try:
+            self.execute(writes)
+        except Fails:
+            if self.inside:
+                self.roll_back_level()
+            raise
+
     # The unit of work
 
     def autoflushes(self, *, orm: bool = True) -> None:
-        if self.inside and self.autoflush and (orm or CORE_AUTOFLUSHES):
-            self.flush_inside()
+        """What comes before a statement, but for a write outside: see :meth:`flush_and_execute`."""
+        if self.autoflush and (orm or CORE_AUTOFLUSHES):
+            if self.inside:
+                self.flush_inside()
+            elif self.begins_on_write:
+                self.flush()
 
     def flush_inside(self) -> None:
         waiting = self.waiting()
@@ -473,7 +575,9 @@ class Model:
 
     # Transactions
 
-    def begin(self, *, level: str | None, read_only: bool | None, block: bool) -> None:
+    def begin(
+        self, *, level: str | None = None, read_only: bool | None = None, block: bool = False
+    ) -> None:
         self.levels = [Level()]
         self.store.open.append(self)
         self.repeatable = level in ("REPEATABLE READ", "SERIALIZABLE")
@@ -481,10 +585,26 @@ class Model:
         self.read_only = bool(read_only)
         if block:
             self.blocks.append(True)
+        if self.handed_out:
+            self.connect()
+
+    def begin_implicitly(self) -> None:
+        """What the first write does, with ``begin_on_write=True``."""
+        if not self.inside and self.begins_on_write:
+            if self.spent:
+                raise Fails(exc.InvalidRequestError)
+            self.begin()
 
     def begin_nested(self) -> None:
+        self.begin_implicitly()
         self.flush_inside()
         self.levels.append(Level())
+        if self.handed_out:
+            try:
+                self.connect()
+            except Fails:
+                self.roll_back_nested()
+                raise
         self.blocks.append(True)
 
     def commit_root(self, *, expire: bool) -> None:
@@ -534,12 +654,20 @@ class Model:
         if self.inside:
             self.flush_inside()
         elif self.waiting():
-            for thing in self.write_alone(expire=False):
-                thing.state = "detached"
+            if self.begins_on_write:
+                self.begin_implicitly()
+                self.flush_inside()
+                if not self.sent:
+                    self.end()  # what has changed has the values that it had
+            else:
+                self.let_go(self.write_alone(expire=False))
 
-    def write_alone(self, *, expire: bool) -> list[Thing]:
-        """flush() and commit() outside: one transaction.
+    def write_alone(
+        self, *, expire: bool, afterwards: Callable[[], Any] | None = None
+    ) -> list[Thing]:
+        """A call outside that flushes: one transaction, which ends with the call.
 
+        :param afterwards: What else belongs to the call.
         :returns: what it has deleted.
         """
         if self.spent:
@@ -547,14 +675,25 @@ class Model:
         self.levels = [Level()]
         try:
             self.flush_inside()
+            if afterwards is not None:
+                afterwards()
             deleted = self.levels[0].deleted
             self.commit_root(expire=expire)
         except Fails:
+            if self.levels and not self.levels[0].failed:
+                self.restore(self.levels[0], all_of_them=True)
             self.end()
             raise
         return deleted
 
+    def let_go(self, deleted: list[Thing]) -> None:
+        for thing in deleted:
+            thing.state = "detached"
+
     def commit(self) -> None:
+        if self.blocks and not self.begins_on_write:
+            raise Fails(exc.InvalidRequestError)
+        self.begin_implicitly()
         if not self.inside:
             self.write_alone(expire=self.expire_on_commit)
             return
@@ -638,6 +777,7 @@ class Model:
         # What is deleted and not committed stays in limbo, as in any SQLAlchemy session.
         self.things = [thing for thing in self.things if thing.state != "deleted"]
         self.identities.clear()
+        self.handed_out = False
         self.end()
         self.spend()
 

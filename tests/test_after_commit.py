@@ -106,13 +106,18 @@ def by_transaction(session: OptInSession) -> Generator[None]:
 
 @contextmanager
 def by_end_inside(session: OptInSession) -> Generator[None]:
-    with session.begin():
-        try:
-            yield
-        except Undo:
-            session.rollback()
-        else:
-            session.commit()
+    """As SQLAlchemy allows it, and so does a session with ``begin_on_write=True``."""
+    session.begins_on_write = True
+    try:
+        with session.begin():
+            try:
+                yield
+            except Undo:
+                session.rollback()
+            else:
+                session.commit()
+    finally:
+        session.begins_on_write = False
 
 
 def by_atomic(session: OptInSession) -> Any:

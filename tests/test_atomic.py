@@ -741,9 +741,9 @@ class TestOutOfOrder:
         inner.__enter__()
         add(session, "inner")
         with pytest.raises(InvalidRequestError, match="still open"):
-            outer.__exit__(None)
+            outer.__exit__(None, None, None)
         with pytest.raises(InvalidRequestError, match="ended inside"):
-            inner.__exit__(None)
+            inner.__exit__(None, None, None)
         assert onlooker.names() == []
         assert_usable(session, onlooker)
 
@@ -757,9 +757,9 @@ class TestOutOfOrder:
             add(session, "outer")
             inner.__enter__()
             with pytest.raises(InvalidRequestError, match="still open"):
-                outer.__exit__(None)
+                outer.__exit__(None, None, None)
             with pytest.raises(InvalidRequestError, match="ended inside"):
-                inner.__exit__(None)
+                inner.__exit__(None, None, None)
             add(session, "after")
         assert onlooker.names() == ["after", "before"]
         assert_usable(session, onlooker)

@@ -415,7 +415,7 @@ def test_an_interruption_at_any_line_leaves_nothing_behind(
         assert all(interrupter.has_raised for interrupter in interrupters[2:])
 
 
-@pytest.mark.parametrize("function", ["_connection_for_bind", "return_to_autocommit"])
+@pytest.mark.parametrize("function", ["provide_connection", "return_to_autocommit"])
 def test_an_interruption_on_the_way_out_and_back_leaves_a_session_that_can_go_on(
     url: str, onlooker: Onlooker, function: str
 ) -> None:

@@ -20,7 +20,7 @@ from fictive_sqlalchemy import (
     create_engine,
     engine_from_config,
 )
-from fictive_sqlalchemy._core import replicas
+from fictive_sqlalchemy._core import health
 from fictive_sqlalchemy.filter_by_or_create import filter_by_or_create
 from fictive_sqlalchemy.testing import isolate
 from tests.library import (
@@ -428,14 +428,14 @@ def test_reads_go_to_the_next_replica_and_at_last_to_the_primary(
 def test_a_replica_is_tried_again_after_a_while(
     engine: OptInEngine, replica: ReplicaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replicas, "RETRY_AFTER", 3600.0)  # longer than a restart can take
+    monkeypatch.setattr(health, "RETRY_AFTER", 3600.0)  # longer than a restart can take
     replica.shut_down("immediate")
     with OptInSession(engine) as session:
         assert not is_on_replica(session)
     replica.restart()
     with OptInSession(engine) as session:
         assert not is_on_replica(session)
-    monkeypatch.setattr(replicas, "RETRY_AFTER", 0.01)
+    monkeypatch.setattr(health, "RETRY_AFTER", 0.01)
     engine.replicas[0].health.note(up=True)
     engine.replicas[0].health.note(up=False)
     deadline = time.monotonic() + 30
@@ -448,13 +448,13 @@ def test_a_replica_is_tried_again_after_a_while(
 
 
 def test_only_one_at_a_time_finds_out_whether_a_replica_is_back() -> None:
-    health = replicas.Health()
-    health.note(up=False)
-    assert not health.may_be_tried()
-    health._down_until = time.monotonic()
-    assert [health.may_be_tried() for _ in range(3)] == [True, False, False]
-    health.note(up=True)
-    assert [health.may_be_tried() for _ in range(3)] == [True, True, True]
+    one = health.Health()
+    one.note(up=False)
+    assert not one.may_be_tried()
+    one._down_until = time.monotonic()
+    assert [one.may_be_tried() for _ in range(3)] == [True, False, False]
+    one.note(up=True)
+    assert [one.may_be_tried() for _ in range(3)] == [True, True, True]
 
 
 def test_a_replica_that_dies_between_two_reads_is_no_error(
@@ -497,7 +497,7 @@ def test_a_read_that_is_cut_off_raises_and_the_next_one_goes_elsewhere(
 def test_threads_go_on_while_a_replica_dies_and_comes_back(
     two: OptInEngine, replica: ReplicaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replicas, "RETRY_AFTER", 0.05)
+    monkeypatch.setattr(health, "RETRY_AFTER", 0.05)
     stop = threading.Event()
     places: list[bool] = []
     errors: list[Exception] = []

@@ -36,17 +36,30 @@ from sqlalchemy.pool import NullPool, QueuePool, SingletonThreadPool, StaticPool
 
 from fictive_sqlalchemy import (
     TRANSACTION_CONNECTIONS,
+    OptInConnection,
     OptInEngine,
     OptInSession,
     create_engine,
 )
 from tests.connections import Connections
-from tests.model import ATTRIBUTES, Base, Fails, Item, Level, Model, Row, Store, Thing
+from tests.model import (
+    ATTRIBUTES,
+    Base,
+    Fails,
+    Item,
+    Level,
+    Model,
+    RawCursorFailed,
+    Row,
+    Store,
+    Thing,
+)
 from tests.postgres import PostgresServer
 
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "150"))
 STEPS = int(os.environ.get("MODEL_STEPS", "40"))
 SEED = os.environ.get("MODEL_SEED")
+SHRINKS = os.environ.get("MODEL_SHRINKS", "1") == "1"
 
 #: Who waits longer than this for a lock gets an error, so that one thread can play all parts.
 LOCK_TIMEOUT = 10
@@ -121,6 +134,8 @@ amount = st.sampled_from((0, 1, 2, 3, 4, 5, 6, 7, -1))
 class Sessions(RuleBasedStateMachine):
     """Two sessions, the model of each, and the steps."""
 
+    begin_on_write = False
+
     def __init__(self, fixture: Fixture) -> None:
         super().__init__()
         self.driver, self.control, self.engines = fixture
@@ -130,6 +145,7 @@ class Sessions(RuleBasedStateMachine):
         self.sessions: list[OptInSession] = []
         self.blocks: list[list[Any]] = []
         self.streams: list[Stream | None] = []
+        self.handed_out: list[OptInConnection | None] = []
         self.query("DELETE FROM item")
 
     @initialize(
@@ -143,12 +159,18 @@ class Sessions(RuleBasedStateMachine):
         self.engine, self.connections = self.engines[pool]
         self.connections.killed.clear()
         for _ in range(1 if pool in SHARED else 2):
-            self.models.append(Model(self.store, expire_on_commit, autoflush))
+            self.models.append(Model(self.store, expire_on_commit, autoflush, self.begin_on_write))
             self.sessions.append(
-                OptInSession(self.engine, expire_on_commit=expire_on_commit, autoflush=autoflush)
+                OptInSession(
+                    self.engine,
+                    expire_on_commit=expire_on_commit,
+                    autoflush=autoflush,
+                    begin_on_write=self.begin_on_write,
+                )
             )
             self.blocks.append([])
             self.streams.append(None)
+            self.handed_out.append(None)
         for _ in range(rows):
             row = Row(self.next(), "abcdefg"[self.last - 1], 5)
             self.query("INSERT INTO item VALUES (%s, %s, %s)", *row)
@@ -205,7 +227,7 @@ class Sessions(RuleBasedStateMachine):
         who=who,
         number=number,
         change=st.one_of(name, amount, st.none()),
-        kind=kinds(core=1, connection=1, orm=2, unsynchronized=1),
+        kind=kinds(core=2, text=1, connection=1, orm=3, query=1, unsynchronized=1, criteria=1),
     )
     def write_one(self, who: int, number: int, change: Change, kind: str) -> None:
         self.write_row(who, self.row(who, number), change, kind)
@@ -214,7 +236,8 @@ class Sessions(RuleBasedStateMachine):
         who=who,
         rows=st.lists(st.tuples(name, amount), min_size=1, max_size=3),
         numbers=st.lists(number, min_size=2, max_size=3, unique=True),
-        kind=kinds(core=1, orm=1, returning=1, mappings=1, objects=1, connection=1, driver=1)
+        kind=kinds(core=2, orm=1, plain=1, returning=1, mappings=1, objects=1)
+        | kinds(connection=1, driver=1)
         | st.just("update"),
     )
     def write_many(
@@ -238,6 +261,21 @@ class Sessions(RuleBasedStateMachine):
             self.write_elsewhere(number, change, kind == "new")
         else:
             self.write_on_engine(rows, kind)
+
+    @rule(
+        who=who,
+        number=number,
+        amount=amount,
+        kind=kinds(hand_out=2, read=1, write=2, raw_read=1, raw_write=3, raw_fail=1),
+    )
+    def use_connection(self, who: int, number: int, amount: int, kind: str) -> None:
+        """What is done with a connection that the session has handed out before."""
+        if kind == "hand_out":
+            self.hand_out(who)
+        elif kind in ("read", "write"):
+            self.use_handed_out(who, self.row(who, number), amount, kind == "write")
+        else:
+            self.use_raw_cursor(who, self.row(who, number), amount, kind)
 
     @rule(who=who)
     def enter_block(self, who: int) -> None:
@@ -483,7 +521,9 @@ class Sessions(RuleBasedStateMachine):
             return [tuple(row) for row in result]
 
         def modelled(_: Any) -> list[Row]:
-            if kind not in ("driver", "connection"):
+            if kind in ("driver", "connection"):
+                model.connection()
+            else:
                 model.autoflushes(orm=kind == "orm")
             model.send()
             return model.rows()
@@ -500,9 +540,10 @@ class Sessions(RuleBasedStateMachine):
         )
 
         def modelled(real: Item | None) -> Item | None:
-            if not model.inside:
+            if not model.inside and not model.begins_on_write:
                 raise Fails(exc.InvalidRequestError)
             model.autoflushes()
+            model.begin_implicitly()
             model.send()
             try:
                 if model.read_only:
@@ -616,26 +657,36 @@ class Sessions(RuleBasedStateMachine):
     def write_row(self, who: int, number: int, change: Change, kind: str) -> None:
         """One UPDATE, or a DELETE."""
         who, session, model = self.pick(who)
-        entity: Any = Item if kind in ("orm", "unsynchronized") else TABLE
-        identity = entity.id if kind in ("orm", "unsynchronized") else entity.c.id
+        orm = kind in ("orm", "unsynchronized", "query")
+        entity: Any = Item if orm else TABLE
+        identity = entity.id if orm else entity.c.id
+        criteria: Any = identity == number
+        if kind == "criteria":  # a statement of the core whose criteria are of the ORM
+            criteria = identity.in_(sa.select(Item.id).where(Item.id == number))
         attribute = "name" if isinstance(change, str) else "amount"
         statement: Any
-        if change is None:
-            statement = sa.delete(entity).where(identity == number)
+        if kind == "text" and change is not None:
+            statement = sa.text(f"UPDATE item SET {attribute} = :change WHERE id = :id")
+        elif kind == "text":
+            statement = sa.text("DELETE FROM item WHERE id = :id")
+        elif change is None:
+            statement = sa.delete(entity).where(criteria)
         else:
-            statement = sa.update(entity).where(identity == number).values({attribute: change})
+            statement = sa.update(entity).where(criteria).values({attribute: change})
         if kind == "unsynchronized":
             statement = statement.execution_options(synchronize_session=False)
+        parameters = {"id": number, "change": change} if kind == "text" else None
 
         def real() -> int:
+            if kind == "query":
+                query = session.query(Item).filter(criteria)
+                return query.delete() if change is None else query.update({attribute: change})
             on: Any = session.connection() if kind == "connection" else session
-            result = on.execute(statement)
+            result = on.execute(statement, parameters)
             count: int = result.rowcount
             return count
 
         def modelled(_: Any) -> int:
-            if kind != "connection":
-                model.autoflushes(orm=kind != "core")
             count = 0
 
             def writes() -> None:
@@ -645,8 +696,13 @@ class Sessions(RuleBasedStateMachine):
                     return
                 count += model.write(number, row.changed(change))
 
-            model.execute(writes)
-            if kind == "orm":
+            if kind == "connection":
+                model.connection()
+                model.execute(writes)
+            else:
+                orm = kind not in ("core", "text")
+                model.flush_and_execute(writes, orm=orm, text=kind == "text")
+            if kind in ("orm", "query"):
                 thing = model.identities.get(number)
                 if change is not None:
                     model.synchronize(number, attribute, change)
@@ -659,9 +715,10 @@ class Sessions(RuleBasedStateMachine):
     def insert_many(self, who: int, given: list[tuple[str, int]], kind: str) -> None:
         """Several rows in one call: all of them or none."""
         who, session, model = self.pick(who)
+        if kind == "plain":
+            given = given[:1]
         rows = [Row(self.next(), *row) for row in given]
         dicts = [row._asdict() for row in rows]
-        bulk = kind in ("mappings", "objects")
 
         def real() -> Any:
             if kind == "mappings":
@@ -676,6 +733,9 @@ class Sessions(RuleBasedStateMachine):
                     f"INSERT INTO item VALUES ({placeholders})", dicts
                 )
                 return None
+            if kind == "plain":  # a dictionary, and no list of them
+                session.execute(sa.insert(Item), dicts[0])
+                return None
             on: Any = session.connection() if kind == "connection" else session
             on.execute(sa.insert(Item if kind == "orm" else TABLE), dicts)
             return None
@@ -685,22 +745,13 @@ class Sessions(RuleBasedStateMachine):
                 model.write(row.id, row, new=True)
 
         def modelled(_: Any) -> Any:
-            if kind in ("core", "orm", "returning"):
-                model.autoflushes(orm=kind != "core")
-            if bulk and model.spent:
-                raise Fails(exc.InvalidRequestError)
-            if bulk and model.inside and not model.usable:
-                raise Fails(exc.InvalidRequestError)
-            try:
-                if kind == "driver" and model.read_only:
-                    model.send()
-                    model.abort()
-                    raise Fails(exc.DBAPIError)
-                model.execute(writes)
-            except Fails:
-                if bulk and model.inside:
-                    model.roll_back_level()
-                raise
+            if kind in ("mappings", "objects"):
+                model.bulk(writes)
+            elif kind not in ("driver", "connection"):
+                model.flush_and_execute(writes, orm=kind != "core")
+            else:
+                model.connection()
+                model.execute(writes, text=kind == "driver")
             return [row.id for row in rows] if kind == "returning" else None
 
         self.both(who, real, modelled)
@@ -721,16 +772,101 @@ class Sessions(RuleBasedStateMachine):
                 model.write(values["id"], row._replace(amount=values["amount"]))
 
         def modelled(_: Any) -> None:
-            if model.spent or not model.usable:
-                raise Fails(exc.InvalidRequestError)
-            try:
-                model.execute(writes)
-            except Fails:
-                if model.inside:
-                    model.roll_back_level()
-                raise
+            model.bulk(writes)
 
         self.both(who, lambda: session.bulk_update_mappings(sa.inspect(Item), dicts), modelled)
+
+    # Steps: a connection that was handed out
+
+    def hand_out(self, who: int) -> None:
+        who, session, model = self.pick(who)
+
+        def modelled(connection: Any) -> Any:
+            model.connection()
+            return connection
+
+        connection = self.both(who, session.connection, modelled)
+        if connection is not None:
+            self.handed_out[who] = connection
+
+    def connection(self, who: int) -> OptInConnection | None:
+        """The connection that the session has handed out, if it can still be used."""
+        model, connection = self.models[who], self.handed_out[who]
+        if connection is None or connection.closed or not model.usable:
+            return None
+        return connection
+
+    def use_handed_out(self, who: int, number: int, amount: int, writes: bool) -> None:
+        who, _, model = self.pick(who)
+        connection = self.connection(who)
+        if connection is None:
+            return
+        if not writes:
+            select = sa.select(*COLUMNS).order_by(TABLE.c.id)
+
+            def modelled(_: Any) -> list[Row]:
+                model.send()
+                return model.rows()
+
+            self.both(who, lambda: [tuple(row) for row in connection.execute(select)], modelled)
+            return
+        update = sa.update(TABLE).where(TABLE.c.id == number).values(amount=amount)
+        self.both(
+            who,
+            lambda: connection.execute(update).rowcount,
+            lambda _: self.update(model, model.execute, number, amount),
+        )
+
+    def use_raw_cursor(self, who: int, number: int, amount: int, kind: str) -> None:
+        """A cursor of the driver, as pandas and psycopg's COPY use it."""
+        who, _, model = self.pick(who)
+        connection = self.connection(who)
+        if connection is None:
+            return
+        if not model.inside and self.connections.killed:
+            return  # SQLAlchemy does not see that the connection is lost
+        sql, parameters = {
+            "raw_read": ("SELECT id, name, amount FROM item ORDER BY id", ()),
+            "raw_write": ("UPDATE item SET amount = %s WHERE id = %s", (amount, number)),
+            "raw_fail": ("SELECT 1/0", ()),
+        }[kind]
+
+        def real() -> Any:
+            cursor: Any = connection.connection.cursor()
+            try:
+                cursor.execute(sql, parameters)
+                return cursor.rowcount if kind == "raw_write" else cursor.fetchall()
+            except Exception as error:
+                raise RawCursorFailed from error
+            finally:
+                with suppress(Exception):
+                    cursor.close()
+
+        def modelled(_: Any) -> Any:
+            if kind == "raw_write":
+                return self.update(model, model.execute_raw, number, amount)
+            model.send_raw()
+            if kind == "raw_read":
+                return model.rows()
+            if model.inside:
+                model.abort()
+            raise Fails(RawCursorFailed)
+
+        self.both(who, real, modelled)
+
+    def update(
+        self, model: Model, execute: Callable[[Callable[[], Any]], Any], number: int, amount: int
+    ) -> int:
+        count = 0
+
+        def writes() -> None:
+            nonlocal count
+            row = model.view().get(number)
+            if row is not None:
+                count += model.write(number, row.changed(amount))
+
+        execute(writes)
+        return count
 
     def write_elsewhere(self, number: int, change: Change, new: bool) -> None:
         """Another program writes, where it need not wait."""
@@ -822,7 +958,9 @@ class Sessions(RuleBasedStateMachine):
         who, session, model = self.pick(who)
         if len(model.levels) > 1 or (model.inside and not model.usable):
             return
-        inside, failed = model.inside, []
+        # As SQLAlchemy asks for, where the commit() is not refused.
+        must_roll_back = model.begins_on_write or (model.inside and not model.blocks)
+        failed: list[bool] = []
 
         def modelled(_: Any) -> None:
             try:
@@ -832,8 +970,7 @@ class Sessions(RuleBasedStateMachine):
                 raise
 
         self.both(who, session.commit, modelled)
-        if inside and failed:
-            # As SQLAlchemy asks for, where the transaction is not a block.
+        if must_roll_back and failed:
             self.both(who, session.rollback, lambda _: model.rollback())
 
     def rollback(self, who: int) -> None:
@@ -852,6 +989,9 @@ class Sessions(RuleBasedStateMachine):
                 raise Fails(exc.InvalidRequestError, exc.ArgumentError)
             if refused:
                 raise Fails(exc.ArgumentError)
+            if kind == "nested" and model.begins_on_write:
+                model.begin_nested()
+                return ANYTHING
             if kind == "nested":
                 model.flush()
             model.begin(level=level, read_only=options.get("read_only"), block=kind != "plain")
@@ -898,7 +1038,7 @@ class Sessions(RuleBasedStateMachine):
     def close(self, who: int, how: str) -> None:
         who, session, model = self.pick(who)
         self.drop_stream(who)
-
+        self.handed_out[who] = None
         self.both(who, getattr(session, how), lambda _: model.close())
 
     def give_back(self, who: int) -> None:
@@ -1042,18 +1182,40 @@ def machine(url: str, driver: str, server: PostgresServer) -> Iterator[Fixture]:
     gc.collect()  # while the filter above is in force
 
 
-def test_random_sequences_do_what_the_contract_says(machine: Fixture) -> None:
+class SessionsThatBeginOnWrite(Sessions):
+    """The same with ``begin_on_write=True``."""
+
+    begin_on_write = True
+
+
+def run(
+    machine: type[Sessions], fixture: Fixture, *, examples: int = EXAMPLES, seed_: int | None = None
+) -> None:
+    """Run a state machine; the seed that it was run with repeats what fails.
+
+    :param machine: One of the two classes above.
+    :param fixture: What :func:`machine` yields.
+    :param examples: How many sequences of steps.
+    :param seed_: The seed; the same sequences each time if it is left out.
+    """
     profile = settings(
-        max_examples=EXAMPLES,
+        max_examples=examples,
         stateful_step_count=STEPS,
         deadline=None,
         database=None,
-        derandomize=SEED is None,
+        derandomize=seed_ is None,
         print_blob=False,
-        phases=(Phase.generate, Phase.shrink),
+        phases=(Phase.generate, Phase.shrink) if SHRINKS else (Phase.generate,),
         suppress_health_check=(HealthCheck.too_slow, HealthCheck.data_too_large),
     )
-    run: Any = lambda: Sessions(machine)  # noqa: E731
-    if SEED is not None:
-        run = seed(int(SEED))(run)
-    run_state_machine_as_test(run, settings=profile)
+    make: Any = lambda: machine(fixture)  # noqa: E731
+    if seed_ is not None:
+        make = seed(seed_)(make)
+    run_state_machine_as_test(make, settings=profile)
+
+
+@pytest.mark.parametrize("class_", [Sessions, SessionsThatBeginOnWrite])
+def test_random_sequences_do_what_the_contract_says(
+    machine: Fixture, class_: type[Sessions]
+) -> None:
+    run(class_, machine, seed_=None if SEED is None else int(SEED))

@@ -28,7 +28,7 @@ PSYCOPG = ("psycopg2", "psycopg")
 
 # PQtransactionStatus of libpq, the same numbers in psycopg2 and psycopg:
 # https://www.postgresql.org/docs/current/libpq-status.html
-_IDLE, _IN_TRANSACTION, _IN_ERROR = 0, 2, 3
+_IDLE, _ACTIVE, _IN_TRANSACTION, _IN_ERROR = 0, 1, 2, 3
 
 # To an idle client the server sends it before it goes, and then only:
 # https://www.postgresql.org/docs/current/protocol-message-formats.html
@@ -93,6 +93,13 @@ class Switch:
 
     def aborted(self, connection: Any) -> bool:
         """Tell whether COMMIT would roll back, because a statement failed. Sends nothing.
+
+        :param connection: The DBAPI connection.
+        """
+        return False
+
+    def is_busy(self, connection: Any) -> bool:
+        """Tell whether a statement is under way, whose answer was not read. Sends nothing.
 
         :param connection: The DBAPI connection.
         """
@@ -182,6 +189,9 @@ class PsycopgSwitch(Switch):
 
     def aborted(self, connection: Any) -> bool:
         return self._status(connection) == _IN_ERROR
+
+    def is_busy(self, connection: Any) -> bool:
+        return self._status(connection) == _ACTIVE
 
     def lost(self, connection: Any) -> bool:
         if connection.closed:

@@ -356,6 +356,10 @@ class OptInSessionTransaction(Block):
         except BaseException:
             connection.session_transaction = None
             connection.put_options_back()
+            # An exception in a listener to after_begin, or from a signal handler: SQLAlchemy has
+            # begun, and does not note it.
+            if (begun := connection.get_transaction()) is not None:
+                begun.rollback()
             raise
         finally:
             connection.transaction_options = options

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol, cast
 from weakref import ref
 
@@ -55,6 +56,27 @@ class Owner(Protocol):
         ...
 
 
+class Phase(Enum):
+    """Where a connection stands, as far as the driver's autocommit is concerned.
+
+    It says so before the driver is taken out of autocommit, and until the driver is back. So a
+    connection whose way back was interrupted, by an exception from a signal handler, is known.
+    """
+
+    RESTING = "resting"
+    """The driver is in autocommit."""
+
+    BEGINNING = "beginning"
+    """A transaction begins. Listeners to its begin may send something, which is part of it."""
+
+    OPEN = "open"
+    """A transaction is open, or is being ended."""
+
+
+# Each statement asks, and the attributes of an Enum are slow.
+RESTING, BEGINNING, OPEN = Phase
+
+
 class OptInConnection(ConnectionHooks):
     """A connection on which nothing is a transaction unless you ask.
 
@@ -90,8 +112,9 @@ class OptInConnection(ConnectionHooks):
         self.begins_on_write = owner is not None and owner.begins_on_write
         self.is_handed_out = self.has_streamed = self._leaves_cursors = False
         self.session_transaction = None
-        # What the open transaction has begun with; none is open, or begins, without it.
-        self._options_in_effect: TransactionOptions | None = None
+        self._phase = RESTING
+        # What the open transaction has begun with.
+        self._options_in_effect = engine.transaction_options
         self._unread = UnreadResults()
         self._under_way = 0
         self._has_sent = False
@@ -174,13 +197,17 @@ class OptInConnection(ConnectionHooks):
         if rest:
             super().execution_options(**rest)
         used, held = self._options_in_effect, self.held
-        if len(rest) < len(opt) and used is not None and held is not None:
+        if len(rest) < len(opt) and self._phase is not RESTING and held is not None:
             options = options.over(used)
             options.check(self.dialect)
             switch, connection = self.engine.switch, held.dbapi_connection
-            switch.enter_autocommit(connection, used, held.info[STARTED_WITH])
-            self._options_in_effect = options
-            switch.leave_autocommit(connection, options)
+            try:
+                switch.enter_autocommit(connection, used, held.info[STARTED_WITH])
+                self._options_in_effect = options
+                switch.leave_autocommit(connection, options)
+            except BaseException:
+                self.invalidate()  # it may be in autocommit now, and the transaction is open
+                raise
 
     def leave_autocommit(self) -> None:
         """Take the driver out of autocommit, for the transaction that begins. Sends nothing."""
@@ -196,30 +223,50 @@ class OptInConnection(ConnectionHooks):
             connection.info[USED_BY] = ref(self)
         self._options_in_effect = self.transaction_options
         self._has_sent = False
+        self._phase = BEGINNING
         self.engine.switch.leave_autocommit(connection.dbapi_connection, self.transaction_options)
+
+    def note_begin(self) -> None:
+        """Note that the transaction is open."""
+        self._phase = OPEN
 
     def return_to_autocommit(self) -> None:
         """Put the driver back, for the transaction that has ended. Sends nothing."""
-        open_transactions.discard(self)
-        self._failure = None
-        used, self._options_in_effect = self._options_in_effect, None
-        held = self.held
-        if used is None or held is None:
-            return
         try:
-            self.engine.switch.enter_autocommit(
-                held.dbapi_connection, used, held.info[STARTED_WITH]
-            )
+            self._failure = None
+            held = self.held
+            if self._phase is not RESTING and held is not None:
+                self.engine.switch.enter_autocommit(
+                    held.dbapi_connection, self._options_in_effect, held.info[STARTED_WITH]
+                )
         except BaseException as failure:
             # Nobody knows its state: it must not reach the pool. The transaction has ended all
-            # the same, and what it has to say comes first.
+            # the same, and what it has to say comes before what the driver says.
             self.invalidate()
-            if not isinstance(failure, Exception):
+            if not isinstance(failure, self.dialect.loaded_dbapi.Error):
                 raise
+        finally:
+            self._phase = RESTING
+            open_transactions.discard(self)
+
+    def _end_interrupted(self) -> None:
+        """End a transaction that SQLAlchemy has ended, and whose way back was interrupted.
+
+        :raises sqlalchemy.exc.InvalidRequestError: if it is open on the server.
+        """
+        held = self.held
+        if held is not None and self.engine.switch.has_begun(held.dbapi_connection):
+            self.invalidate()
+            self.return_to_autocommit()
+            raise exc.InvalidRequestError(
+                "An exception interrupted the end of the transaction before, which is rolled back "
+                "now. This statement was not sent; the next one will be."
+            )
+        self.return_to_autocommit()
 
     def is_inside(self) -> bool:
         """Tell whether a transaction is open, or begins: an event may send something already."""
-        return self._options_in_effect is not None or self.get_transaction() is not None
+        return self._phase is not RESTING or self.get_transaction() is not None
 
     def refuse_if_aborted(self) -> None:
         """Refuse to commit after an error: PostgreSQL would roll back, and no driver says so.
@@ -314,7 +361,7 @@ class OptInConnection(ConnectionHooks):
         if message not in ("BEGIN (implicit)", "COMMIT", "ROLLBACK"):
             begin, self._begin_to_log = self._begin_to_log, None
             return [message] if begin is None else [begin, message]
-        if self._options_in_effect is None:
+        if self._phase is RESTING:
             return []
         if message == "BEGIN (implicit)":  # the driver sends it with the next statement, if any
             self._begin_to_log = message
@@ -356,8 +403,10 @@ class OptInConnection(ConnectionHooks):
     def _send(
         self, call: Callable[..., Any], statement: Any, parameters: Any, execution_options: Any
     ) -> Any:
-        if self._options_in_effect is not None or self.get_transaction() is not None:
-            return self._send_inside(call, statement, parameters, execution_options)
+        if self._phase is not RESTING or self.get_transaction() is not None:
+            if self._phase is not OPEN or self.get_transaction() is not None:
+                return self._send_inside(call, statement, parameters, execution_options)
+            self._end_interrupted()
         if self.session_transaction is not None:
             raise exc.InvalidRequestError(
                 "The transaction of the session was ended by hand, on its connection: nothing "
@@ -384,8 +433,8 @@ class OptInConnection(ConnectionHooks):
     def _send_inside(
         self, call: Callable[..., Any], statement: Any, parameters: Any, execution_options: Any
     ) -> Any:
-        used = self._options_in_effect
-        if used is not None:
+        if self._phase is not RESTING:
+            used = self._options_in_effect
             if not self._has_sent:
                 self._has_sent = True
                 held = self.held
@@ -459,7 +508,11 @@ class OptInConnection(ConnectionHooks):
                 if not self.invalidated:
                     self._note_closed_cursors()
         finally:
-            super().close()
+            try:
+                super().close()
+            finally:
+                if self._phase is not RESTING:
+                    self.return_to_autocommit()
 
 
 def is_aborted(connection: Connection) -> bool:

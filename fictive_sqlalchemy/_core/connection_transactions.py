@@ -26,6 +26,7 @@ class InAutocommit(Protocol):
     session_transaction: Any
 
     def leave_autocommit(self) -> None: ...
+    def note_begin(self) -> None: ...
     def return_to_autocommit(self) -> None: ...
     def refuse_if_aborted(self) -> None: ...
     def forget_failure(self) -> None: ...
@@ -48,12 +49,16 @@ class OutOfAutocommit(Transaction):
 
     def __init__(self, connection: InAutocommit, *args: Any) -> None:
         try:
+            open_transactions.add(cast(Any, connection), connection.session_transaction or self)
             connection.leave_autocommit()
             super().__init__(cast(Any, connection), *args)
+            connection.note_begin()
         except BaseException:
+            if connection.get_transaction() is self:  # which an exception has interrupted
+                self.is_active = True
+                super().close()
             connection.return_to_autocommit()
             raise
-        open_transactions.add(cast(Any, connection), connection.session_transaction or self)
 
     def commit(self) -> None:
         self.connection.refuse_if_aborted()

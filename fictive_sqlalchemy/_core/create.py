@@ -12,6 +12,7 @@ from sqlalchemy.pool import PoolResetState, StaticPool
 from sqlalchemy.util import asbool
 
 from .autocommit import HELD_CURSORS, STARTED_WITH, USED_BY, switch_for
+from .busy import close_if_busy
 from .drivers import with_installed_driver
 from .engine import OptInEngine
 from .errors import explain_errors
@@ -98,6 +99,7 @@ def _opt_in(
     guard_statements_outside(engine.dialect)
     prepare_anew(engine.dialect)
     explain_errors(engine)
+    close_if_busy(engine, switch)
 
     # First of all listeners: SQLAlchemy's own read from the database.
     @event.listens_for(engine, "connect", insert=True)
