@@ -517,7 +517,7 @@ class TestBegin:
         [
             (lambda session: session.flush(), "flush"),
             (lambda session: session.query(Author).count(), "count"),
-            (lambda session: list(session.query(Author)), "__iter__"),
+            (lambda session: list(session.query(Author)), "execute"),
             (lambda session: session.scalars(select(Author)), "scalars"),
             (lambda session: session.begin_nested(), "begin_nested"),
             (lambda session: session.connection(), "connection"),

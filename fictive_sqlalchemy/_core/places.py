@@ -28,7 +28,9 @@ def calling_place() -> Place:
     assert frame is not None  # as on every Python that SQLAlchemy runs on
     call = frame.f_code.co_name
     while frame.f_back is not None and _is_of_a_library(frame):
-        call = frame.f_code.co_name
+        name = frame.f_code.co_name
+        if not name.startswith("_"):  # what list(query) calls says less than what that calls
+            call = name
         frame = frame.f_back
     return Place(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name, call)
 

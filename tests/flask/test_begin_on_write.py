@@ -392,6 +392,35 @@ class TestTheExtension:
             db.session.rollback()
         assert self.names(app, db, Tag) == []
 
+    @pytest.mark.parametrize("ends", ["commit", "rollback"])
+    def test_filter_by_or_create_is_part_of_the_transaction(
+        self, app: Flask, db: Any, models: Any, wire: WireProxy, ends: str
+    ) -> None:
+        Tag, _ = models
+        with app.app_context():
+            with wire.record() as recording:
+                created = Tag.filter_by_or_create(name="one")
+                assert Tag.filter_by_or_create(name="one") is created
+            assert sent(recording) == [
+                *("SELECT", "BEGIN", "SAVEPOINT", "INSERT", "RELEASE", "SELECT"),
+            ]
+            with pytest.raises(
+                exc.InvalidRequestError, match=r"begun by .* in test_filter_by_or_cr"
+            ):
+                db.session.begin()
+            getattr(db.session, ends)()
+        assert self.names(app, db, Tag) == (["one"] if ends == "commit" else [])
+
+    def test_filter_by_or_create_that_finds_begins_nothing(
+        self, app: Flask, db: Any, models: Any, wire: WireProxy
+    ) -> None:
+        Tag, _ = models
+        with app.app_context():
+            Tag(name="one").save()
+            with wire.record() as recording:
+                assert Tag.filter_by_or_create(name="one")
+            assert sent(recording) == ["SELECT"]
+
     @pytest.mark.parametrize("ends", ["commit", "rollback", "remove"])
     def test_two_binds_are_written_as_one(
         self, app: Flask, db: Any, models: Any, ends: str
