@@ -81,6 +81,8 @@ class Level:
     new: list[Thing] = field(default_factory=list["Thing"])
     dirty: list[Thing] = field(default_factory=list["Thing"])
     deleted: list[Thing] = field(default_factory=list["Thing"])
+    inserted: list[int] = field(default_factory=list[int])
+    """The rows for which a listener has called ``on_commit()``."""
     used: bool = False
     """Whether its SAVEPOINT is sent, which waits for a first statement."""
     failed: bool = False
@@ -97,6 +99,7 @@ class Level:
         self.rows.update(inner.rows)
         self.names |= inner.names
         self.locks |= inner.locks
+        self.inserted += inner.inserted
         for mine, its in (
             (self.new, inner.new),
             (self.dirty, inner.dirty),
@@ -204,6 +207,10 @@ class Model:
         self.identities: dict[int, Thing] = {}
         self.blocks: list[bool] = []
         """One for each `with` block that is entered: whether it is a transaction's of now."""
+        self.called: list[int] = []
+        """The rows for which the functions of ``on_commit()`` were called."""
+        self.before_flush: Callable[[], object] = lambda: None
+        """What a listener does, before it is known what a flush writes."""
         self.talked = False
         """Whether this operation has sent a statement."""
         self.end()
@@ -472,13 +479,13 @@ class Model:
                 self.flush()
 
     def flush_inside(self) -> None:
-        waiting = self.waiting()
-        if not waiting:
+        if not self.waiting():
             return
+        self.before_flush()
         if not self.usable:
             raise Fails(exc.InvalidRequestError)
         try:
-            self.write_objects(waiting)
+            self.write_objects(self.waiting())
         except Fails:
             self.roll_back_level()
             raise
@@ -505,6 +512,7 @@ class Model:
         for thing in new:
             self.send(writes=True)
             self.write(thing.id, thing.row(), new=True)
+            level.inserted.append(thing.id)
         for thing in deleted:
             self.load_key(thing)
             self.send(writes=True)
@@ -614,6 +622,7 @@ class Model:
         if self.aborted:
             raise Fails(exc.PendingRollbackError)
         self.store.apply(root.rows)
+        self.called += root.inserted
         if expire:
             for thing in self.identities.values():
                 thing.expire()

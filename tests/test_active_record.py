@@ -520,7 +520,7 @@ def test_begin_nested_alone_is_inside_too(any_store: Store) -> None:
 
 def test_a_transaction_that_was_ended_by_hand_in_its_block_is_over(any_store: Store) -> None:
     with any_store().begin() as transaction:
-        transaction.commit()
+        transaction.rollback()
         with pytest.raises(exc.InvalidRequestError, match="context manager"):
             Team.create(name="Green")
     Team.create(name="Yellow")

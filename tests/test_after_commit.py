@@ -105,19 +105,24 @@ def by_transaction(session: OptInSession) -> Generator[None]:
 
 
 @contextmanager
-def by_end_inside(session: OptInSession) -> Generator[None]:
-    """As SQLAlchemy allows it, and so does a session with ``begin_on_write=True``."""
+def that_allows_commit_inside(session: OptInSession) -> Generator[None]:
+    """As SQLAlchemy does, and a session with ``begin_on_write=True``."""
     session.begins_on_write = True
     try:
-        with session.begin():
-            try:
-                yield
-            except Undo:
-                session.rollback()
-            else:
-                session.commit()
+        yield
     finally:
         session.begins_on_write = False
+
+
+@contextmanager
+def by_end_inside(session: OptInSession) -> Generator[None]:
+    with that_allows_commit_inside(session), session.begin():
+        try:
+            yield
+        except Undo:
+            session.rollback()
+        else:
+            session.commit()
 
 
 def by_atomic(session: OptInSession) -> Any:
@@ -274,11 +279,12 @@ def test_an_error_that_ends_a_block_comes_first(
 def test_an_error_after_a_commit_inside_comes_first(
     session: OptInSession, calls: Calls, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(Undo, match="the block's"), session.begin():
-        session.on_commit(partial(fail, Undo("logged")))
-        calls.watch("one")
-        session.commit()
-        raise Undo("the block's")
+    with that_allows_commit_inside(session):
+        with pytest.raises(Undo, match="the block's"), session.begin():
+            session.on_commit(partial(fail, Undo("logged")))
+            calls.watch("one")
+            session.commit()
+            raise Undo("the block's")
     assert calls == ["one committed"]
     assert "logged" in caplog.text
 
@@ -544,7 +550,7 @@ class TestTheEndOfTheSession:
 class TestInABlockWhoseTransactionHasEnded:
     @pytest.mark.parametrize("how", ["commit", "rollback", "close"])
     def test_registering_is_refused(self, session: OptInSession, calls: Calls, how: str) -> None:
-        with session.begin():
+        with that_allows_commit_inside(session), session.begin():
             calls.watch("before")
             getattr(session, how)()
             for register in (session.on_commit, session.on_rollback):

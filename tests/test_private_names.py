@@ -1,8 +1,9 @@
 """The private names of SQLAlchemy and Flask-SQLAlchemy that the package uses.
 
-One test for each: it fails by name when the name goes, when its parameters change, or when
-SQLAlchemy no longer calls it where the package relies on it. What they do here is stock behaviour,
-on SQLite in memory, because what is tested is not ours.
+Those of SQLAlchemy are in ``_core/sqlalchemy_private.py`` and nowhere else. One test for each: it
+fails by name when the name goes, when its parameters change, or when SQLAlchemy no longer calls it
+where the package relies on it. What they do here is stock behaviour, on SQLite in memory, because
+what is tested is not ours.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from flask.ctx import AppContext, RequestContext
 from flask.globals import app_ctx, request_ctx
 from flask_sqlalchemy import SQLAlchemy, record_queries
 from sqlalchemy import event
-from sqlalchemy.engine.base import OptionEngine
 from sqlalchemy.engine.cursor import (
     BufferedRowCursorFetchStrategy,
     FullyBufferedCursorFetchStrategy,
@@ -30,13 +30,10 @@ from sqlalchemy.engine.cursor import (
 from sqlalchemy.engine.default import DefaultExecutionContext
 from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
 from sqlalchemy.orm import (
-    AppenderQuery,
     DeclarativeBase,
-    DynamicMapped,
     Mapped,
     Session,
     SessionTransaction,
-    SessionTransactionOrigin,
     mapped_column,
     relationship,
 )
@@ -49,8 +46,11 @@ from fictive_sqlalchemy._core.blocks import OptInSessionTransaction
 from fictive_sqlalchemy._core.sqlalchemy_private import forget_addition
 from tests.library import Note, NoteBase
 
+PACKAGE = Path(fictive_sqlalchemy.__file__).parent
+SEAM = PACKAGE / "_core" / "sqlalchemy_private.py"
+
 #: Names that only look like one of SQLAlchemy's: theirs is an attribute of another class.
-OUR_OWN = {"_state"}
+OUR_OWN = {"_close", "_columns", "_commit", "_iter", "_savepoint", "_state"}
 
 
 @pytest.fixture
@@ -63,18 +63,6 @@ def engine() -> Iterator[sa.Engine]:
 
 def parameters(function: Any) -> list[str]:
     return list(inspect.signature(function).parameters)
-
-
-class TreeBase(DeclarativeBase):
-    pass
-
-
-class Node(TreeBase):
-    __tablename__ = "node"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    parent_id: Mapped[int | None] = mapped_column(sa.ForeignKey("node.id"))
-    children: DynamicMapped[Node] = relationship()
 
 
 class ListBase(DeclarativeBase):
@@ -94,26 +82,6 @@ class Item(ListBase):
     id: Mapped[int] = mapped_column(primary_key=True)
     owner_id: Mapped[int | None] = mapped_column(sa.ForeignKey("owner.id"))
     owner: Mapped[Owner | None] = relationship(back_populates="items")
-
-
-def test_a_dynamic_relationship_flushes_in_the_session_of_its_query(engine: sa.Engine) -> None:
-    callers: list[Any] = []
-
-    class Spy(Session):
-        def flush(self, objects: Any = None) -> None:
-            frame: Any = inspect.currentframe()
-            callers.append(frame.f_back.f_code)
-            super().flush(objects)
-
-    TreeBase.metadata.create_all(engine)
-    with Spy(engine) as session:
-        node = Node()
-        session.add(node)
-        session.flush()
-        callers.clear()
-        assert node.children.count() == 0
-    session_of_a_query: Any = AppenderQuery.session
-    assert session_of_a_query.fget.__code__ in callers
 
 
 class SpyConnection(sa.Connection):
@@ -230,21 +198,6 @@ class TestConnection:
         assert connection.called.count("_run_ddl_visitor") == 3
 
 
-class TestEngine:
-    def test__option_cls(self, engine: sa.Engine) -> None:
-        """The class of what ``execution_options()`` makes."""
-        assert sa.Engine._option_cls is OptionEngine
-
-        class Copy(OptionEngine):
-            pass
-
-        class WithCopies(sa.Engine):
-            _option_cls = Copy
-
-        engine.__class__ = WithCopies
-        assert type(engine.execution_options(logging_token="x")) is Copy
-
-
 class SpySession(Session):
     """Writes down which of the names are called."""
 
@@ -256,13 +209,9 @@ class SpySession(Session):
         self.called.append("_connection_for_bind")
         return super()._connection_for_bind(engine, execution_options, **kw)
 
-    def _autobegin_t(self, begin: bool = False) -> SessionTransaction:
-        self.called.append(f"_autobegin_t {begin}")
-        return super()._autobegin_t(begin)
-
-    def _autoflush(self) -> None:
-        self.called.append("_autoflush")
-        super()._autoflush()
+    def _flush(self, objects: Any = None) -> None:
+        self.called.append("_flush")
+        super()._flush(*([] if objects is None else [objects]))
 
 
 @pytest.fixture
@@ -280,28 +229,6 @@ class TestSession:
         session.connection()
         session.get(Note, 1)
         assert session.called.count("_connection_for_bind") == 3
-
-    def test__autobegin_t(self, session: SpySession) -> None:
-        """Where the ``SessionTransaction`` is made, for ``begin()`` with ``begin=True``."""
-        assert parameters(Session._autobegin_t) == ["self", "begin"]
-        session.begin()
-        assert session.called == ["_autobegin_t True"]
-        session.rollback()
-        session.add(Note(text="new"))
-        session.flush()
-        assert set(session.called[1:]) == {"_autobegin_t False"}
-        transaction = session.get_transaction()
-        assert transaction is not None
-        assert transaction.origin is SessionTransactionOrigin.AUTOBEGIN
-        assert parameters(SessionTransaction.__init__)[:3] == ["self", "session", "origin"]
-
-    def test__autoflush(self, session: SpySession) -> None:
-        """Called before each read."""
-        assert parameters(Session._autoflush) == ["self"]
-        session.add(Note(text="new"))
-        session.execute(sa.select(Note))
-        assert session.called.count("_autoflush") == 1
-        assert not session.new
 
     def test__is_clean(self, session: SpySession) -> None:
         """Whether there is nothing to flush."""
@@ -342,11 +269,15 @@ class TestSession:
         event.listen(session, "before_flush", lambda *args: read.append("before_flush"))
         one, other = Note(text="one"), Note(text="other")
         session.add_all([one, other])
-        session._flushing = True  # or the end of its transaction flushes the rest
-        inspect.unwrap(Session._flush)(session, Read([one]))
+        flush_without_a_warning = inspect.unwrap(Session._flush)
+        assert parameters(flush_without_a_warning) == ["self", "objects"]
+        session._flushing = True  # as flush() does around it
+        flush_without_a_warning(session, Read([one]))
         session._flushing = False
         assert read == ["before_flush", "read"]
         assert (one in session.new, other in session.new) == (False, True)
+        session.flush()
+        assert session.called == ["_flush"]
 
     def test__pending_mutations(self, session: SpySession) -> None:
         """What is to be added to a collection once it is loaded."""
@@ -413,13 +344,12 @@ class TestSessionTransaction:
                 called.append(bind)
                 return super()._connection_for_bind(bind, execution_options)
 
-        class WithSpies(Session):
-            def _autobegin_t(self, begin: bool = False) -> SessionTransaction:
-                if self.get_transaction() is None:
-                    return Spy(self, SessionTransactionOrigin.AUTOBEGIN)
-                return super()._autobegin_t(begin)
+        with Session(engine) as session:
 
-        with WithSpies(engine) as session:
+            @event.listens_for(session, "after_transaction_create")
+            def spy(session: Session, transaction: SessionTransaction) -> None:
+                transaction.__class__ = Spy
+
             session.add(Note(text="new"))
             session.flush()
             assert called[0] is engine
@@ -659,49 +589,75 @@ def test_no_other_module_of_ext_flask_uses_a_private_name() -> None:
     assert {"_make_engine", "_listen", "__fsa__", "app_ctx"} <= {name for _, name in used}
 
 
-def names_with_a_test() -> set[str]:
-    return {
-        name.removeprefix("test_")
-        for tests in (TestConnection, TestEngine, TestSession, TestSessionTransaction)
-        for name in vars(tests)
-        if name.startswith("test__")
-    } | {
-        name.removeprefix("test_")
-        for name in vars(TestFlaskSQLAlchemy)
-        if name.startswith("test__")
-    }
+def names_with_a_test(*tests: type[Any]) -> set[str]:
+    names = {name for each in tests for name in vars(each) if name.startswith("test__")}
+    return {name.removeprefix("test_") for name in names}
 
 
-def used() -> set[str]:
-    """Every attribute with a leading underscore that the package reads, writes or defines."""
+NAMES = names_with_a_test(TestConnection, TestSession, TestSessionTransaction)
+
+
+def used_in(*paths: Path) -> set[str]:
+    """Every name with a leading underscore that modules read, write, define, import or spell."""
     names: set[str] = set()
-    for path in Path(fictive_sqlalchemy.__file__).parent.rglob("*.py"):
+    for path in paths:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute):
                 names.add(node.attr)
             elif isinstance(node, ast.FunctionDef):
                 names.add(node.name)
+            elif isinstance(node, ast.alias):
+                names.add(node.name.rpartition(".")[2])
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 names.add(node.value)
     return {name for name in names if name.startswith("_") and not name.endswith("__")}
 
 
 def theirs() -> set[str]:
-    """Every such name of the classes that the package builds on."""
+    """Every such name of SQLAlchemy's objects that the package meets, and of their classes."""
     engine = sa.create_engine("sqlite://")
     with engine.connect() as connection, Session(engine) as session:
-        instances = [engine, connection, session, session.begin(), SQLAlchemy(), sa.select(1)]
-        names = {name for instance in instances for name in dir(instance)}
+        session.add(note := Note(text="new"))
+        result: Any = connection.execute(sa.select(1))
+        instances: list[Any] = [
+            *(engine, engine.pool, engine.dialect, connection, connection.connection),
+            *(connection.begin_nested(), connection.get_transaction(), result, result.context),
+            *(result.cursor_strategy, sa.select(1), sa.select(1).compile(), sa.insert(Note)),
+            *(session, session.get_transaction(), session.identity_map, session.query(Note)),
+            *(sa.inspect(note), sa.inspect(Note), sa.inspect(Note).attrs.text, Note.__table__),
+        ]
+        names = {name for each in instances for name in dir(each)}
     engine.dispose()
     return {name for name in names if name.startswith("_") and not name.endswith("__")}
 
 
-def test_no_private_name_is_used_without_a_test_here() -> None:
-    assert (used() & theirs()) - OUR_OWN <= names_with_a_test()
+def test_each_private_name_in_the_seam_has_a_test_here_and_no_test_is_left_over() -> None:
+    assert used_in(SEAM) & theirs() == NAMES
 
 
-def test_no_test_here_is_left_over() -> None:
-    assert names_with_a_test() - {"__fsa__"} <= used()
+def test_no_other_module_uses_a_private_name_of_sqlalchemy() -> None:
+    names = theirs()
+    others = [path for path in PACKAGE.rglob("*.py") if path != SEAM]
+    found = {path.name: used_in(path) & names - OUR_OWN for path in others}
+    assert {file: names for file, names in found.items() if names} == {}
+    assert used_in(*others) >= OUR_OWN
+
+
+def test_no_other_module_imports_a_private_module_or_name_of_sqlalchemy() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                modules += [alias.name for alias in node.names]
+            if modules and modules[0].partition(".")[0] == "sqlalchemy":
+                assert not any(
+                    part.startswith("_") for name in modules for part in name.split(".")
+                ), f"{path.name}, line {node.lineno}"
+
+
+def test_no_test_of_flask_sqlalchemy_is_left_over() -> None:
+    flask = used_in(PACKAGE / "ext" / "flask" / "_private.py")
+    assert names_with_a_test(TestFlaskSQLAlchemy) - {"__fsa__"} <= flask
 
 
 def test_our_own_names_are_no_names_of_the_classes_that_they_are_on() -> None:
@@ -720,27 +676,9 @@ def test_our_own_names_are_no_names_of_the_classes_that_they_are_on() -> None:
                     added |= set(vars(base))
             added = {name for name in added if not name.startswith("__")}
             clashing = {name for name in added & set(dir(stock)) if name.startswith("_")}
-            assert clashing <= names_with_a_test()
+            assert clashing <= NAMES
     assert isinstance(our_connection, OptInConnection)
     assert isinstance(our_engine, OptInEngine)
     assert isinstance(pairs[3][1], OptInSessionTransaction)
     stock_engine.dispose()
     our_engine.dispose()
-
-
-def test_each_use_says_that_it_is_private() -> None:
-    """A line that uses one says why, or the line before it, or the one of the same name."""
-    names = names_with_a_test()
-    silent: list[str] = []
-    for path in Path(fictive_sqlalchemy.__file__).parent.rglob("*.py"):
-        lines = path.read_text().splitlines()
-        for node in ast.walk(ast.parse(path.read_text())):
-            name = node.attr if isinstance(node, ast.Attribute) else getattr(node, "name", "")
-            if not isinstance(node, (ast.Attribute, ast.FunctionDef)) or name not in names:
-                continue
-            around = lines[max(node.lineno - 4, 0) : (node.end_lineno or node.lineno) + 1]
-            if isinstance(node, ast.FunctionDef):
-                around = lines[max(node.lineno - 4, 0) : node.lineno + 2]
-            if not any("private" in line for line in around):
-                silent.append(f"{path.name}:{node.lineno} {name}")
-    assert silent == []

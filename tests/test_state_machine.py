@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -30,8 +31,8 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from sqlalchemy import exc
-from sqlalchemy.orm import attributes, make_transient
+from sqlalchemy import event, exc
+from sqlalchemy.orm import attributes, make_transient, object_session
 from sqlalchemy.pool import NullPool, QueuePool, SingletonThreadPool, StaticPool
 
 from fictive_sqlalchemy import (
@@ -64,6 +65,9 @@ SHRINKS = os.environ.get("MODEL_SHRINKS", "1") == "1"
 #: Who waits longer than this for a lock gets an error, so that one thread can play all parts.
 LOCK_TIMEOUT = 10
 
+#: The schemas of two tenants, whose tables are the same.
+SCHEMAS = ("public", "acme")
+
 TABLE: Any = Item.__table__
 COLUMNS = (TABLE.c.id, TABLE.c.name, TABLE.c.amount)
 
@@ -94,6 +98,17 @@ POOLS: dict[str, dict[str, Any]] = {
 }
 #: Pools that give every session of a thread the same connection: there is one session then.
 SHARED = ("static", "thread")
+
+
+@event.listens_for(Item, "after_insert")
+def call_on_commit(mapper: Any, connection: Any, item: Item) -> None:
+    session: Any = object_session(item)
+    if "inserted" in session.info:
+        session.on_commit(partial(session.info["inserted"].append, item.id))
+
+
+class Interruption(Exception):
+    """What a signal handler raises, between any two lines."""
 
 
 class Fixture(NamedTuple):
@@ -139,30 +154,52 @@ class Sessions(RuleBasedStateMachine):
     def __init__(self, fixture: Fixture) -> None:
         super().__init__()
         self.driver, self.control, self.engines = fixture
-        self.store = Store()
         self.last = 0
         self.models: list[Model] = []
         self.sessions: list[OptInSession] = []
         self.blocks: list[list[Any]] = []
         self.streams: list[Stream | None] = []
         self.handed_out: list[OptInConnection | None] = []
-        self.query("DELETE FROM item")
+        self.logged: list[list[Item]] = []
+        self.type_of_amount = "integer"
+        for schema in SCHEMAS:
+            self.query(f"DELETE FROM {schema}.item")
+            self.query(f"ALTER TABLE {schema}.item ALTER amount TYPE {self.type_of_amount}")
 
     @initialize(
         pool=st.sampled_from(sorted(POOLS)),
         expire_on_commit=st.sampled_from((True, True, True, False)),
         autoflush=st.sampled_from((True, True, True, False)),
+        tenants=st.booleans(),
+        listens=st.booleans(),
         rows=st.integers(0, 3),
     )
-    def start(self, pool: str, expire_on_commit: bool, autoflush: bool, rows: int) -> None:
+    def start(
+        self,
+        pool: str,
+        expire_on_commit: bool,
+        autoflush: bool,
+        tenants: bool,
+        listens: bool,
+        rows: int,
+    ) -> None:
         self.pool = pool
         self.engine, self.connections = self.engines[pool]
         self.connections.killed.clear()
-        for _ in range(1 if pool in SHARED else 2):
-            self.models.append(Model(self.store, expire_on_commit, autoflush, self.begin_on_write))
+        self.schemas = SCHEMAS if tenants else SCHEMAS[:1] * 2
+        stores = {schema: Store() for schema in self.schemas}
+        self.stores = [stores[schema] for schema in self.schemas]
+        for who in range(1 if pool in SHARED else 2):
+            self.models.append(
+                Model(self.stores[who], expire_on_commit, autoflush, self.begin_on_write)
+            )
+            engine: Any = self.engine
+            if tenants:
+                map_ = {None: self.schemas[who]}
+                engine = engine.execution_options(schema_translate_map=map_)
             self.sessions.append(
                 OptInSession(
-                    self.engine,
+                    engine,
                     expire_on_commit=expire_on_commit,
                     autoflush=autoflush,
                     begin_on_write=self.begin_on_write,
@@ -171,10 +208,35 @@ class Sessions(RuleBasedStateMachine):
             self.blocks.append([])
             self.streams.append(None)
             self.handed_out.append(None)
+            self.logged.append([])
+            if listens:
+                self.listen(who)
         for _ in range(rows):
             row = Row(self.next(), "abcdefg"[self.last - 1], 5)
-            self.query("INSERT INTO item VALUES (%s, %s, %s)", *row)
-            self.store.apply({row.id: row})
+            for schema, store in stores.items():
+                self.query(f"INSERT INTO {schema}.item VALUES (%s, %s, %s)", *row)
+                store.apply({row.id: row})
+
+    def listen(self, who: int) -> None:
+        """Listeners that use the session: one adds an object, one registers a callback."""
+        session, model = self.sessions[who], self.models[who]
+        session.info["inserted"] = []
+
+        @event.listens_for(session, "before_flush")
+        def log(session: OptInSession, *_: Any) -> None:
+            names = [each.name for each in session.new]
+            if names and not any(name.startswith("log") for name in names):
+                number = self.next()
+                self.logged[who].append(Item(id=number, name=f"log {number}", amount=0))
+                session.add(self.logged[who][-1])
+
+        def logged() -> None:
+            for real in self.logged[who]:
+                values = {name: attributes.instance_dict(real)[name] for name in ATTRIBUTES}
+                model.things.append(Thing(real, real.id, "pending", values))
+            self.logged[who].clear()
+
+        model.before_flush = logged
 
     # The steps: a few rules with many kinds, so that Hypothesis comes to all of them
 
@@ -252,12 +314,15 @@ class Sessions(RuleBasedStateMachine):
         number=number,
         change=st.one_of(name, amount, st.none()),
         rows=st.lists(st.tuples(name, amount), min_size=1, max_size=2),
-        kind=kinds(new=1, change=3, begin=1, begin_error=1, connect=1, connect_begin=1, nested=1),
+        kind=kinds(new=1, change=3, begin=1, begin_error=1, connect=1, connect_begin=1, nested=1)
+        | st.just("migrate"),
     )
     def let_others_write(
         self, number: int, change: Change, rows: list[tuple[str, int]], kind: str
     ) -> None:
-        if kind in ("new", "change"):
+        if kind == "migrate":
+            self.migrate()
+        elif kind in ("new", "change"):
             self.write_elsewhere(number, change, kind == "new")
         else:
             self.write_on_engine(rows, kind)
@@ -504,7 +569,7 @@ class Sessions(RuleBasedStateMachine):
 
     def select_rows(self, who: int, kind: str) -> None:
         who, session, model = self.pick(who)
-        text = "SELECT id, name, amount FROM item ORDER BY id"
+        text = f"SELECT id, name, amount FROM {self.schemas[who]}.item ORDER BY id"
 
         def real() -> list[tuple[Any, ...]]:
             if kind == "core":
@@ -551,7 +616,7 @@ class Sessions(RuleBasedStateMachine):
                 row = model.view().get(number)
                 if row is None:
                     return None
-                if not self.store.is_free(number, model=model):
+                if not model.store.is_free(number, model=model):
                     raise Fails(exc.OperationalError)
                 model.check_snapshot(number)
             except Fails:
@@ -664,11 +729,12 @@ class Sessions(RuleBasedStateMachine):
         if kind == "criteria":  # a statement of the core whose criteria are of the ORM
             criteria = identity.in_(sa.select(Item.id).where(Item.id == number))
         attribute = "name" if isinstance(change, str) else "amount"
+        table = f"{self.schemas[who]}.item"
         statement: Any
         if kind == "text" and change is not None:
-            statement = sa.text(f"UPDATE item SET {attribute} = :change WHERE id = :id")
+            statement = sa.text(f"UPDATE {table} SET {attribute} = :change WHERE id = :id")
         elif kind == "text":
-            statement = sa.text("DELETE FROM item WHERE id = :id")
+            statement = sa.text(f"DELETE FROM {table} WHERE id = :id")
         elif change is None:
             statement = sa.delete(entity).where(criteria)
         else:
@@ -730,7 +796,7 @@ class Sessions(RuleBasedStateMachine):
             if kind == "driver":
                 placeholders = "%(id)s, %(name)s, %(amount)s"
                 session.connection().exec_driver_sql(
-                    f"INSERT INTO item VALUES ({placeholders})", dicts
+                    f"INSERT INTO {self.schemas[who]}.item VALUES ({placeholders})", dicts
                 )
                 return None
             if kind == "plain":  # a dictionary, and no list of them
@@ -825,9 +891,10 @@ class Sessions(RuleBasedStateMachine):
             return
         if not model.inside and self.connections.killed:
             return  # SQLAlchemy does not see that the connection is lost
+        table = f"{self.schemas[who]}.item"
         sql, parameters = {
-            "raw_read": ("SELECT id, name, amount FROM item ORDER BY id", ()),
-            "raw_write": ("UPDATE item SET amount = %s WHERE id = %s", (amount, number)),
+            "raw_read": (f"SELECT id, name, amount FROM {table} ORDER BY id", ()),
+            "raw_write": (f"UPDATE {table} SET amount = %s WHERE id = %s", (amount, number)),
             "raw_fail": ("SELECT 1/0", ()),
         }[kind]
 
@@ -870,13 +937,13 @@ class Sessions(RuleBasedStateMachine):
 
     def write_elsewhere(self, number: int, change: Change, new: bool) -> None:
         """Another program writes, where it need not wait."""
-        known = sorted(self.store.rows)
-        elsewhere = Model(self.store, True, True)
+        known = sorted(self.stores[0].rows)
+        elsewhere = Model(self.stores[0], True, True)
         elsewhere.levels = [Level()]
         if new:
             row = Row(self.next(), change if isinstance(change, str) else "z", 1)
         elif known:
-            row = self.store.rows[known[number % len(known)]]
+            row = self.stores[0].rows[known[number % len(known)]]
         else:
             return
         after = row if new else row.changed(change)
@@ -885,13 +952,15 @@ class Sessions(RuleBasedStateMachine):
         except Fails:
             return
         if after is not None and new:
-            self.query("INSERT INTO item VALUES (%s, %s, %s)", *after)
+            self.query("INSERT INTO public.item VALUES (%s, %s, %s)", *after)
         elif after is None:
-            self.query("DELETE FROM item WHERE id = %s", row.id)
+            self.query("DELETE FROM public.item WHERE id = %s", row.id)
         else:
             _, *values = after
-            self.query("UPDATE item SET name = %s, amount = %s WHERE id = %s", *values, row.id)
-        self.store.apply(elsewhere.levels[0].rows)
+            self.query(
+                "UPDATE public.item SET name = %s, amount = %s WHERE id = %s", *values, row.id
+            )
+        self.stores[0].apply(elsewhere.levels[0].rows)
 
     def write_on_engine(self, given: list[tuple[str, int]], how: str) -> None:
         """The engine's own connections, without a session."""
@@ -900,7 +969,7 @@ class Sessions(RuleBasedStateMachine):
         self.connections.holder = None
         rows = [Row(self.next(), *row) for row in given]
         dicts = [row._asdict() for row in rows]
-        model = Model(self.store, True, True)
+        model = Model(self.stores[0], True, True)
 
         class Stop(Exception):
             pass
@@ -937,7 +1006,7 @@ class Sessions(RuleBasedStateMachine):
             for row in rows:
                 model.write(row.id, row, new=True)
                 if how == "connect":
-                    self.store.apply(model.levels[0].rows)
+                    self.stores[0].apply(model.levels[0].rows)
                     model.levels = [Level()]
             if how == "begin_error":
                 assert isinstance(error, Stop)
@@ -946,7 +1015,16 @@ class Sessions(RuleBasedStateMachine):
             assert isinstance(error, fails.errors)
             return
         assert error is None
-        self.store.apply(model.levels[0].rows)
+        self.stores[0].apply(model.levels[0].rows)
+
+    def migrate(self) -> None:
+        """Another program changes the type of a column, where it need not wait."""
+        streams = [stream for stream in self.streams if stream is not None]
+        if any(model.sent for model in self.models) or streams:
+            return
+        self.type_of_amount = "bigint" if self.type_of_amount == "integer" else "integer"
+        for schema in SCHEMAS:
+            self.query(f"ALTER TABLE {schema}.item ALTER amount TYPE {self.type_of_amount}")
 
     # Steps: the unit of work and transactions
 
@@ -1073,9 +1151,10 @@ class Sessions(RuleBasedStateMachine):
             self.check_connections()
 
     def check_database(self) -> None:
-        rows = self.query("SELECT id, name, amount FROM item ORDER BY id")
-        known = sorted(self.store.rows.values())
-        assert rows == known, f"{rows} in the database, {known} expected"
+        for schema, store in zip(self.schemas, self.stores, strict=True):
+            rows = self.query(f"SELECT id, name, amount FROM {schema}.item ORDER BY id")
+            known = sorted(store.rows.values())
+            assert rows == known, f"{rows} in the database, {known} expected"
 
     def check_objects(self) -> None:
         for session, model in zip(self.sessions, self.models, strict=True):
@@ -1083,6 +1162,7 @@ class Sessions(RuleBasedStateMachine):
                 self.compare(session, thing)
             assert len(session.new) == sum(t.state == "pending" for t in model.things)
             assert len(session.identity_map) == len(model.identities)
+            assert session.info.get("inserted", model.called) == model.called
             assert session.in_transaction() == model.inside
             assert (session.get_transaction() is not None) == model.inside
 
@@ -1173,8 +1253,12 @@ def machine(url: str, driver: str, server: PostgresServer) -> Iterator[Fixture]:
             url, **options, connect_args={"options": f"-c lock_timeout={LOCK_TIMEOUT}"}
         )
         engines[pool] = (engine, Connections(engine, driver))
-    Base.metadata.create_all(engines["null"][0])
     control = _control(url)
+    with control.cursor() as cursor:
+        cursor.execute("CREATE SCHEMA acme")
+    for schema in SCHEMAS:
+        options_of_tenant = {"schema_translate_map": {None: schema}}
+        Base.metadata.create_all(engines["null"][0].execution_options(**options_of_tenant))
     yield Fixture(driver, control, engines)
     control.close()
     for engine, _ in engines.values():
