@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from inspect import Parameter, signature
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy import exc, inspect, null, select
 from sqlalchemy.orm import (
@@ -544,8 +544,8 @@ def _may_store_none_otherwise(attribute: Any) -> bool:
     return (
         column.default is not None
         or column.server_default is not None
-        or cast(Any, column).type.should_evaluate_none  # JSON
-        or isinstance(cast(Any, column).type, TypeDecorator)
+        or column.type.should_evaluate_none  # JSON
+        or isinstance(column.type, TypeDecorator)
     )
 
 

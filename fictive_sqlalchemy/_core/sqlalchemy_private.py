@@ -127,17 +127,19 @@ class SessionHooks(Session):
     # `new` and `deleted` tell the same and are copies, and each read asks.
     is_clean = Session._is_clean
 
-    @property
-    def entered(self) -> Any:
+    if TYPE_CHECKING:
+        entered: Any
         """The transaction or savepoint whose ``with`` block was entered last, and is not left.
 
         Until that is left SQLAlchemy refuses to go on if it has ended.
         """
-        return self._trans_context_manager  # SQLAlchemy keeps it there alone, and restores it
-
-    @entered.setter
-    def entered(self, entered: Any) -> None:
-        self._trans_context_manager = entered
+    else:
+        # SQLAlchemy keeps it there alone, and restores it. Without a Python function to read it,
+        # because each statement does.
+        entered = property(
+            attrgetter("_trans_context_manager"),
+            lambda self, entered: setattr(self, "_trans_context_manager", entered),
+        )
 
     def let_go(self, instances: Iterable[object]) -> None:
         """Expunge objects, and these alone.
