@@ -12,15 +12,16 @@ from sqlalchemy.pool import PoolResetState, StaticPool
 from sqlalchemy.util import asbool
 
 from .autocommit import HELD_CURSORS, STARTED_WITH, USED_BY, switch_for
-from .busy import close_if_busy
 from .drivers import with_installed_driver
 from .engine import OptInEngine
 from .errors import explain_errors
+from .failures import close_if_busy, leave_undeclared
 from .forks import leave_to_parent
 from .options import TransactionOptions, split_options
 from .prepared import prepare_anew
 from .read_only import forbid_writes
 from .replicas import attach, options_of_replicas
+from .server_state import close_what_is_changed
 from .statements import guard_statements_outside
 
 
@@ -100,6 +101,7 @@ def _opt_in(
     prepare_anew(engine.dialect)
     explain_errors(engine)
     close_if_busy(engine, switch)
+    leave_undeclared(engine)
 
     # First of all listeners: SQLAlchemy's own read from the database.
     @event.listens_for(engine, "connect", insert=True)
@@ -123,6 +125,8 @@ def _opt_in(
             switch.reset(connection, record.info[STARTED_WITH])
         else:  # the pool's own connect(), past the engine
             switch.reset(connection)
+
+    close_what_is_changed(engine)
 
     # create_engine() has no parameter for the class, and what it and its plugins have wired up
     # belongs to this very object.

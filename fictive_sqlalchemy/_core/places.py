@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from types import FrameType
 from typing import NamedTuple
 
@@ -24,12 +25,33 @@ class Place(NamedTuple):
 
 def calling_place() -> Place:
     """Return the line of the application that is being executed, with the call it has made."""
-    frame: FrameType | None = sys._getframe(1)  # documented, and not everywhere there
+    frame, call = _calling_frame(sys._getframe(1))  # documented, and not everywhere there
+    return Place(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name, call)
+
+
+def warn_at_calling_place(message: str, category: type[Warning]) -> None:
+    """Warn of the line of the application that is being executed; as a rule once for each line.
+
+    :param message: What is wrong.
+    :param category: What the filters of ``warnings`` know it by.
+    """
+    frame, _ = _calling_frame(sys._getframe(1))
+    warnings.warn_explicit(
+        message,
+        category,
+        frame.f_code.co_filename,
+        frame.f_lineno,
+        frame.f_globals.get("__name__"),
+        frame.f_globals.setdefault("__warningregistry__", {}),
+    )
+
+
+def _calling_frame(frame: FrameType) -> tuple[FrameType, str]:
     call = frame.f_code.co_name
     while frame.f_back is not None and _is_of_a_library(frame):
         call = frame.f_code.co_name
         frame = frame.f_back
-    return Place(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name, call)
+    return frame, call
 
 
 def _is_of_a_library(frame: FrameType) -> bool:
