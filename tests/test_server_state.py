@@ -17,6 +17,7 @@ from fictive_sqlalchemy._core.server_state import left_behind
 from tests.library import Onlooker, authors, opened, sent
 from tests.wire import WireProxy
 
+ddl: Any = sa.DDL
 PID = sa.text("SELECT pg_backend_pid()")
 
 LEAVES = [
@@ -240,7 +241,7 @@ class TestBegin:
                 if way == "driver":
                     connection.exec_driver_sql(sql)
                 else:
-                    connection.execute(sa.DDL(sql) if way == "ddl" else sa.text(sql))
+                    connection.execute(ddl(sql) if way == "ddl" else sa.text(sql))
             assert sent(recording)[0] in ("BEGIN", "START")
             assert sent(recording)[-1] == "ROLLBACK"
             session.execute(sa.insert(authors).values(name="after"))
@@ -281,8 +282,10 @@ class TestBegin:
     def test_on_a_cursor_of_the_users_own_is_left_to_the_user(
         self, engine: OptInEngine, onlooker: Onlooker
     ) -> None:
-        with engine.connect() as connection, connection.connection.cursor() as cursor:
+        with engine.connect() as connection:
+            cursor: Any = connection.connection.cursor()
             cursor.execute("BEGIN")
             connection.execute(sa.insert(authors).values(name="kept"))
             cursor.execute("COMMIT")
+            cursor.close()
         assert onlooker.names() == ["kept"]

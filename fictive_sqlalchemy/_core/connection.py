@@ -502,8 +502,11 @@ class OptInConnection(ConnectionHooks):
         """
         if self.is_inside() or not _BEGINS.search(str(statement)):
             return
-        with self.connection.cursor() as cursor:
+        cursor = self.connection.cursor()
+        try:
             cursor.execute("ROLLBACK")
+        finally:
+            cursor.close()
         if not has_failed:
             raise exc.InvalidRequestError(
                 "BEGIN as a statement outside a transaction would begin one that nobody commits. "

@@ -56,7 +56,7 @@ class OutOfAutocommit(Transaction):
             connection.note_begin()
         except BaseException:
             if connection.get_transaction() is self:  # which an exception has interrupted
-                self.is_active = True
+                cast(Any, self).is_active = True
                 super().close()
             connection.return_to_autocommit()
             raise

@@ -13,11 +13,6 @@ from functools import lru_cache
 from itertools import takewhile
 from typing import Any, NamedTuple
 
-from sqlalchemy import event
-from sqlalchemy.engine import Engine
-from sqlalchemy.pool import SingletonThreadPool, StaticPool
-
-from .autocommit import LEFT_BEHIND, PSYCOPG
 from .places import warn_at_calling_place
 from .sql import statements
 
@@ -225,20 +220,3 @@ def warn(left: Left) -> None:
         f"use, and not used again. Instead {left.instead}.",
         SessionStateWarning,
     )
-
-
-def close_what_is_changed(engine: Engine) -> None:
-    """Have the pool close a connection that a statement has left something on. Sends Terminate.
-
-    :param engine: The engine.
-    """
-    if engine.dialect.driver not in PSYCOPG:
-        return
-
-    @event.listens_for(engine, "checkin")
-    def close(connection: Any, record: Any) -> None:
-        # Where all share one connection, what one sets is for all.
-        if record.info.pop(LEFT_BEHIND, False) and not isinstance(
-            engine.pool, (StaticPool, SingletonThreadPool)
-        ):
-            record.invalidate()
