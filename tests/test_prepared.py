@@ -29,6 +29,11 @@ def migrate(onlooker: Onlooker) -> None:
     onlooker.run("ALTER TABLE author ALTER COLUMN age TYPE bigint")
 
 
+def raw(connection: sa.Connection) -> Any:
+    """The driver's connection."""
+    return connection.connection.dbapi_connection
+
+
 WAYS: dict[str, Callable[[Any], Any]] = {
     "text": lambda connection: connection.execute(READ, {"id": 1}).one()[1],
     "scalar": lambda connection: connection.scalar(
@@ -129,7 +134,7 @@ class TestMigration:
         self, engine: OptInEngine, onlooker: Onlooker, wire: WireProxy
     ) -> None:
         with engine.connect() as connection:
-            with connection.connection.cursor() as cursor:
+            with raw(connection).cursor() as cursor:
                 cursor.execute("PREPARE mine AS SELECT * FROM author")
             for _ in OFTEN:
                 connection.exec_driver_sql("EXECUTE mine").all()
@@ -151,7 +156,7 @@ class TestDropped:
             for _ in range(3):
                 for _ in OFTEN:
                     assert connection.execute(READ, {"id": 1}).one()[1] == "Ada"
-                with connection.connection.cursor() as cursor:
+                with raw(connection).cursor() as cursor:
                     cursor.execute(by)
                 for _ in OFTEN:
                     assert connection.execute(READ, {"id": 1}).one()[1] == "Ada"
@@ -167,7 +172,7 @@ class TestDropped:
 
     def test_a_name_that_another_client_of_a_pooler_has_taken(self, engine: OptInEngine) -> None:
         with engine.connect() as connection:
-            with connection.connection.cursor() as cursor:
+            with raw(connection).cursor() as cursor:
                 for number in range(3):
                     cursor.execute(f"PREPARE _pg3_{number} AS SELECT 1")
             for _ in OFTEN:

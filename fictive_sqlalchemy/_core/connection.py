@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
@@ -25,7 +26,7 @@ from sqlalchemy.pool import (
     StaticPool,
 )
 
-from .autocommit import HELD_CURSORS, PSYCOPG, STARTED_WITH, USED_BY, switch_for
+from .autocommit import HELD_CURSORS, LEFT_BEHIND, PSYCOPG, STARTED_WITH, USED_BY, switch_for
 from .connection_transactions import (
     OptInNestedTransaction,
     OptInTransaction,
@@ -35,8 +36,12 @@ from .errors import LOST_INSIDE, NOTHING_STORED, close_lost_cursor, explain, sql
 from .options import TransactionOptions, split_options, without_autocommit
 from .resting import RestingEngine
 from .results import UnreadResults
+from .server_state import Left, warn
 from .sqlalchemy_private import ConnectionHooks
 from .transactions import open_transactions
+
+# A statement that may begin a transaction: https://www.postgresql.org/docs/current/sql-begin.html
+_BEGINS = re.compile(r"\b(?:BEGIN|START)\b", re.IGNORECASE)
 
 
 class Owner(Protocol):
@@ -110,6 +115,8 @@ class OptInConnection(ConnectionHooks):
         self.is_handed_out = self.has_streamed = self._leaves_cursors = False
         self.session_transaction = None
         self._phase = RESTING
+        # Whether the open transaction leaves something on the server's session if it is committed.
+        self._leaves_something = False
         # What the open transaction has begun with.
         self._options_in_effect = engine.transaction_options
         self._unread = UnreadResults()
@@ -219,7 +226,7 @@ class OptInConnection(ConnectionHooks):
                 )
             connection.info[USED_BY] = ref(self)
         self._options_in_effect = self.transaction_options
-        self._has_sent = False
+        self._has_sent = self._leaves_something = False
         self._phase = BEGINNING
         self.engine.switch.leave_autocommit(connection.dbapi_connection, self.transaction_options)
 
@@ -306,6 +313,25 @@ class OptInConnection(ConnectionHooks):
         if self.held is not None:
             self._failure = None
 
+    # What is left on the server's session
+
+    def note_left_behind(self, left: Left) -> None:
+        """Warn of what a statement will leave on the server's session, and have it closed later.
+
+        :param left: What it leaves.
+        """
+        if self._owner is not None or not left.may_be_held:
+            warn(left)
+        if left.rolls_back and self._phase is not RESTING:
+            self._leaves_something = True
+        else:
+            self.connection.info[LEFT_BEHIND] = True
+
+    def keep_what_is_left(self) -> None:
+        """Note that what the transaction has set stays, because it is about to be committed."""
+        if self._leaves_something and (held := self.held) is not None:
+            held.info[LEFT_BEHIND] = True
+
     # A DBAPI connection that was lost
 
     def is_lost(self) -> bool:
@@ -342,7 +368,7 @@ class OptInConnection(ConnectionHooks):
         lost.invalidate()
         lost.close()
         self._close_lost_streams()
-        another = self.engine.raw_connection()
+        another = self.connect_anew()
         try:
             self.engine.switch.leave_autocommit(another.dbapi_connection, options)
         except BaseException:
@@ -426,6 +452,7 @@ class OptInConnection(ConnectionHooks):
         if held is None or self.engine.switch.lost(held.dbapi_connection):
             # Or SQLAlchemy would wrap what the pool says into the statement's error.
             self.live_connection()
+        has_failed = True
         self._under_way += 1  # several: one may load what another needs for its parameters
         try:
             if isinstance(parameters, (list, tuple)) and _are_many(cast(Any, parameters)):
@@ -434,17 +461,27 @@ class OptInConnection(ConnectionHooks):
             result = call(statement, parameters, execution_options=execution_options)
             if isinstance(result, CursorResult) and result.cursor is not None:
                 self._unread.note(result)  # pyright: ignore[reportUnknownArgumentType]
+            has_failed = False
             return result  # pyright: ignore[reportUnknownVariableType]
         finally:
             self._under_way -= 1
+            held = self.held
+            if held is not None and self.engine.switch.has_begun(held.dbapi_connection):
+                self._end_begun_by_hand(statement, has_failed)
             if self._owner is not None:
                 self.give_back_if_wanted()
 
     def _send_inside(
         self, call: Callable[..., Any], statement: Any, parameters: Any, execution_options: Any
     ) -> Any:
+        had_sent = self._has_sent
         if self._phase is not RESTING:
             used = self._options_in_effect
+            if used.read_only and getattr(statement, "is_dml", False):
+                raise exc.InvalidRequestError(
+                    "This transaction is read-only: begin() it without read_only=True to "
+                    "write. Nothing was sent."
+                )
             if not self._has_sent:
                 self._has_sent = True
                 held = self.held
@@ -452,15 +489,38 @@ class OptInConnection(ConnectionHooks):
                 if held is not None and not self.engine.switch.has_begun(held.dbapi_connection):
                     while self.is_lost():
                         self._begin_on_another(used)
-            if used.read_only and getattr(statement, "is_dml", False):
-                raise exc.InvalidRequestError(
-                    "This transaction is read-only: begin() it without read_only=True to "
-                    "write. Nothing was sent."
-                )
         try:
             return call(statement, parameters, execution_options=execution_options)
         except exc.PendingRollbackError as error:  # the connection was lost before
             raise error from self._failure
+        except Exception:
+            # A parameter that is missing, for example: perhaps nothing was sent.
+            held = self.held
+            if held is not None and self.dialect.driver in PSYCOPG:
+                self._has_sent = had_sent or self.engine.switch.has_begun(held.dbapi_connection)
+            raise
+
+    def _end_begun_by_hand(self, statement: Any, has_failed: bool) -> None:
+        """Roll back a transaction that a statement outside has begun by itself.
+
+        The driver knows nothing of it, so nobody would commit it, and it would be lost.
+
+        :param statement: The statement; a BEGIN on a raw cursor before it is the user's own.
+        :param has_failed: Whether another error is being raised.
+        :raises sqlalchemy.exc.InvalidRequestError: if there is no other error.
+        """
+        if self.is_inside() or not _BEGINS.search(str(statement)):
+            return
+        cursor = self.connection.cursor()
+        try:
+            cursor.execute("ROLLBACK")
+        finally:
+            cursor.close()
+        if not has_failed:
+            raise exc.InvalidRequestError(
+                "BEGIN as a statement outside a transaction would begin one that nobody commits. "
+                "It was rolled back. Use `with session.begin():`, or begin() of the connection."
+            )
 
     def _transaction_around_call(self) -> AbstractContextManager[object]:
         """Return what surrounds a call that may send several writing statements."""

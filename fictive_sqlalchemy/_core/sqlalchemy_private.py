@@ -45,11 +45,15 @@ class ConnectionHooks(Connection):
         # Each statement that finds no transaction comes here, and SQLAlchemy begins one.
         pass
 
+    undeclared: Any = None
+    """A cursor on the server whose DECLARE has failed, so that there is nothing to close."""
+
     def _safe_close_cursor(self, cursor: Any) -> None:
         # The one place that is told when a result has been read to its end, or is closed.
-        super()._safe_close_cursor(cursor)
-        if self.has_streamed or not getattr(cursor, "closed", True):
-            self.on_cursor_closed(cursor)
+        if cursor is not self.undeclared:
+            super()._safe_close_cursor(cursor)
+            if self.has_streamed or not getattr(cursor, "closed", True):
+                self.on_cursor_closed(cursor)
 
     has_streamed: bool
     """Whether it has had a cursor on the server that outlives its statement."""
@@ -70,6 +74,16 @@ class ConnectionHooks(Connection):
 
     def on_error(self, error: exc.DBAPIError, cursor: Any) -> None:
         """The driver has raised an error, which SQLAlchemy is about to raise as its own."""
+
+    def connect_anew(self) -> PoolProxiedConnection:
+        """Return another DBAPI connection. What the driver says is raised as SQLAlchemy's error.
+
+        The public way there, ``Connection.connection``, refuses in a transaction.
+        """
+        try:
+            return self.engine.raw_connection()
+        except self.dialect.loaded_dbapi.Error as error:
+            self._handle_dbapi_exception_noconnection(error, self.dialect, self.engine)
 
     def _log_info(self, message: str, *arg: Any, **kw: Any) -> None:
         # SQLAlchemy logs BEGIN when it may be sent later, and COMMIT where nothing was sent.

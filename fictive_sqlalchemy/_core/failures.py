@@ -1,11 +1,13 @@
-"""Connections on which an exception has interrupted a statement."""
+"""What is done about the driver's connection and cursor when a statement has failed."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from sqlalchemy import event
 from sqlalchemy.engine import Engine, ExceptionContext
 
-from .autocommit import Switch
+from .autocommit import HELD_CURSORS, Switch
 from .errors import close_lost_cursor
 
 
@@ -31,3 +33,28 @@ def close_if_busy(engine: Engine, switch: Switch) -> None:
                 close_lost_cursor(context.execution_context.cursor)
             context.is_disconnect = True  # or SQLAlchemy would go on with it
             context.invalidate_pool_on_disconnect = False  # the server is well
+
+
+def leave_undeclared(engine: Engine) -> None:
+    """Leave a cursor on the server alone whose DECLARE has failed outside a transaction.
+
+    There is no such cursor, and the drivers would ask the server about it, or close it in vain.
+
+    :param engine: The engine.
+    """
+
+    @event.listens_for(engine, "handle_error")
+    def leave(context: ExceptionContext) -> None:
+        execution: Any = context.execution_context
+        connection: Any = context.connection
+        cursor = getattr(execution, "declares", None)
+        # SQLAlchemy tells no statement for an error of a later FETCH.
+        if cursor is None or connection is None or context.statement is None:
+            return
+        if context.is_disconnect or connection.invalidated or connection.closed:
+            return
+        connection.undeclared = cursor
+        if not execution.had_cursors:
+            connection.info.pop(HELD_CURSORS, None)
+        if engine.dialect.driver == "psycopg":  # which warns of a cursor that is not closed
+            engine.dialect.loaded_dbapi.Cursor.close(cursor)
