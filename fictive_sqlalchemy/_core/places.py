@@ -25,7 +25,7 @@ class Place(NamedTuple):
 
 def calling_place() -> Place:
     """Return the line of the application that is being executed, with the call it has made."""
-    frame, call = _calling_frame(sys._getframe(1))  # documented, and not everywhere there
+    frame, call = _calling_frame(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]  # documented
     return Place(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name, call)
 
 
@@ -35,7 +35,7 @@ def warn_at_calling_place(message: str, category: type[Warning]) -> None:
     :param message: What is wrong.
     :param category: What the filters of ``warnings`` know it by.
     """
-    frame, _ = _calling_frame(sys._getframe(1))
+    frame, _ = _calling_frame(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
     warnings.warn_explicit(
         message,
         category,

@@ -8,7 +8,6 @@ search_path or the locks of this one. So the pool closes such a connection inste
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import takewhile
 from typing import Any, NamedTuple
@@ -89,6 +88,7 @@ _UNLOCKS = frozenset({"PG_ADVISORY_UNLOCK", "PG_ADVISORY_UNLOCK_SHARED", "PG_ADV
 _SET_CONFIG = re.compile(r"\bset_config\s*\(((?:[^()']|'[^']*'|\([^()]*\))*)\)", re.IGNORECASE)
 _ARGUMENT = re.compile(r"(?:[^,()']|'[^']*'|\([^()]*\))+")
 _TRUE = re.compile(r"\s*'?(?:true|t|on|yes|y|1)'?\s*(?:::\s*bool(?:ean)?)?\s*", re.IGNORECASE)
+_TRUTH = (True, "true", "t", "on", "yes", "1")
 _BOUND = re.compile(r"\s*%(?:\((\w+)\))?[sb]\s*(?:::\s*bool(?:ean)?)?\s*", re.IGNORECASE)
 
 # A statement without one of these words leaves nothing, and most have none.
@@ -200,17 +200,12 @@ def _of_body(body: str) -> Left | None:
 
 
 def _is_true(parameters: Any, name: str | int) -> bool:
-    sets: Iterator[Any] = iter(
-        parameters if isinstance(parameters, list) else (parameters,)  # executemany has a list
-    )
-    for one in sets:
-        if isinstance(name, str):
-            value = one.get(name) if isinstance(one, Mapping) else None
-        else:
-            value = one[name] if isinstance(one, Sequence) and name < len(one) else None
-        if value not in (True, "true", "t", "on", "1", "yes"):
-            return False
-    return True
+    """Tell whether a parameter is true in each of the sets, of which many rows have several."""
+    sets: list[Any] = parameters if isinstance(parameters, list) else [parameters]
+    try:
+        return all(one[name] in _TRUTH for one in sets)
+    except (LookupError, TypeError):
+        return False
 
 
 def warn(left: Left) -> None:
