@@ -117,15 +117,20 @@ def left_behind(sql: str, parameters: Any) -> Left | None:
     :param sql: One statement or more, in the driver's form.
     :param parameters: Its parameters: ``set_config()`` says there whether it is local.
     """
-    found = _left_behind(sql)
+    found = examine(sql)
     if found is None or isinstance(found, Left):
         return found
     return None if all(_is_true(parameters, one) for one in found) else _SETTING
 
 
 @lru_cache(maxsize=2048)
-def _left_behind(sql: str) -> Left | tuple[str | int, ...] | None:
-    """Tell what SQL leaves; or the parameters that tell whether its set_config() are local."""
+def examine(sql: str) -> Left | tuple[str | int, ...] | None:
+    """Tell what SQL leaves; or the parameters that tell whether its set_config() are local.
+
+    Each statement asks, so it is remembered for each text.
+
+    :param sql: As :func:`left_behind` takes it.
+    """
     if not _ANY.search(sql):
         return None
     for words in statements(sql):
@@ -195,7 +200,7 @@ def _of_body(body: str) -> Left | None:
         rest = words[at + 1 :]
         if rest and (left := _of_statement(rest, "")) is not None:
             return left
-    found = _left_behind("SELECT " + body) if _SET_CONFIG.search(body) else None
+    found = examine("SELECT " + body) if _SET_CONFIG.search(body) else None
     return found if isinstance(found, Left) else None
 
 
