@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, NotSupportedError
 from sqlalchemy.orm import sessionmaker
 
@@ -90,8 +91,8 @@ class TestMigration:
             for _ in OFTEN:
                 connection.execute(READ, {"id": 1}).all()
             migrate(onlooker)
-            sa.event.listen(engine, "before_cursor_execute", lambda *args: seen.append(args[2]))
-            sa.event.listen(engine, "handle_error", failed.append)
+            event.listen(engine, "before_cursor_execute", lambda *args: seen.append(args[2]))
+            event.listen(engine, "handle_error", failed.append)
             with wire.record() as recording:
                 connection.execute(READ, {"id": 1}).all()
             with wire.record() as later:

@@ -25,7 +25,7 @@ class Place(NamedTuple):
 
 def calling_place() -> Place:
     """Return the line of the application that is being executed, with the call it has made."""
-    frame, call = _calling_frame(currentframe())  # documented, and not everywhere there
+    frame, call = _calling_frame(currentframe())
     return Place(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name, call)
 
 

@@ -8,10 +8,9 @@ search_path or the locks of this one. So the pool closes such a connection inste
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import takewhile
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from .places import warn_at_calling_place
 from .sql import Word, statements
@@ -89,6 +88,7 @@ _UNLOCKS = frozenset({"PG_ADVISORY_UNLOCK", "PG_ADVISORY_UNLOCK_SHARED", "PG_ADV
 _SET_CONFIG = re.compile(r"\bset_config\s*\(((?:[^()']|'[^']*'|\([^()]*\))*)\)", re.IGNORECASE)
 _ARGUMENT = re.compile(r"(?:[^,()']|'[^']*'|\([^()]*\))+")
 _TRUE = re.compile(r"\s*'?(?:true|t|on|yes|y|1)'?\s*(?:::\s*bool(?:ean)?)?\s*", re.IGNORECASE)
+_TRUTH = (True, "true", "t", "on", "yes", "1")
 _BOUND = re.compile(r"\s*%(?:\((\w+)\))?[sb]\s*(?:::\s*bool(?:ean)?)?\s*", re.IGNORECASE)
 
 # A statement without one of these words leaves nothing, and most have none.
@@ -118,15 +118,20 @@ def left_behind(sql: str, parameters: Any) -> Left | None:
     :param sql: One statement or more, in the driver's form.
     :param parameters: Its parameters: ``set_config()`` says there whether it is local.
     """
-    found = _left_behind(sql)
+    found = examine(sql)
     if found is None or isinstance(found, Left):
         return found
     return None if all(_is_true(parameters, one) for one in found) else _SETTING
 
 
 @lru_cache(maxsize=2048)
-def _left_behind(sql: str) -> Left | tuple[str | int, ...] | None:
-    """Tell what SQL leaves; or the parameters that tell whether its set_config() are local."""
+def examine(sql: str) -> Left | tuple[str | int, ...] | None:
+    """Tell what SQL leaves; or the parameters that tell whether its set_config() are local.
+
+    Each statement asks, so it is remembered for each text.
+
+    :param sql: As :func:`left_behind` takes it.
+    """
     if not _ANY.search(sql):
         return None
     for words in statements(sql):
@@ -196,24 +201,17 @@ def _of_body(body: str) -> Left | None:
         rest = words[at + 1 :]
         if rest and (left := _of_statement(rest, body)) is not None:
             return left
-    found = _left_behind("SELECT " + body) if _SET_CONFIG.search(body) else None
+    found = examine("SELECT " + body) if _SET_CONFIG.search(body) else None
     return found if isinstance(found, Left) else None
 
 
 def _is_true(parameters: Any, name: str | int) -> bool:
-    # executemany has a list
-    sets = cast("Sequence[Any]", parameters if isinstance(parameters, list) else (parameters,))
-    for one in sets:
-        value: Any = None
-        if isinstance(name, str):
-            if isinstance(one, Mapping):
-                value = cast("Mapping[str, Any]", one).get(name)
-        elif isinstance(one, Sequence):
-            values = cast("Sequence[Any]", one)
-            value = values[name] if name < len(values) else None
-        if value not in (True, "true", "t", "on", "1", "yes"):
-            return False
-    return True
+    """Tell whether a parameter is true in each of the sets, of which many rows have several."""
+    sets: list[Any] = parameters if isinstance(parameters, list) else [parameters]
+    try:
+        return all(one[name] in _TRUTH for one in sets)
+    except (LookupError, TypeError):
+        return False
 
 
 def warn(left: Left) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy import exc
 from sqlalchemy.engine import Dialect
 
 from .autocommit import HELD_CURSORS, PSYCOPG
-from .server_state import Left, left_behind
+from .server_state import Left, examine, left_behind
 from .sql import evidently_reads
 
 
@@ -74,11 +74,11 @@ def guard_statements_outside(dialect: Dialect) -> None:
                         "into `with session.begin():`. Nothing was sent."
                     )
             compiled = self.compiled
-            left = left_behind(
-                self.unicode_statement if compiled is None else compiled.string, self.parameters
-            )
-            if left is not None and isinstance(self.root_connection, NotesWhatIsLeft):
-                self.root_connection.note_left_behind(left)
+            sql = self.unicode_statement if compiled is None else compiled.string
+            if examine(sql) is not None:  # first, because it costs no Python function
+                left = left_behind(sql, self.parameters)
+                if left is not None and isinstance(self.root_connection, NotesWhatIsLeft):
+                    self.root_connection.note_left_behind(left)
             super().pre_exec()  # pyright: ignore
 
         def begin_if_it_writes(self) -> None:
