@@ -50,12 +50,14 @@ from tests.connections import Connections
 from tests.model import (
     ATTRIBUTES,
     Base,
+    Extra,
     Fails,
     Item,
     Level,
     Model,
     RawCursorFailed,
     Row,
+    SecondBase,
     Store,
     Thing,
 )
@@ -145,6 +147,7 @@ class Fixture(NamedTuple):
     driver: str
     control: Any
     engines: dict[str, tuple[OptInEngine, Connections]]
+    second: tuple[OptInEngine, Connections]
 
 
 def kinds(**weights: int) -> st.SearchStrategy[str]:
@@ -183,14 +186,16 @@ class Sessions(RuleBasedStateMachine):
 
     def __init__(self, fixture: Fixture) -> None:
         super().__init__()
-        self.driver, self.control, self.engines = fixture
+        self.driver, self.control, self.engines, self.second = fixture
         self.last = 0
         self.models: list[Model] = []
         self.sessions: list[OptInSession] = []
         self.blocks: list[list[Any]] = []
         self.streams: list[Stream | None] = []
         self.handed_out: list[OptInConnection | None] = []
-        self.logged: list[list[Item]] = []
+        self.logged: list[list[Thing]] = []
+        self.has_second_bind = False
+        self.query("DELETE FROM extra")
         self.type_of_amount = "integer"
         for schema in SCHEMAS:
             self.query(f"DELETE FROM {schema}.item")
@@ -202,6 +207,7 @@ class Sessions(RuleBasedStateMachine):
         autoflush=st.sampled_from((True, True, True, False)),
         tenants=st.booleans(),
         listens=st.booleans(),
+        second=st.booleans(),
         rows=st.integers(0, 3),
     )
     def start(
@@ -211,9 +217,11 @@ class Sessions(RuleBasedStateMachine):
         autoflush: bool,
         tenants: bool,
         listens: bool,
+        second: bool,
         rows: int,
     ) -> None:
         self.pool = pool
+        self.has_second_bind = second
         self.engine, self.connections = self.engines[pool]
         self.connections.killed.clear()
         self.schemas = SCHEMAS if tenants else SCHEMAS[:1] * 2
@@ -230,6 +238,7 @@ class Sessions(RuleBasedStateMachine):
             self.sessions.append(
                 OptInSession(
                     engine,
+                    binds={Extra: self.second[0]} if second else None,
                     expire_on_commit=expire_on_commit,
                     autoflush=autoflush,
                     begin_on_write=self.begin_on_write,
@@ -256,23 +265,22 @@ class Sessions(RuleBasedStateMachine):
         def log(session: OptInSession, *_: Any) -> None:
             names = [each.name for each in session.new]
             if names and not any(name.startswith("log") for name in names):
-                number = self.next()
-                self.logged[who].append(Item(id=number, name=f"log {number}", amount=0))
-                session.add(self.logged[who][-1])
+                row = Row(self.next(), f"log {self.last}", 0)
+                item = Item(**row._asdict())
+                self.logged[who].append(Thing(item, row.id, "pending", row._asdict()))
+                session.add(item)
 
         def logged() -> None:
-            for real in self.logged[who]:
-                values = {name: attributes.instance_dict(real)[name] for name in ATTRIBUTES}
-                model.things.append(Thing(real, real.id, "pending", values))
+            model.things += self.logged[who]
             self.logged[who].clear()
 
         model.before_flush = logged
 
     # The steps: a few rules with many kinds, so that Hypothesis comes to all of them
 
-    @rule(who=who, name=name, amount=amount)
-    def add_new_object(self, who: int, name: str, amount: int) -> None:
-        self.new(who, name, amount)
+    @rule(who=who, name=name, amount=amount, second=kinds(first=2, second=1))
+    def add_new_object(self, who: int, name: str, amount: int, second: str) -> None:
+        self.new(who, name, amount, second == "second" and self.has_second_bind)
 
     @rule(who=who, number=number, change=st.one_of(name, amount))
     def change_object(self, who: int, number: int, change: str | int) -> None:
@@ -407,6 +415,8 @@ class Sessions(RuleBasedStateMachine):
         who, session, model = self.pick(who)
         if model.inside or self.blocks[who] or self.streams[who] is not None:
             return
+        if any(thing.is_extra for thing in model.waiting()):
+            return  # between two COMMITs
         number = self.row(who, number)
         rows = [Row(self.next(), each, 1) for each in (name, f"{name}{name}")]
         dicts = [row._asdict() for row in rows]
@@ -593,12 +603,12 @@ class Sessions(RuleBasedStateMachine):
 
     # Steps: objects
 
-    def new(self, who: int, name: str, amount: int) -> None:
+    def new(self, who: int, name: str, amount: int, second: bool) -> None:
         who, session, model = self.pick(who)
         if not model.usable:
             return
         values = {"id": self.next(), "name": name, "amount": amount}
-        thing = Thing(Item(**values), self.last, "pending", values)
+        thing = Thing((Extra if second else Item)(**values), self.last, "pending", values)
         model.things.append(thing)
         session.add(thing.real)
 
@@ -1281,6 +1291,9 @@ class Sessions(RuleBasedStateMachine):
             rows = self.rows_in(schema)
             known = sorted(store.rows.values())
             assert rows == known, f"{rows} in the database, {known} expected"
+        rows = self.query("SELECT id, name, amount FROM extra ORDER BY id")
+        known = sorted({row for store in self.stores for row in store.extras.values()})
+        assert rows == known, f"{rows} in the second database, {known} expected"
 
     def check_objects(self) -> None:
         for session, model in zip(self.sessions, self.models, strict=True):
@@ -1321,7 +1334,10 @@ class Sessions(RuleBasedStateMachine):
             <= sum(model.out_of_autocommit for model in self.models)
         )
         open_transactions = [model for model in self.models if model.connected]
-        assert len(TRANSACTION_CONNECTIONS) <= len(open_transactions)
+        at_most = len(open_transactions) + sum(model.inside for model in self.models)
+        assert len(TRANSACTION_CONNECTIONS) <= at_most
+        if not any(model.inside for model in self.models):
+            self.second[1].check_rest()
         assert len(TRANSACTION_CONNECTIONS) >= sum(model.in_database for model in self.models)
 
     def teardown(self) -> None:
@@ -1353,6 +1369,7 @@ class Sessions(RuleBasedStateMachine):
         assert len(TRANSACTION_CONNECTIONS) == 0
         assert not self.connections.holders
         self.connections.check_rest()
+        self.second[1].check_rest()
         assert not self.query(
             "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
             " AND pid <> pg_backend_pid() AND state LIKE 'idle in transaction%%'"
@@ -1388,8 +1405,12 @@ def machine(url: str, driver: str, server: PostgresServer) -> Iterator[Fixture]:
     for schema in SCHEMAS:
         options_of_tenant = {"schema_translate_map": {None: schema}}
         Base.metadata.create_all(engines["null"][0].execution_options(**options_of_tenant))
-    yield Fixture(driver, control, engines)
+    second = create_engine(url)
+    connections = Connections(second, driver)
+    SecondBase.metadata.create_all(second)
+    yield Fixture(driver, control, engines, (second, connections))
     control.close()
+    second.dispose()
     for engine, _ in engines.values():
         engine.dispose()
     gc.collect()  # while the filter above is in force
