@@ -14,7 +14,6 @@ from sqlalchemy.util import asbool
 from .autocommit import HELD_CURSORS, LEFT_BEHIND, STARTED_WITH, USED_BY, switch_for
 from .drivers import with_installed_driver
 from .engine import OptInEngine
-from .failures import close_if_busy, leave_undeclared
 from .forks import leave_to_parent
 from .options import TransactionOptions, split_options
 from .prepared import prepare_anew
@@ -97,8 +96,6 @@ def _opt_in(
     options.check(engine.dialect)
     guard_statements_outside(engine.dialect)
     prepare_anew(engine.dialect)
-    close_if_busy(engine, switch)
-    leave_undeclared(engine)
 
     # First of all listeners: SQLAlchemy's own read from the database.
     @event.listens_for(engine, "connect", insert=True)

@@ -207,7 +207,8 @@ def _of_body(body: str) -> Left | None:
 
 def _is_true(parameters: Any, name: str | int) -> bool:
     """Tell whether a parameter is true in each of the sets, of which many rows have several."""
-    sets: list[Any] = parameters if isinstance(parameters, list) else [parameters]
+    given: Any = parameters
+    sets: list[Any] = given if isinstance(parameters, list) else [given]
     try:
         return all(one[name] in _TRUTH for one in sets)
     except (LookupError, TypeError):

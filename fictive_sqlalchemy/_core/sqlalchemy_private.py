@@ -66,11 +66,15 @@ class ConnectionHooks(Connection):
     ) -> NoReturn:
         # Each error of the driver passes here. With a listener to "handle_error", which is public,
         # SQLAlchemy would look for listeners several times for each statement that succeeds.
+        self.before_error(e, statement, cursor, args[0] if args else kw.get("context"))
         try:
             super()._handle_dbapi_exception(e, statement, parameters, cursor, *args, **kw)
         except exc.DBAPIError as error:
             self.on_error(error, cursor)
             raise
+
+    def before_error(self, error: BaseException, statement: Any, cursor: Any, context: Any) -> None:
+        """An error has interrupted a statement, or a fetch; SQLAlchemy knows nothing of it yet."""
 
     def on_error(self, error: exc.DBAPIError, cursor: Any) -> None:
         """The driver has raised an error, which SQLAlchemy is about to raise as its own."""
