@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol, cast
 from weakref import ref
 
@@ -26,19 +25,18 @@ from sqlalchemy.pool import (
     StaticPool,
 )
 
-from .autocommit import HELD_CURSORS, LEFT_BEHIND, PSYCOPG, STARTED_WITH, USED_BY, switch_for
+from .autocommit import HELD_CURSORS, PSYCOPG, STARTED_WITH, USED_BY, switch_for
 from .connection_transactions import (
     OptInNestedTransaction,
     OptInTransaction,
     OptInTwoPhaseTransaction,
 )
-from .errors import NOTHING_STORED, close_lost_cursor, sqlstate
+from .errors import close_lost_cursor
 from .options import TransactionOptions, split_options, without_autocommit
 from .resting import RestingEngine
 from .results import UnreadResults
-from .server_state import Left, warn
-from .sqlalchemy_private import ConnectionHooks
 from .transactions import open_transactions
+from .watched import BEGINNING, OPEN, RESTING, Phase, WatchedConnection
 
 # A statement that may begin a transaction: https://www.postgresql.org/docs/current/sql-begin.html
 _BEGINS = re.compile(r"\b(?:BEGIN|START)\b", re.IGNORECASE)
@@ -61,28 +59,7 @@ class Owner(Protocol):
         ...
 
 
-class Phase(Enum):
-    """Where a connection stands, as far as the driver's autocommit is concerned.
-
-    It says so before the driver is taken out of autocommit, and until the driver is back. So a
-    connection whose way back was interrupted, by an exception from a signal handler, is known.
-    """
-
-    RESTING = "resting"
-    """The driver is in autocommit."""
-
-    BEGINNING = "beginning"
-    """A transaction begins. Listeners to its begin may send something, which is part of it."""
-
-    OPEN = "open"
-    """A transaction is open, or is being ended."""
-
-
-# Each statement asks, and the attributes of an Enum are slow.
-RESTING, BEGINNING, OPEN = Phase
-
-
-class OptInConnection(ConnectionHooks):
+class OptInConnection(WatchedConnection):
     """A connection on which nothing is a transaction unless you ask.
 
     Each statement stands alone: it goes over the wire as it is, and what it writes is durable
@@ -113,19 +90,17 @@ class OptInConnection(ConnectionHooks):
     def __init__(self, engine: RestingEngine, owner: Owner | None = None) -> None:
         # Before super().__init__(), whose events may use it already.
         self.transaction_options = engine.transaction_options
-        self._owner = None if owner is None else ref(owner)
+        self._owner: ref[Owner] | None = None if owner is None else ref(owner)
         self.begins_on_write = owner is not None and owner.begins_on_write
         self.is_handed_out = self.has_streamed = self._leaves_cursors = False
         self.session_transaction = None
-        self._phase = RESTING
-        # Whether the open transaction leaves something on the server's session if it is committed.
+        self._phase: Phase = RESTING
         self._leaves_something = False
         # What the open transaction has begun with.
         self._options_in_effect = engine.transaction_options
         self._unread = UnreadResults()
         self._under_way = 0
         self._has_sent = False
-        # The error that has aborted the open transaction.
         self._failure: exc.DBAPIError | None = None
         self._begin_to_log: str | None = None
         super().__init__(engine)
@@ -274,53 +249,6 @@ class OptInConnection(ConnectionHooks):
     def is_inside(self) -> bool:
         """Tell whether a transaction is open, or begins: an event may send something already."""
         return self._phase is not RESTING or self.get_transaction() is not None
-
-    def refuse_if_aborted(self) -> None:
-        """Refuse to commit after an error: PostgreSQL would roll back, and no driver says so.
-
-        :raises sqlalchemy.exc.PendingRollbackError: if a statement of the transaction failed. Its
-            cause is the error of that statement.
-        """
-        held = self.held
-        if held is not None and self.engine.switch.aborted(held.dbapi_connection):
-            raise exc.PendingRollbackError(NOTHING_STORED) from self._failure
-
-    def note_failure(self, error: exc.DBAPIError) -> None:
-        """Note the error that has aborted the open transaction; say it again with later ones."""
-        held = self.held
-        if held is None or not self.engine.switch.aborted(held.dbapi_connection):
-            return
-        if self._failure is None:
-            self._failure = error
-        elif sqlstate(error) == "25P02":  # in_failed_sql_transaction
-            error.add_detail(
-                "An earlier statement of this transaction failed, and that error was caught: "
-                f"{str(self._failure.orig).strip()}. Let the error leave the block, or put what "
-                "may fail into `with session.begin_nested():`."
-            )
-
-    def forget_failure(self) -> None:
-        """Go on after a savepoint was rolled back, which undoes the abort."""
-        self._failure = None
-
-    # What is left on the server's session
-
-    def note_left_behind(self, left: Left) -> None:
-        """Warn of what a statement will leave on the server's session, and have it closed later.
-
-        :param left: What it leaves.
-        """
-        if self._owner is not None or not left.may_be_held:
-            warn(left)
-        if left.rolls_back and self._phase is not RESTING:
-            self._leaves_something = True
-        else:
-            self.connection.info[LEFT_BEHIND] = True
-
-    def keep_what_is_left(self) -> None:
-        """Note that what the transaction has set stays, because it is about to be committed."""
-        if self._leaves_something and (held := self.held) is not None:
-            held.info[LEFT_BEHIND] = True
 
     # A DBAPI connection that was lost
 

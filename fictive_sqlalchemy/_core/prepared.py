@@ -57,7 +57,7 @@ def prepare_anew(dialect: Dialect) -> None:
 
     changed.do_execute = again(changed.do_execute)
     changed.do_execute_no_params = again(changed.do_execute_no_params)
-    if type(changed).do_execute is DefaultDialect.do_execute:
+    if type(dialect).do_execute is DefaultDialect.do_execute:
         # The same without another function around the driver's, because each statement comes here.
         def execute(cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
             try:
