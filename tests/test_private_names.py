@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import sqlite3
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from sqlalchemy.engine.cursor import (
     FullyBufferedCursorFetchStrategy,
 )
 from sqlalchemy.engine.default import DefaultExecutionContext
-from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError, OperationalError
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -189,6 +190,14 @@ class TestConnection:
         with pytest.raises(DBAPIError):
             connection.execute(sa.text("SELECT nothing FROM nowhere"))
         assert connection.called.count("_handle_dbapi_exception") == 1
+
+    def test__handle_dbapi_exception_noconnection(self, engine: sa.Engine) -> None:
+        """What makes SQLAlchemy's error of the driver's, where there is no connection."""
+        names = parameters(sa.Connection._handle_dbapi_exception_noconnection)
+        assert names[:3] == ["e", "dialect", "engine"]
+        error = sqlite3.OperationalError("refused")
+        with pytest.raises(OperationalError, match="refused"):
+            sa.Connection._handle_dbapi_exception_noconnection(error, engine.dialect, engine)
 
     def test__rollback_impl(self, connection: SpyConnection) -> None:
         """Called at a rollback, and after an error where no transaction is."""

@@ -38,8 +38,10 @@ class Loans(dict[OptInEngine, OptInConnection]):
             if connection.session_transaction is transaction:
                 connection.session_transaction = None
                 connection.put_options_back()
-                if connection.is_inside():  # an interruption came on its way back
+                if connection.get_transaction() is not None:  # an interruption came on its way back
                     connection.close()
+                elif connection.is_inside():
+                    connection.roll_back_rest()
             connection.give_back_if_wanted()
 
     def give_back(self) -> None:
