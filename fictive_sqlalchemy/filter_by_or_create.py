@@ -544,8 +544,8 @@ def _may_store_none_otherwise(attribute: Any) -> bool:
     return (
         column.default is not None
         or column.server_default is not None
-        or cast(Any, column).type.should_evaluate_none  # JSON
-        or isinstance(cast(Any, column).type, TypeDecorator)
+        or column.type.should_evaluate_none  # JSON
+        or isinstance(column.type, TypeDecorator)
     )
 
 

@@ -41,6 +41,21 @@ class Item(Base):
     amount: Mapped[int]
 
 
+class SecondBase(DeclarativeBase):
+    pass
+
+
+class Extra(SecondBase):
+    """Rows on a second bind, which break no rule, and which no statement but a flush writes."""
+
+    __tablename__ = "extra"
+    __mapper_args__ = {"confirm_deleted_rows": False}  # noqa: RUF012
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    name: Mapped[str]
+    amount: Mapped[int]
+
+
 class Row(NamedTuple):
     id: int
     name: str
@@ -75,6 +90,8 @@ class Level:
     """A transaction or a savepoint: what it has changed."""
 
     rows: dict[int, Row | None] = field(default_factory=dict[int, "Row | None"])
+    extras: dict[int, Row | None] = field(default_factory=dict[int, "Row | None"])
+    """The same on the second bind."""
     names: set[str] = field(default_factory=set[str])
     """Names it has written or written over: someone else who wants one has to wait."""
     locks: set[int] = field(default_factory=set[int])
@@ -89,7 +106,7 @@ class Level:
     """Whether a flush has failed: SQLAlchemy has rolled it back and waits for its end."""
 
     def forget_rows(self) -> None:
-        """What a rollback does in the database."""
+        """What a rollback does in the database, or an error, or the end of the server process."""
         self.rows.clear()
         self.names.clear()
         self.locks.clear()
@@ -97,6 +114,7 @@ class Level:
     def absorb(self, inner: Level) -> None:
         """What the release of a savepoint does."""
         self.rows.update(inner.rows)
+        self.extras.update(inner.extras)
         self.names |= inner.names
         self.locks |= inner.locks
         self.inserted += inner.inserted
@@ -112,7 +130,7 @@ class Level:
 class Thing:
     """One object."""
 
-    real: Item
+    real: Item | Extra
     id: int
     state: str
     values: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -125,6 +143,10 @@ class Thing:
     """Whether its DELETE was sent."""
     waits: bool = False
     """Whether its DELETE waits for a flush."""
+
+    @property
+    def is_extra(self) -> bool:
+        return isinstance(self.real, Extra)
 
     def expire(self) -> None:
         self.values.clear()
@@ -160,6 +182,7 @@ class Store:
 
     def __init__(self) -> None:
         self.rows: dict[int, Row] = {}
+        self.extras: dict[int, Row] = {}
         self.versions: dict[int, int] = {}
         self.open: list[Model] = []
 
@@ -225,6 +248,7 @@ class Model:
         self.versions: dict[int, int] = {}
         self.connected = False
         self.sent = False
+        self.sent_second = False
         self.aborted = False
         self.dead = False
         self.noticed = False
@@ -274,6 +298,15 @@ class Model:
 
     def rows(self) -> list[Row]:
         return sorted(self.view().values())
+
+    def row_of(self, thing: Thing) -> Row | None:
+        """The row of an object, as a statement sees it."""
+        if not thing.is_extra:
+            return self.view().get(thing.id)
+        row: Row | None = self.store.extras.get(thing.id)
+        for level in self.levels:
+            row = level.extras.get(thing.id, row)
+        return row
 
     # What is sent
 
@@ -369,6 +402,17 @@ class Model:
                 self.abort()
             raise Fails(RawCursorFailed) from None
 
+    def send_for(self, thing: Thing, *, writes: bool = False) -> None:
+        """Send one statement for an object, to its bind."""
+        if not thing.is_extra:
+            self.send(writes=writes)
+            return
+        if self.spent or (self.levels and self.levels[-1].failed):
+            raise Fails(exc.InvalidRequestError)
+        if writes and self.read_only:
+            raise Fails(exc.InvalidRequestError)
+        self.sent_second = self.inside
+
     def abort(self) -> None:
         """A statement has failed: the server refuses all others until a rollback."""
         self.aborted = True
@@ -407,6 +451,13 @@ class Model:
         level.rows[number] = row
         level.names |= names
         return True
+
+    def write_for(self, thing: Thing, row: Row | None, *, new: bool = False) -> bool:
+        """Put the row of an object in place, or remove it, on its bind."""
+        if thing.is_extra:
+            self.levels[-1].extras[thing.id] = row
+            return True
+        return self.write(thing.id, row, new=new)
 
     def check_snapshot(self, number: int) -> None:
         """At REPEATABLE READ nobody writes over, or locks, what the snapshot doesn't show."""
@@ -491,7 +542,8 @@ class Model:
             raise
 
     def write_objects(self, waiting: list[Thing]) -> None:
-        self.connect()
+        if not all(thing.is_extra for thing in waiting):
+            self.connect()
         level = self.levels[-1]
         deleted = sorted((thing for thing in waiting if thing.waits), key=lambda thing: thing.id)
         changed = [t for t in waiting if not t.waits and t.state != "pending"]
@@ -504,19 +556,20 @@ class Model:
             }
             if values:
                 row = self.load_key(thing)
-                self.send(writes=True)
+                self.send_for(thing, writes=True)
                 if row is None:
-                    row = self.view().get(thing.id)
-                if row is None or not self.write(thing.id, row._replace(**values)):
+                    row = self.row_of(thing)
+                if row is None or not self.write_for(thing, row._replace(**values)):
                     raise Fails(*WRITE_ERRORS)
         for thing in new:
-            self.send(writes=True)
-            self.write(thing.id, thing.row(), new=True)
-            level.inserted.append(thing.id)
+            self.send_for(thing, writes=True)
+            self.write_for(thing, thing.row(), new=True)
+            if not thing.is_extra:
+                level.inserted.append(thing.id)
         for thing in deleted:
             self.load_key(thing)
-            self.send(writes=True)
-            if not self.write(thing.id, None):
+            self.send_for(thing, writes=True)
+            if not self.write_for(thing, None):
                 self.check_snapshot(thing.id)
         for thing in deleted:
             self.mark_deleted(thing)
@@ -530,8 +583,8 @@ class Model:
         """SQLAlchemy reads an expired object before it writes it, for the key."""
         if "id" in thing.values:
             return None
-        self.send()
-        row = self.view().get(thing.id)
+        self.send_for(thing)
+        row = self.row_of(thing)
         if row is None:
             raise Fails(ObjectDeletedError)
         thing.fill(row)
@@ -570,6 +623,7 @@ class Model:
             self.aborted = False
         level.failed = True
         level.forget_rows()
+        level.extras.clear()
         self.restore(level, all_of_them=len(self.levels) == 1)
         self.roll_back_on_server(level)
 
@@ -622,6 +676,11 @@ class Model:
         if self.aborted:
             raise Fails(exc.PendingRollbackError)
         self.store.apply(root.rows)
+        for number, row in root.extras.items():
+            if row is None:
+                self.store.extras.pop(number, None)
+            else:
+                self.store.extras[number] = row
         self.called += root.inserted
         if expire:
             for thing in self.identities.values():
@@ -666,7 +725,7 @@ class Model:
             if self.begins_on_write:
                 self.begin_implicitly()
                 self.flush_inside()
-                if not self.sent:
+                if not self.sent and not self.sent_second:
                     self.end()  # what has changed has the values that it had
             else:
                 self.let_go(self.write_alone(expire=False))
@@ -810,8 +869,8 @@ class Model:
     def load(self, thing: Thing) -> None:
         """Load an object that is expired, at its next use."""
         self.autoflushes()
-        self.send()
-        row = self.view().get(thing.id)
+        self.send_for(thing)
+        row = self.row_of(thing)
         if row is None:
             raise Fails(ObjectDeletedError)
         thing.fill(row)
@@ -819,6 +878,7 @@ class Model:
     def get(self, number: int, real: Item | None) -> Item | None:
         thing = self.identities.get(number)
         if thing is not None:
+            assert isinstance(thing.real, Item)
             if not thing.expired:
                 return thing.real
             try:
@@ -885,8 +945,8 @@ class Model:
             raise Fails(exc.InvalidRequestError)
         thing.expire()
         self.autoflushes()
-        self.send()
-        row = self.view().get(thing.id)
+        self.send_for(thing)
+        row = self.row_of(thing)
         if row is None:
             raise Fails(exc.InvalidRequestError)
         thing.overwrite(row)

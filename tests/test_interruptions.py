@@ -280,6 +280,11 @@ def _in_block(session: OptInSession) -> None:
         session.execute(sa.text(SLEEP))
 
 
+def _with(session: OptInSession, instance: object) -> OptInSession:
+    session.add(instance)
+    return session
+
+
 def _in_savepoint(session: OptInSession) -> None:
     with session.begin():
         session.add(Author(name="lost"))
@@ -300,9 +305,9 @@ WAITING: dict[str, Callable[[OptInSession], Any]] = {
     "a block": _in_block,
     "a savepoint": _in_savepoint,
     "a connection handed out": lambda session: session.connection().execute(sa.text(SLEEP)),
-    "a flush": lambda session: (session.add(Author(name="slow")), session.flush()),
-    "a commit": lambda session: (session.add(Author(name="slow")), session.commit()),
-    "COMMIT": lambda session: (session.add(Seat(place=1)), session.commit()),
+    "a flush": lambda session: _with(session, Author(name="slow")).flush(),
+    "a commit": lambda session: _with(session, Author(name="slow")).commit(),
+    "COMMIT": lambda session: _with(session, Seat(place=1)).commit(),
     "atomic": lambda session: session.atomic(lambda: session.execute(sa.text(SLEEP)))(),
 }
 

@@ -13,11 +13,14 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 import pytest
@@ -35,6 +38,7 @@ from sqlalchemy import event, exc
 from sqlalchemy.orm import attributes, make_transient, object_session
 from sqlalchemy.pool import NullPool, QueuePool, SingletonThreadPool, StaticPool
 
+import fictive_sqlalchemy
 from fictive_sqlalchemy import (
     TRANSACTION_CONNECTIONS,
     OptInConnection,
@@ -46,12 +50,14 @@ from tests.connections import Connections
 from tests.model import (
     ATTRIBUTES,
     Base,
+    Extra,
     Fails,
     Item,
     Level,
     Model,
     RawCursorFailed,
     Row,
+    SecondBase,
     Store,
     Thing,
 )
@@ -99,6 +105,9 @@ POOLS: dict[str, dict[str, Any]] = {
 #: Pools that give every session of a thread the same connection: there is one session then.
 SHARED = ("static", "thread")
 
+#: Pools on whose connections psycopg prepares each statement at its first execution.
+PREPARING = ("five", "one", "thread")
+
 
 @event.listens_for(Item, "after_insert")
 def call_on_commit(mapper: Any, connection: Any, item: Item) -> None:
@@ -111,10 +120,34 @@ class Interruption(Exception):
     """What a signal handler raises, between any two lines."""
 
 
+def interrupted(call: Callable[[], object], at: int) -> None:
+    """Make a call, in which an exception comes at one of the lines of the package."""
+    package = str(Path(fictive_sqlalchemy.__file__).parent)
+    lines = 0
+
+    def trace(frame: FrameType, what: str, argument: object) -> Any:
+        nonlocal lines
+        if not frame.f_code.co_filename.startswith(package):
+            return None
+        if what == "line":
+            lines += 1
+            if lines - 1 == at:
+                raise Interruption
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+
+
 class Fixture(NamedTuple):
     driver: str
     control: Any
     engines: dict[str, tuple[OptInEngine, Connections]]
+    second: tuple[OptInEngine, Connections]
 
 
 def kinds(**weights: int) -> st.SearchStrategy[str]:
@@ -153,14 +186,16 @@ class Sessions(RuleBasedStateMachine):
 
     def __init__(self, fixture: Fixture) -> None:
         super().__init__()
-        self.driver, self.control, self.engines = fixture
+        self.driver, self.control, self.engines, self.second = fixture
         self.last = 0
         self.models: list[Model] = []
         self.sessions: list[OptInSession] = []
         self.blocks: list[list[Any]] = []
         self.streams: list[Stream | None] = []
         self.handed_out: list[OptInConnection | None] = []
-        self.logged: list[list[Item]] = []
+        self.logged: list[list[Thing]] = []
+        self.has_second_bind = False
+        self.query("DELETE FROM extra")
         self.type_of_amount = "integer"
         for schema in SCHEMAS:
             self.query(f"DELETE FROM {schema}.item")
@@ -172,6 +207,7 @@ class Sessions(RuleBasedStateMachine):
         autoflush=st.sampled_from((True, True, True, False)),
         tenants=st.booleans(),
         listens=st.booleans(),
+        second=st.booleans(),
         rows=st.integers(0, 3),
     )
     def start(
@@ -181,9 +217,11 @@ class Sessions(RuleBasedStateMachine):
         autoflush: bool,
         tenants: bool,
         listens: bool,
+        second: bool,
         rows: int,
     ) -> None:
         self.pool = pool
+        self.has_second_bind = second
         self.engine, self.connections = self.engines[pool]
         self.connections.killed.clear()
         self.schemas = SCHEMAS if tenants else SCHEMAS[:1] * 2
@@ -200,6 +238,7 @@ class Sessions(RuleBasedStateMachine):
             self.sessions.append(
                 OptInSession(
                     engine,
+                    binds={Extra: self.second[0]} if second else None,
                     expire_on_commit=expire_on_commit,
                     autoflush=autoflush,
                     begin_on_write=self.begin_on_write,
@@ -226,23 +265,22 @@ class Sessions(RuleBasedStateMachine):
         def log(session: OptInSession, *_: Any) -> None:
             names = [each.name for each in session.new]
             if names and not any(name.startswith("log") for name in names):
-                number = self.next()
-                self.logged[who].append(Item(id=number, name=f"log {number}", amount=0))
-                session.add(self.logged[who][-1])
+                row = Row(self.next(), f"log {self.last}", 0)
+                item = Item(**row._asdict())
+                self.logged[who].append(Thing(item, row.id, "pending", row._asdict()))
+                session.add(item)
 
         def logged() -> None:
-            for real in self.logged[who]:
-                values = {name: attributes.instance_dict(real)[name] for name in ATTRIBUTES}
-                model.things.append(Thing(real, real.id, "pending", values))
+            model.things += self.logged[who]
             self.logged[who].clear()
 
         model.before_flush = logged
 
     # The steps: a few rules with many kinds, so that Hypothesis comes to all of them
 
-    @rule(who=who, name=name, amount=amount)
-    def add_new_object(self, who: int, name: str, amount: int) -> None:
-        self.new(who, name, amount)
+    @rule(who=who, name=name, amount=amount, second=kinds(first=2, second=1))
+    def add_new_object(self, who: int, name: str, amount: int, second: str) -> None:
+        self.new(who, name, amount, second == "second" and self.has_second_bind)
 
     @rule(who=who, number=number, change=st.one_of(name, amount))
     def change_object(self, who: int, number: int, change: str | int) -> None:
@@ -365,6 +403,76 @@ class Sessions(RuleBasedStateMachine):
     def flush_or_end(self, who: int, kind: str) -> None:
         getattr(self, kind)(who)
 
+    @rule(
+        who=who,
+        number=number,
+        name=name,
+        at=st.integers(0, 400),
+        kind=kinds(commit=2, flush=1, block=2, insert=2, update=1, read=1),
+    )
+    def interrupt(self, who: int, number: int, name: str, at: int, kind: str) -> None:
+        """A call in which a signal handler raises at some line; then the session is closed."""
+        who, session, model = self.pick(who)
+        if model.inside or self.blocks[who] or self.streams[who] is not None:
+            return
+        if any(thing.is_extra for thing in model.waiting()):
+            return  # between two COMMITs
+        number = self.row(who, number)
+        rows = [Row(self.next(), each, 1) for each in (name, f"{name}{name}")]
+        dicts = [row._asdict() for row in rows]
+        update = sa.update(TABLE).where(TABLE.c.id == number).values(amount=3)
+        calls: dict[str, Callable[[], object]] = {
+            "commit": session.commit,
+            "flush": session.flush,
+            "block": lambda: self.write_in_block(session, dicts),
+            "insert": lambda: session.execute(sa.insert(Item), dicts),
+            "update": lambda: session.execute(update),
+            "read": lambda: session.scalars(sa.select(Item)).all(),
+        }
+
+        def write() -> None:
+            for row in rows:
+                model.write(row.id, row, new=True)
+
+        def write_in_block() -> None:
+            model.begin(block=True)
+            try:
+                model.autoflushes()
+                model.execute(write)
+            except Fails:
+                model.leave(error=True)
+                raise
+            model.leave(error=False)
+
+        def update_() -> None:
+            self.update(model, partial(model.flush_and_execute, orm=False), number, 3)
+
+        modelled: dict[str, Callable[[], object]] = {
+            "commit": model.commit,
+            "flush": model.flush,
+            "block": write_in_block,
+            "insert": lambda: model.flush_and_execute(write, orm=True),
+            "update": update_,
+            "read": model.autoflushes,
+        }
+        with suppress(Interruption, exc.SQLAlchemyError):
+            interrupted(calls[kind], at)
+        session.close()
+        before = dict(model.store.rows)
+        with suppress(Fails):
+            modelled[kind]()
+        self.begin_anew(who)
+        self.wait_for_end(self.connections.closing)
+        self.connections.closing.clear()
+        if self.rows_in(self.schemas[who]) != sorted(model.store.rows.values()):
+            model.store.rows = before  # and if it is not that either, the invariant says so
+        if session.info:
+            model.called = list(session.info["inserted"])
+
+    def write_in_block(self, session: OptInSession, dicts: list[dict[str, Any]]) -> None:
+        with session.begin():
+            session.execute(sa.insert(Item), dicts)
+
     @rule(who=who, kind=kinds(give_back=5, close=1, reset=1, invalidate=1, kill=2))
     def do_with_session(self, who: int, kind: str) -> None:
         if kind == "kill":
@@ -380,6 +488,9 @@ class Sessions(RuleBasedStateMachine):
         with self.control.cursor() as cursor:
             cursor.execute(sql, parameters)
             return list(cursor.fetchall()) if cursor.description else []
+
+    def rows_in(self, schema: str) -> list[Any]:
+        return self.query(f"SELECT id, name, amount FROM {schema}.item ORDER BY id")
 
     def wait_for_end(self, pids: list[int]) -> None:
         deadline = time.monotonic() + 20
@@ -415,16 +526,41 @@ class Sessions(RuleBasedStateMachine):
         keeps: bool = False,
     ) -> Any:
         """Do it, then compare it with what the model says of it."""
-        who, *_ = self.pick(who)
+        who, _, model = self.pick(who)
+        in_transaction = model.inside or bool(model.waiting())
         value = error = None
         try:
             value = real()
         except Exception as raised:
             error = raised
+        if in_transaction and self.is_of_migration(error):
+            self.begin_anew(who)
+            return None
         try:
             return self.compare_outcome(who, value, error, modelled, keeps)
         finally:
             self.end_streams(who)
+
+    def is_of_migration(self, error: Exception | None) -> bool:
+        """Tell whether a statement in a transaction was refused that psycopg had prepared before.
+
+        Outside it never is.
+        """
+        return isinstance(error, exc.NotSupportedError) and "cached plan" in str(error)
+
+    def begin_anew(self, who: int) -> None:
+        """Go on with a closed session, of whose objects nobody knows any more."""
+        session, model = self.sessions[who], self.models[who]
+        self.drop_stream(who)
+        while self.blocks[who]:
+            with suppress(exc.InvalidRequestError):
+                self.blocks[who].pop().__exit__(Interruption, Interruption(), None)
+        session.close()
+        self.handed_out[who] = None
+        self.logged[who].clear()
+        model.close()
+        model.blocks.clear()
+        model.things.clear()
 
     def compare_outcome(
         self,
@@ -467,12 +603,12 @@ class Sessions(RuleBasedStateMachine):
 
     # Steps: objects
 
-    def new(self, who: int, name: str, amount: int) -> None:
+    def new(self, who: int, name: str, amount: int, second: bool) -> None:
         who, session, model = self.pick(who)
         if not model.usable:
             return
         values = {"id": self.next(), "name": name, "amount": amount}
-        thing = Thing(Item(**values), self.last, "pending", values)
+        thing = Thing((Extra if second else Item)(**values), self.last, "pending", values)
         model.things.append(thing)
         session.add(thing.real)
 
@@ -1152,9 +1288,12 @@ class Sessions(RuleBasedStateMachine):
 
     def check_database(self) -> None:
         for schema, store in zip(self.schemas, self.stores, strict=True):
-            rows = self.query(f"SELECT id, name, amount FROM {schema}.item ORDER BY id")
+            rows = self.rows_in(schema)
             known = sorted(store.rows.values())
             assert rows == known, f"{rows} in the database, {known} expected"
+        rows = self.query("SELECT id, name, amount FROM extra ORDER BY id")
+        known = sorted({row for store in self.stores for row in store.extras.values()})
+        assert rows == known, f"{rows} in the second database, {known} expected"
 
     def check_objects(self) -> None:
         for session, model in zip(self.sessions, self.models, strict=True):
@@ -1195,7 +1334,10 @@ class Sessions(RuleBasedStateMachine):
             <= sum(model.out_of_autocommit for model in self.models)
         )
         open_transactions = [model for model in self.models if model.connected]
-        assert len(TRANSACTION_CONNECTIONS) <= len(open_transactions)
+        at_most = len(open_transactions) + sum(model.inside for model in self.models)
+        assert len(TRANSACTION_CONNECTIONS) <= at_most
+        if not any(model.inside for model in self.models):
+            self.second[1].check_rest()
         assert len(TRANSACTION_CONNECTIONS) >= sum(model.in_database for model in self.models)
 
     def teardown(self) -> None:
@@ -1227,6 +1369,7 @@ class Sessions(RuleBasedStateMachine):
         assert len(TRANSACTION_CONNECTIONS) == 0
         assert not self.connections.holders
         self.connections.check_rest()
+        self.second[1].check_rest()
         assert not self.query(
             "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
             " AND pid <> pg_backend_pid() AND state LIKE 'idle in transaction%%'"
@@ -1242,6 +1385,8 @@ def _control(url: str) -> Any:
         options=f"-c lock_timeout={LOCK_TIMEOUT}",
     )
     connection.autocommit = True
+    if hasattr(connection, "prepare_threshold"):
+        connection.prepare_threshold = None  # a migration would change what it has prepared
     return connection
 
 
@@ -1249,9 +1394,10 @@ def _control(url: str) -> Any:
 def machine(url: str, driver: str, server: PostgresServer) -> Iterator[Fixture]:
     engines: dict[str, tuple[OptInEngine, Connections]] = {}
     for pool, options in POOLS.items():
-        engine = create_engine(
-            url, **options, connect_args={"options": f"-c lock_timeout={LOCK_TIMEOUT}"}
-        )
+        arguments: dict[str, Any] = {"options": f"-c lock_timeout={LOCK_TIMEOUT}"}
+        if driver == "psycopg" and pool in PREPARING:
+            arguments["prepare_threshold"] = 0
+        engine = create_engine(url, **options, connect_args=arguments)
         engines[pool] = (engine, Connections(engine, driver))
     control = _control(url)
     with control.cursor() as cursor:
@@ -1259,8 +1405,12 @@ def machine(url: str, driver: str, server: PostgresServer) -> Iterator[Fixture]:
     for schema in SCHEMAS:
         options_of_tenant = {"schema_translate_map": {None: schema}}
         Base.metadata.create_all(engines["null"][0].execution_options(**options_of_tenant))
-    yield Fixture(driver, control, engines)
+    second = create_engine(url)
+    connections = Connections(second, driver)
+    SecondBase.metadata.create_all(second)
+    yield Fixture(driver, control, engines, (second, connections))
     control.close()
+    second.dispose()
     for engine, _ in engines.values():
         engine.dispose()
     gc.collect()  # while the filter above is in force

@@ -22,6 +22,7 @@ from .options import DEFAULT, TransactionOptions, isolation_levels
 STARTED_WITH = "fictive_sqlalchemy.started_with"
 HELD_CURSORS = "fictive_sqlalchemy.held_cursors"
 USED_BY = "fictive_sqlalchemy.used_by"
+LEFT_BEHIND = "fictive_sqlalchemy.left_behind"
 
 # The drivers of PostgreSQL that let the client say what a transaction begins with, and WITH HOLD.
 PSYCOPG = ("psycopg2", "psycopg")

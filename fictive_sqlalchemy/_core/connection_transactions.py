@@ -29,6 +29,7 @@ class InAutocommit(Protocol):
     def note_begin(self) -> None: ...
     def return_to_autocommit(self) -> None: ...
     def refuse_if_aborted(self) -> None: ...
+    def keep_what_is_left(self) -> None: ...
     def forget_failure(self) -> None: ...
     def is_lost(self) -> bool: ...
     def invalidate(self) -> None: ...
@@ -62,6 +63,7 @@ class OutOfAutocommit(Transaction):
 
     def commit(self) -> None:
         self.connection.refuse_if_aborted()
+        self.connection.keep_what_is_left()
         self._end(self._commit)
 
     def rollback(self) -> None:
@@ -108,6 +110,7 @@ class OptInTwoPhaseTransaction(OutOfAutocommit, TwoPhaseTransaction):  # pyright
     def prepare(self) -> None:
         """Prepare the transaction to be committed."""
         self.connection.refuse_if_aborted()
+        self.connection.keep_what_is_left()
         try:
             super().prepare()
         except BaseException:

@@ -29,7 +29,7 @@ class WritingSession(SessionStates):
         """
         flush: Any = super().flush
         arguments = () if objects is None else (objects,)
-        if self.is_inside or self.is_clean():
+        if self._state is INSIDE or self.is_clean():
             try:
                 flush(*arguments)
             except BaseException as error:
