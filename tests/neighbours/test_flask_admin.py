@@ -242,7 +242,9 @@ def test_what_a_hook_changes_before_a_delete_is_stored_before_it(
     assert deleted_count(site) == 1
 
 
-def test_a_begin_before_it_makes_it_one_transaction(new_site: Callable[[], Site], wire: WireProxy) -> None:
+def test_a_begin_before_it_makes_it_one_transaction(
+    new_site: Callable[[], Site], wire: WireProxy
+) -> None:
     site = new_site()
     site.start(author_view=WholeView)
     with wire.record() as recording:
