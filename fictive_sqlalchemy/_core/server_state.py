@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from itertools import takewhile
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from .places import warn_at_calling_place
 from .sql import statements
@@ -206,7 +206,8 @@ def _of_body(body: str) -> Left | None:
 
 def _is_true(parameters: Any, name: str | int) -> bool:
     """Tell whether a parameter is true in each of the sets, of which many rows have several."""
-    sets = cast("list[Any]", parameters if isinstance(parameters, list) else [parameters])
+    is_list = isinstance(parameters, list)
+    sets: list[Any] = parameters if is_list else [parameters]
     try:
         return all(one[name] in _TRUTH for one in sets)
     except (LookupError, TypeError):
