@@ -207,7 +207,7 @@ def _of_body(body: str) -> Left | None:
 def _is_true(parameters: Any, name: str | int) -> bool:
     """Tell whether a parameter is true in each of the sets, of which many rows have several."""
     is_list = isinstance(parameters, list)
-    sets: list[Any] = parameters if is_list else [parameters]
+    sets: list[Any] = parameters if is_list else [parameters]  # pyright: ignore
     try:
         return all(one[name] in _TRUTH for one in sets)
     except (LookupError, TypeError):
