@@ -7,6 +7,7 @@ from ._core.connection import OptInConnection
 from ._core.create import create_engine, engine_from_config
 from ._core.engine import OptInEngine
 from ._core.errors import CommitOutcomeUnknown
+from ._core.server_state import SessionStateWarning
 from ._core.session import OptInSession
 from ._core.transactions import TRANSACTION_CONNECTIONS
 from .active_record import ActiveRecordMixin
@@ -23,6 +24,7 @@ __all__ = [
     "OptInEngine",
     "OptInScopedSession",
     "OptInSession",
+    "SessionStateWarning",
     "create_engine",
     "engine_from_config",
     "unit_of_work",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from inspect import Parameter, signature
 from typing import Any, Generic, TypeVar, cast
 
-from sqlalchemy import Column, exc, inspect, null, select
+from sqlalchemy import exc, inspect, null, select
 from sqlalchemy.orm import (
     InstanceState,
     Mapper,
@@ -539,7 +539,9 @@ def _forget_dynamic(history: Any, new: object) -> bool:
 def _may_store_none_otherwise(attribute: Any) -> bool:
     """Tell whether None may be stored as something else than NULL."""
     column: Any = attribute.columns[0]
-    return isinstance(column, Column) and (
+    if not hasattr(column, "server_default"):
+        return False  # an SQL expression, which is not stored
+    return (
         column.default is not None
         or column.server_default is not None
         or column.type.should_evaluate_none  # JSON

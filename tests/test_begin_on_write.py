@@ -16,10 +16,11 @@ import sqlalchemy as sa
 from sqlalchemy import event, exc, func, insert, select, text, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from fictive_sqlalchemy import OptInEngine, OptInSession, unit_of_work
+from fictive_sqlalchemy import CommitOutcomeUnknown, OptInEngine, OptInSession, unit_of_work
 from fictive_sqlalchemy.ext.tenacity import retry_transaction
 from tests.library import (
     Author,
+    Base,
     Document,
     Onlooker,
     Seat,
@@ -95,7 +96,10 @@ WRITES: dict[str, tuple[Call, list[str]]] = {
     ),
     "text into": (texts("SELECT id INTO copied FROM author"), ["SELECT"]),
     "DDL": (texts("CREATE TABLE extra (id int)"), ["CREATE"]),
-    "DDL element": (lambda s: s.execute(sa.schema.DropTable(Seat.__table__)), ["DROP"]),
+    "DDL element": (
+        lambda s: s.execute(sa.schema.DropTable(Base.metadata.tables["seat"])),
+        ["DROP"],
+    ),
     "LOCK": (texts("LOCK TABLE author"), ["LOCK"]),
     "SET": (texts("SET LOCAL lock_timeout = '5s'"), ["SET"]),
     "DO": (texts("DO $$ BEGIN UPDATE author SET age = 9; END $$"), ["DO"]),
@@ -433,7 +437,7 @@ class TestErrors:
     def test_a_connection_that_was_lost_while_idle_is_replaced(
         self, session: OptInSession, onlooker: Onlooker, wire: WireProxy
     ) -> None:
-        pid = session.scalar(select(func.pg_backend_pid()))
+        pid: Any = session.scalar(select(func.pg_backend_pid()))
         onlooker.kill(pid)
         while pid in wire.pids:  # until the client can know
             pass
@@ -441,7 +445,22 @@ class TestErrors:
         session.commit()
         assert onlooker.names() == ["new"]
 
-    def test_a_stray_end_of_a_thread_leaves_nothing(
+    @pytest.mark.parametrize("where", ["before", "after"])
+    def test_a_connection_lost_during_commit_is_an_unknown_outcome(
+        self, session: OptInSession, wire: WireProxy, onlooker: Onlooker, where: Any
+    ) -> None:
+        session.execute(insert(authors).values(name="new"))
+        wire.cut_where = lambda message: where if message.verb == "COMMIT" else None
+        with pytest.raises(CommitOutcomeUnknown):
+            session.commit()
+        wire.cut_where = None
+        session.rollback()
+        assert onlooker.names() == (["new"] if where == "after" else [])
+        session.execute(insert(authors).values(name="newer"))
+        session.commit()
+        assert "newer" in onlooker.names()
+
+    def test_two_threads_have_a_transaction_each(
         self, sessions: Sessions, engine: OptInEngine, onlooker: Onlooker
     ) -> None:
         written = threading.Barrier(2, timeout=30)
@@ -470,14 +489,16 @@ def begin_write(session: OptInSession) -> None:
     session.execute(update(Author).values(age=9))
 
 
+def do_nothing(session: OptInSession | None = None) -> None:
+    pass
+
+
 BEGINNINGS: dict[str, Call] = {
     "begin": lambda session: session.begin(),
     "atomic": lambda session: session.atomic().__enter__(),
     "unit of work": lambda session: unit_of_work(lambda: session).__enter__(),
-    "unit of work of a session": lambda session: unit_of_work(Session)(lambda session: None)(
-        session=session
-    ),
-    "retry": lambda session: retry_transaction(session)(lambda: None)(),
+    "unit of work of a session": lambda session: unit_of_work(Session)(do_nothing)(session=session),
+    "retry": lambda session: retry_transaction(session)(do_nothing)(),
 }
 
 
@@ -496,7 +517,7 @@ class TestBegin:
         [
             (lambda session: session.flush(), "flush"),
             (lambda session: session.query(Author).count(), "count"),
-            (lambda session: list(session.query(Author)), "__iter__"),
+            (lambda session: list(session.query(Author)), "execute"),
             (lambda session: session.scalars(select(Author)), "scalars"),
             (lambda session: session.begin_nested(), "begin_nested"),
             (lambda session: session.connection(), "connection"),

@@ -359,8 +359,8 @@ class TestAConnection:
     def test_a_stock_engine_is_as_ever(self, url: str, onlooker: Onlooker) -> None:
         fill(url)
         engine = sa.create_engine(url)
-        for class_, options in ((Session, {}), (OptInSession, {"begin_on_write": True})):
-            with class_(engine, **options) as session:
+        for session in (Session(engine), begun(engine)):
+            with session:
                 session.scalars(select(Author)).all()
                 assert session.in_transaction()
                 session.execute(WRITE)

@@ -12,6 +12,7 @@ more of it.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from sqlalchemy.pool import StaticPool
 from fictive_sqlalchemy import OptInEngine, OptInSession, create_engine
 from tests.library import assert_at_rest
 
-EXAMPLES = int(os.environ.get("LIKE_STOCK_EXAMPLES", "150"))
+EXAMPLES = int(os.environ.get("LIKE_STOCK_EXAMPLES", "60"))
 SEED = os.environ.get("LIKE_STOCK_SEED")
 
 # Not after_begin, which a read calls on stock alone.
@@ -440,10 +441,30 @@ def test_the_same_steps_come_to_the_same(fixture: Fixture, expires: bool) -> Non
         deadline=None,
         derandomize=SEED is None,
         database=None,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
     @given(sequence=st.lists(steps, min_size=3, max_size=20))
     def check(sequence: list[tuple[Any, ...]]) -> None:
         run(fixture, sequence, {"expire_on_commit": expires})
 
     (check if SEED is None else seed(int(SEED))(check))()
+
+
+WRITES_FIRST: list[list[tuple[Any, ...]]] = [
+    [("add", "a", 1), ("flush",), ("query", "plain"), ("commit",), ("add", "b", 1), ("commit",)],
+    [("insert", ["a", "b"], 1, "table"), ("query", "plain"), ("rollback",), ("add", "c", 1)],
+    [("savepoint",), ("add", "a", 1), ("leave", True), ("add", "b", 1), ("commit",)],
+    [("add", "a", 1), ("savepoint",), ("add", "b", -1), ("leave", False), ("rollback",)],
+    [("insert", ["a"], -1, "mappings"), ("commit",), ("rollback",), ("insert", ["a"], 1, "orm")],
+    [("begin",), ("add", "a", 1), ("commit",), ("leave", False), ("add", "b", 1), ("flush",)],
+    [("add", "a", 1), ("flush",), ("close",), ("add", "b", 1), ("flush",), ("delete", 1)],
+    [("text", "UPDATE owner SET age = 3"), ("add", "a", -1), ("flush",), ("rollback",)],
+]
+
+
+@pytest.mark.parametrize("sequence", WRITES_FIRST)
+def test_after_begin_comes_as_on_stock_where_a_write_is_first(
+    fixture: Fixture, sequence: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "EVENTS", (*EVENTS, "after_begin"))
+    run(fixture, sequence, {})

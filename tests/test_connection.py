@@ -21,7 +21,7 @@ from sqlalchemy.exc import (
     ResourceClosedError,
 )
 
-from fictive_sqlalchemy import OptInConnection, OptInEngine
+from fictive_sqlalchemy import OptInConnection, OptInEngine, OptInSession
 from tests.library import (
     Base,
     NoteBase,
@@ -768,3 +768,31 @@ class TestTheConnectionItself:
                 connection.execute(sa.text("CREATE TEMPORARY TABLE mine (id int)"))
                 assert checked_out(engine) == 1
                 assert connection.scalar(sa.text("SELECT count(*) FROM mine")) == 0
+
+
+@pytest.mark.parametrize("of", ["connection", "session"])
+def test_a_stream_whose_declare_fails_sends_nothing_more_and_logs_nothing(
+    engine: OptInEngine, wire: WireProxy, caplog: pytest.LogCaptureFixture, of: str
+) -> None:
+    statement = sa.text("SELECT 1 / (id - 2) FROM author").execution_options(yield_per=1)
+    with OptInSession(engine) if of == "session" else engine.connect() as user:
+        assert user.scalar(ONE) == 1
+        with wire.record() as recording:
+            with pytest.raises(DBAPIError, match="division"):
+                user.execute(statement)
+            assert user.scalar(ONE) == 1
+            user.close()
+        assert sent(recording) == ["DECLARE", "SELECT"]
+    assert caplog.records == []
+
+
+def test_a_stream_whose_declare_fails_beside_another_stream(
+    engine: OptInEngine, wire: WireProxy
+) -> None:
+    fails = sa.text("SELECT 1 / (id - 2) FROM author").execution_options(yield_per=1)
+    with engine.connect() as connection:
+        stream = connection.execute(sa.select(authors.c.id).execution_options(yield_per=1))
+        assert stream.fetchone() is not None
+        with pytest.raises(DBAPIError, match="division"):
+            connection.execute(fails)
+        assert len(stream.all()) == 2

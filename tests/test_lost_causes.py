@@ -14,8 +14,6 @@ from fictive_sqlalchemy import OptInSession
 from tests.library import Author, Onlooker
 from tests.wire import Message, WireProxy
 
-pytestmark = pytest.mark.xfail(reason="Row 26 of the contract: the cause is not kept yet.")
-
 
 def cut_at(wire: WireProxy, verb: str) -> None:
     """Cut the connection when a statement with this first word is sent."""

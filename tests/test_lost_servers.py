@@ -8,12 +8,19 @@ import gc
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.exc import DBAPIError, OperationalError, TimeoutError
+from sqlalchemy.exc import (
+    DBAPIError,
+    InvalidRequestError,
+    OperationalError,
+    StatementError,
+    TimeoutError,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from fictive_sqlalchemy import (
@@ -21,6 +28,7 @@ from fictive_sqlalchemy import (
     CommitOutcomeUnknown,
     OptInEngine,
     OptInSession,
+    SessionStateWarning,
     create_engine,
 )
 from tests.library import Onlooker, assert_at_rest, backend_pid
@@ -166,6 +174,74 @@ class TestWhileIdle:
             session.add(Item(name="two"))
         assert names(onlooker) == ["two"]
 
+    @pytest.mark.parametrize("where", ["outside", "begin", "the first statement"])
+    def test_a_new_connection_that_is_refused_is_an_error_of_sqlalchemy(
+        self, session: OptInSession, wire: WireProxy, onlooker: Onlooker, where: str
+    ) -> None:
+        engine = session.get_bind()
+
+        def refuse(*_: object) -> None:
+            raise engine.dialect.loaded_dbapi.OperationalError("refused")
+
+        session.scalar(ONE)
+        with pytest.raises(OperationalError, match="refused"):
+            if where == "begin":
+                kill_all(onlooker, onlooker.column(OTHERS), wire)
+                event.listen(engine, "do_connect", refuse)
+            with session.begin() if where != "outside" else nullcontext():
+                session.connection()
+                if where != "begin":
+                    kill_all(onlooker, onlooker.column(OTHERS), wire)
+                    event.listen(engine, "do_connect", refuse)
+                session.scalar(ONE)
+        event.remove(engine, "do_connect", refuse)
+        assert len(TRANSACTION_CONNECTIONS) == 0
+        with session.begin():
+            session.add(Item(name="after"))
+        assert names(onlooker) == ["after"]
+
+    def test_misuse_that_sent_nothing_does_not_keep_it_from_being_replaced(
+        self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
+    ) -> None:
+        with session.begin():
+            with pytest.raises(StatementError):
+                session.execute(sa.text("SELECT :missing"))
+            kill_all(onlooker, onlooker.column(OTHERS), wire)
+            session.add(Item(name="one"))
+        assert names(onlooker) == ["one"]
+        with session.begin(read_only=True):
+            with pytest.raises(InvalidRequestError, match="Nothing was sent"):
+                session.execute(sa.insert(Item), {"name": "two"})
+            kill_all(onlooker, onlooker.column(OTHERS), wire)
+            assert session.scalar(ONE) == 1
+
+    def test_an_error_after_something_was_sent_is_no_such_misuse(
+        self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
+    ) -> None:
+        with pytest.raises(OperationalError), session.begin():
+            session.add(Item(name="lost"))
+            session.flush()
+            with pytest.raises(StatementError):
+                session.execute(sa.text("SELECT :missing"))
+            kill_all(onlooker, onlooker.column(OTHERS), wire)
+            session.scalar(ONE)
+        assert names(onlooker) == []
+
+    @pytest.mark.parametrize("at", ["a statement", "commit"])
+    def test_a_transaction_that_was_idle_for_too_long(
+        self, session: OptInSession, onlooker: Onlooker, at: str
+    ) -> None:
+        with pytest.raises(DBAPIError) as caught, session.begin():
+            session.add(Item(name="lost"))
+            session.execute(sa.text("SET LOCAL idle_in_transaction_session_timeout = '50ms'"))
+            time.sleep(0.3)
+            if at == "a statement":
+                session.scalar(ONE)
+        assert caught.value.connection_invalidated
+        assert session.scalar(ONE) == 1
+        assert names(onlooker) == []
+        assert len(TRANSACTION_CONNECTIONS) == 0
+
     @pytest.mark.parametrize("twophase", [False, True])
     def test_a_transaction_in_which_something_was_sent_past_sqlalchemy_is_not_begun_again(
         self, engine: OptInEngine, wire: WireProxy, onlooker: Onlooker, twophase: bool
@@ -262,7 +338,8 @@ class TestWhileIdle:
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         pid = backend_pid(session.connection())
-        session.execute(sa.text("LISTEN news"))
+        with pytest.warns(SessionStateWarning):
+            session.execute(sa.text("LISTEN news"))
         onlooker.scalar("SELECT pg_notify('news', 'hello')")
         for _ in range(50):
             assert backend_pid(session.connection()) == pid

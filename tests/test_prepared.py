@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, NotSupportedError
 from sqlalchemy.orm import sessionmaker
 
@@ -27,6 +28,11 @@ OFTEN = range(12)
 
 def migrate(onlooker: Onlooker) -> None:
     onlooker.run("ALTER TABLE author ALTER COLUMN age TYPE bigint")
+
+
+def raw(connection: sa.Connection) -> Any:
+    """The driver's connection."""
+    return connection.connection.dbapi_connection
 
 
 WAYS: dict[str, Callable[[Any], Any]] = {
@@ -85,8 +91,8 @@ class TestMigration:
             for _ in OFTEN:
                 connection.execute(READ, {"id": 1}).all()
             migrate(onlooker)
-            sa.event.listen(engine, "before_cursor_execute", lambda *args: seen.append(args[2]))
-            sa.event.listen(engine, "handle_error", failed.append)
+            event.listen(engine, "before_cursor_execute", lambda *args: seen.append(args[2]))
+            event.listen(engine, "handle_error", failed.append)
             with wire.record() as recording:
                 connection.execute(READ, {"id": 1}).all()
             with wire.record() as later:
@@ -129,7 +135,7 @@ class TestMigration:
         self, engine: OptInEngine, onlooker: Onlooker, wire: WireProxy
     ) -> None:
         with engine.connect() as connection:
-            with connection.connection.cursor() as cursor:
+            with raw(connection).cursor() as cursor:
                 cursor.execute("PREPARE mine AS SELECT * FROM author")
             for _ in OFTEN:
                 connection.exec_driver_sql("EXECUTE mine").all()
@@ -151,7 +157,7 @@ class TestDropped:
             for _ in range(3):
                 for _ in OFTEN:
                     assert connection.execute(READ, {"id": 1}).one()[1] == "Ada"
-                with connection.connection.cursor() as cursor:
+                with raw(connection).cursor() as cursor:
                     cursor.execute(by)
                 for _ in OFTEN:
                     assert connection.execute(READ, {"id": 1}).one()[1] == "Ada"
@@ -167,7 +173,7 @@ class TestDropped:
 
     def test_a_name_that_another_client_of_a_pooler_has_taken(self, engine: OptInEngine) -> None:
         with engine.connect() as connection:
-            with connection.connection.cursor() as cursor:
+            with raw(connection).cursor() as cursor:
                 for number in range(3):
                     cursor.execute(f"PREPARE _pg3_{number} AS SELECT 1")
             for _ in OFTEN:

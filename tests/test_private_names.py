@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import flask_sqlalchemy
 import pytest
@@ -97,6 +97,10 @@ class SpyConnection(sa.Connection):
         self.called.append("_autobegin")
         super()._autobegin()
 
+    def _handle_dbapi_exception(self, *args: Any, **kw: Any) -> NoReturn:
+        self.called.append("_handle_dbapi_exception")
+        super()._handle_dbapi_exception(*args, **kw)
+
     def _rollback_impl(self) -> None:
         self.called.append("_rollback_impl")
         super()._rollback_impl()
@@ -177,6 +181,14 @@ class TestConnection:
             *("_log_info BEGIN (implicit)", "_log_info ROLLBACK"),
         ]
         engine.echo = False
+
+    def test__handle_dbapi_exception(self, connection: SpyConnection) -> None:
+        """Called with each error of the driver, to raise SQLAlchemy's error in its place."""
+        names = parameters(sa.Connection._handle_dbapi_exception)
+        assert names[:5] == ["self", "e", "statement", "parameters", "cursor"]
+        with pytest.raises(DBAPIError):
+            connection.execute(sa.text("SELECT nothing FROM nowhere"))
+        assert connection.called.count("_handle_dbapi_exception") == 1
 
     def test__rollback_impl(self, connection: SpyConnection) -> None:
         """Called at a rollback, and after an error where no transaction is."""

@@ -11,7 +11,13 @@ from flask import Flask
 from sqlalchemy.exc import ArgumentError, DBAPIError, InternalError
 from sqlalchemy.orm import Mapped, mapped_column
 
-from fictive_sqlalchemy import OptInEngine, OptInSession, create_engine, engine_from_config
+from fictive_sqlalchemy import (
+    OptInEngine,
+    OptInSession,
+    SessionStateWarning,
+    create_engine,
+    engine_from_config,
+)
 from tests.flask.support import Database
 from tests.library import Author, Base, Onlooker, assert_at_rest, sent
 from tests.wire import WireProxy
@@ -129,12 +135,12 @@ def test_a_role_that_only_reads_by_default_gets_the_same_advice(
     engine = create_engine(wire_url, execution_options={"postgresql_readonly": False})
     Base.metadata.create_all(engine)
     with OptInSession(engine) as session:
-        session.execute(sa.text("SET default_transaction_read_only TO on"))
+        with pytest.warns(SessionStateWarning):
+            session.execute(sa.text("SET default_transaction_read_only TO on"))
         with pytest.raises(InternalError, match="wrap it in"):
             session.execute(WRITE)
         with session.begin():
             session.execute(WRITE)
-        session.execute(sa.text("RESET default_transaction_read_only"))
     assert onlooker.names() == ["stray"]
     engine.dispose()
 

@@ -959,16 +959,14 @@ class TestTheSessionsConnection:
         assert session.get_one(Author, 3).name == "Cid"
         assert not session.in_transaction()
 
-    def test_text_that_begins_by_hand_does_no_harm(
+    def test_text_that_begins_by_hand_is_refused(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
-        session.execute(sa.text("BEGIN"))
-        session.execute(sa.insert(Author).values(name="by hand"))
-        assert wire.transactions_open == 1
-        session.close()
+        with pytest.raises(InvalidRequestError, match="begin"):
+            session.execute(sa.text("BEGIN"))
         assert wire.transactions_open == 0
-        session.add(Author(name="after"))
-        session.commit()
+        session.execute(sa.insert(Author).values(name="after"))
+        session.close()
         assert onlooker.names() == ["after"]
 
 

@@ -22,13 +22,14 @@ from .options import DEFAULT, TransactionOptions, isolation_levels
 STARTED_WITH = "fictive_sqlalchemy.started_with"
 HELD_CURSORS = "fictive_sqlalchemy.held_cursors"
 USED_BY = "fictive_sqlalchemy.used_by"
+LEFT_BEHIND = "fictive_sqlalchemy.left_behind"
 
 # The drivers of PostgreSQL that let the client say what a transaction begins with, and WITH HOLD.
 PSYCOPG = ("psycopg2", "psycopg")
 
 # PQtransactionStatus of libpq, the same numbers in psycopg2 and psycopg:
 # https://www.postgresql.org/docs/current/libpq-status.html
-_IDLE, _IN_TRANSACTION, _IN_ERROR = 0, 2, 3
+_IDLE, _ACTIVE, _IN_TRANSACTION, _IN_ERROR = 0, 1, 2, 3
 
 # To an idle client the server sends it before it goes, and then only:
 # https://www.postgresql.org/docs/current/protocol-message-formats.html
@@ -93,6 +94,13 @@ class Switch:
 
     def aborted(self, connection: Any) -> bool:
         """Tell whether COMMIT would roll back, because a statement failed. Sends nothing.
+
+        :param connection: The DBAPI connection.
+        """
+        return False
+
+    def is_busy(self, connection: Any) -> bool:
+        """Tell whether a statement is under way, whose answer was not read. Sends nothing.
 
         :param connection: The DBAPI connection.
         """
@@ -182,6 +190,9 @@ class PsycopgSwitch(Switch):
 
     def aborted(self, connection: Any) -> bool:
         return self._status(connection) == _IN_ERROR
+
+    def is_busy(self, connection: Any) -> bool:
+        return self._status(connection) == _ACTIVE
 
     def lost(self, connection: Any) -> bool:
         if connection.closed:

@@ -73,6 +73,9 @@ class Block(TransactionHooks):
     failure: BaseException | None = None
     """The error because of which it can't be committed, if that error was caught."""
 
+    begun_on: frozenset[Connection] = frozenset()
+    """The connections of the binds that have joined; of a savepoint this is not noted."""
+
     refusal: str = COMMIT_IN_BLOCK
     """What is said to a ``commit()`` inside its ``with`` block."""
 
@@ -103,7 +106,8 @@ class Block(TransactionHooks):
 
     def commit(self, *args: Any, **kwargs: Any) -> None:
         self.refuse_to_commit()
-        self.look_before_commit()
+        if len(self.begun_on) > 1:
+            self.look_before_commit()
         session = self.session
         if session.callbacks.ending:
             self._commit(*args, **kwargs)
@@ -275,9 +279,6 @@ class OptInSessionTransaction(Block):
     joined: tuple[OptInConnection, ...] = ()
     """The connections it took out of autocommit."""
 
-    begun_on: frozenset[Connection] = frozenset()
-    """The connections of the binds that have joined, stock ones included."""
-
     stored_on: int = 0
     """How many of the binds have committed what was done in it."""
 
@@ -287,8 +288,6 @@ class OptInSessionTransaction(Block):
     def look_before_commit(self) -> None:
         # SQLAlchemy commits one bind after the other, in no order: once one is stored, it is too
         # late to find out that another one can't be.
-        if len(self.begun_on) < 2:
-            return
         for connection in self.begun_on:
             if isinstance(connection, OptInConnection):
                 connection.refuse_if_aborted()
@@ -356,6 +355,10 @@ class OptInSessionTransaction(Block):
         except BaseException:
             connection.session_transaction = None
             connection.put_options_back()
+            # An exception in a listener to after_begin, or from a signal handler: SQLAlchemy has
+            # begun, and does not note it.
+            if (begun := connection.get_transaction()) is not None:
+                begun.rollback()
             raise
         finally:
             connection.transaction_options = options

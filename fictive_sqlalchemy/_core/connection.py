@@ -1,41 +1,24 @@
-"""Connections in autocommit: statements that stand alone, and the way into a transaction."""
+"""Connections in autocommit: statements that stand alone, and the loan."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, cast
 from weakref import ref
 
 from sqlalchemy import exc
-from sqlalchemy.engine import (
-    Connection,
-    CursorResult,
-    NestedTransaction,
-    RootTransaction,
-    TwoPhaseTransaction,
-)
-from sqlalchemy.orm import SessionTransaction
-from sqlalchemy.pool import (
-    AssertionPool,
-    PoolProxiedConnection,
-    QueuePool,
-    SingletonThreadPool,
-    StaticPool,
-)
+from sqlalchemy.engine import Connection, CursorResult
+from sqlalchemy.pool import AssertionPool, QueuePool
 
-from .autocommit import HELD_CURSORS, PSYCOPG, STARTED_WITH, USED_BY, switch_for
-from .connection_transactions import (
-    OptInNestedTransaction,
-    OptInTransaction,
-    OptInTwoPhaseTransaction,
-)
-from .errors import NOTHING_STORED, close_lost_cursor, sqlstate
-from .options import TransactionOptions, split_options, without_autocommit
+from .autocommit import HELD_CURSORS, PSYCOPG, switch_for
+from .errors import close_lost_cursor
 from .resting import RestingEngine
-from .results import UnreadResults
-from .sqlalchemy_private import ConnectionHooks
-from .transactions import open_transactions
+from .transacting import OPEN, RESTING, TransactingConnection
+
+# A statement that may begin a transaction: https://www.postgresql.org/docs/current/sql-begin.html
+_BEGINS = re.compile(r"\b(?:BEGIN|START)\b", re.IGNORECASE)
 
 
 class Owner(Protocol):
@@ -55,7 +38,7 @@ class Owner(Protocol):
         ...
 
 
-class OptInConnection(ConnectionHooks):
+class OptInConnection(TransactingConnection):
     """A connection on which nothing is a transaction unless you ask.
 
     Each statement stands alone: it goes over the wire as it is, and what it writes is durable
@@ -66,38 +49,18 @@ class OptInConnection(ConnectionHooks):
     :param engine: The engine.
     """
 
-    engine: RestingEngine
-
-    transaction_options: TransactionOptions
-    """What its transactions begin with."""
-
-    session_transaction: SessionTransaction | None
-    """The session's open transaction, if the connection has joined one."""
-
     is_handed_out: bool
     """Whether a session has given it to its user, who may send something on it at any time."""
 
     begins_on_write: bool
     """Whether a statement that writes begins a transaction of the session that has it."""
 
-    has_streamed: bool
-    """Whether it has had a cursor on the server that outlives its statement."""
-
     def __init__(self, engine: RestingEngine, owner: Owner | None = None) -> None:
         # Before super().__init__(), whose events may use it already.
-        self.transaction_options = engine.transaction_options
         self._owner = None if owner is None else ref(owner)
         self.begins_on_write = owner is not None and owner.begins_on_write
-        self.is_handed_out = self.has_streamed = self._leaves_cursors = False
-        self.session_transaction = None
-        # What the open transaction has begun with; none is open, or begins, without it.
-        self._options_in_effect: TransactionOptions | None = None
-        self._unread = UnreadResults()
+        self.is_handed_out = self._leaves_cursors = False
         self._under_way = 0
-        self._has_sent = False
-        # The error that has aborted the open transaction.
-        self._failure: exc.DBAPIError | None = None
-        self._begin_to_log: str | None = None
         super().__init__(engine)
 
     @property
@@ -105,198 +68,8 @@ class OptInConnection(ConnectionHooks):
         """The session that has it on loan, so that it goes back when the pool has no spare one."""
         return self._owner() if self._owner is not None else None
 
-    # Transactions
-
-    def begin(self) -> RootTransaction:
-        """Begin a real transaction. The driver sends BEGIN with the first statement.
-
-        :raises sqlalchemy.exc.InvalidRequestError: if the connection is in a transaction.
-        """
-        if self.get_transaction() is not None:
-            return super().begin()  # which raises SQLAlchemy's own error
-        if self.transaction_options.isolation_level == "AUTOCOMMIT":
-            return super().begin()  # somebody asked for one that is none
-        return OptInTransaction(self)
-
-    def begin_nested(self) -> NestedTransaction:
-        """Set a SAVEPOINT; outside there is nothing to nest in, so it is :meth:`begin`."""
-        if self.get_transaction() is None:
-            return cast(NestedTransaction, self.begin())
-        return OptInNestedTransaction(self)
-
-    def begin_twophase(self, xid: Any | None = None) -> TwoPhaseTransaction:
-        """Begin a transaction that can be prepared.
-
-        :param xid: Its id; one is made up if it is left out.
-        :raises sqlalchemy.exc.InvalidRequestError: if the connection is in a transaction.
-        """
-        if self.get_transaction() is not None:
-            return super().begin_twophase(xid)  # which raises SQLAlchemy's own error
-        return OptInTwoPhaseTransaction(self, xid or self.dialect.create_xid())
-
-    def execution_options(self, **opt: Any) -> OptInConnection:
-        """Set execution options.
-
-        :param opt: As SQLAlchemy takes them, but ``isolation_level``, ``postgresql_readonly``
-            and ``postgresql_deferrable`` are those of the transactions that begin from now on.
-            With the level ``"AUTOCOMMIT"`` these are none, as with SQLAlchemy: for statements
-            that PostgreSQL refuses in a transaction, in code that calls ``begin()`` all the same.
-        :raises sqlalchemy.exc.ArgumentError: if the database does not know a value.
-        :raises sqlalchemy.exc.InvalidRequestError: if one of these is given in a transaction.
-        """
-        options, rest = split_options(opt)
-        if len(rest) < len(opt):
-            if self.in_transaction():
-                raise exc.InvalidRequestError(
-                    "The isolation level and the flags of a transaction that has begun can't "
-                    "be changed: set them before begin()."
-                )
-            options = options.over(self.transaction_options)
-            without_autocommit(options).check(self.dialect)
-            self.transaction_options = options
-        if rest:
-            super().execution_options(**rest)
-        return self
-
-    def has_sent_nothing(self) -> bool:
-        """Tell whether the open transaction has sent nothing yet, BEGIN neither."""
-        held = self.held
-        return not self._has_sent and (
-            held is None or not self.engine.switch.has_begun(held.dbapi_connection)
-        )
-
-    def give_options(self, **opt: Any) -> None:
-        """Set execution options in a transaction that has sent nothing yet, as before its begin.
-
-        :param opt: As :meth:`execution_options` takes them.
-        """
-        options, rest = split_options(opt)
-        if rest:
-            super().execution_options(**rest)
-        used, held = self._options_in_effect, self.held
-        if len(rest) < len(opt) and used is not None and held is not None:
-            options = options.over(used)
-            options.check(self.dialect)
-            switch, connection = self.engine.switch, held.dbapi_connection
-            switch.enter_autocommit(connection, used, held.info[STARTED_WITH])
-            self._options_in_effect = options
-            switch.leave_autocommit(connection, options)
-
-    def leave_autocommit(self) -> None:
-        """Take the driver out of autocommit, for the transaction that begins. Sends nothing."""
-        self.transaction_options.check(self.dialect)
-        connection = self.live_connection()
-        if isinstance(self.engine.pool, (StaticPool, SingletonThreadPool)):
-            used_by = connection.info.get(USED_BY)
-            if used_by is not None and (other := used_by()) and other.in_transaction():
-                raise exc.InvalidRequestError(
-                    "Another transaction is open on the one connection that this pool has for "
-                    "all: end it before, or use a pool that has more."
-                )
-            connection.info[USED_BY] = ref(self)
-        self._options_in_effect = self.transaction_options
-        self._has_sent = False
-        self.engine.switch.leave_autocommit(connection.dbapi_connection, self.transaction_options)
-
-    def return_to_autocommit(self) -> None:
-        """Put the driver back, for the transaction that has ended. Sends nothing."""
-        open_transactions.discard(self)
-        self._failure = None
-        used, self._options_in_effect = self._options_in_effect, None
-        held = self.held
-        if used is None or held is None:
-            return
-        try:
-            self.engine.switch.enter_autocommit(
-                held.dbapi_connection, used, held.info[STARTED_WITH]
-            )
-        except BaseException as failure:
-            # Nobody knows its state: it must not reach the pool. The transaction has ended all
-            # the same, and what it has to say comes first.
-            self.invalidate()
-            if not isinstance(failure, Exception):
-                raise
-
-    def is_inside(self) -> bool:
-        """Tell whether a transaction is open, or begins: an event may send something already."""
-        return self._options_in_effect is not None or self.get_transaction() is not None
-
-    def refuse_if_aborted(self) -> None:
-        """Refuse to commit after an error: PostgreSQL would roll back, and no driver says so.
-
-        :raises sqlalchemy.exc.PendingRollbackError: if a statement of the transaction failed. Its
-            cause is the error of that statement.
-        """
-        held = self.held
-        if held is not None and self.engine.switch.aborted(held.dbapi_connection):
-            raise exc.PendingRollbackError(NOTHING_STORED) from self._failure
-
-    def note_failure(self, error: exc.DBAPIError) -> None:
-        """Note the error that has aborted the open transaction; say it again with later ones."""
-        held = self.held
-        if held is None or not self.engine.switch.aborted(held.dbapi_connection):
-            return
-        if self._failure is None:
-            self._failure = error
-        elif sqlstate(error) == "25P02":  # in_failed_sql_transaction
-            error.add_detail(
-                "An earlier statement of this transaction failed, and that error was caught: "
-                f"{str(self._failure.orig).strip()}. Let the error leave the block, or put what "
-                "may fail into `with session.begin_nested():`."
-            )
-
-    def forget_failure(self) -> None:
-        """Go on after a savepoint was rolled back, which undoes the abort."""
-        self._failure = None
-
-    # A DBAPI connection that was lost
-
-    def is_lost(self) -> bool:
-        """Tell whether the server has closed the connection, as far as is known. Sends nothing."""
-        held = self.held
-        return held is None or self.engine.switch.lost(held.dbapi_connection)
-
-    def live_connection(self) -> PoolProxiedConnection:
-        """Return the DBAPI connection: another one if the server has closed it while it was idle.
-
-        Nothing was sent on it yet, so nothing can be sent twice.
-        """
-        connection = self.connection
-        if self.engine.switch.lost(connection.dbapi_connection):
-            # Those that are idle in the pool may have been closed with it.
-            idle: Callable[[], int] = getattr(self.engine.pool, "checkedin", int)
-            for _ in range(idle() + 1):
-                self._unread.read()  # from the driver, which has the rows
-                self.invalidate()
-                self._close_lost_streams()
-                connection = self.connection
-                if not self.engine.switch.lost(connection.dbapi_connection):
-                    break
-        return connection
-
-    def _begin_on_another(self, options: TransactionOptions) -> None:
-        """Go on with another DBAPI connection in a transaction that has sent nothing yet.
-
-        The lost one goes first: the pool may have no place for both.
-        """
-        lost = self.held
-        assert lost is not None
-        self.replace_held(None)
-        lost.invalidate()
-        lost.close()
-        self._close_lost_streams()
-        another = self.engine.raw_connection()
-        try:
-            self.engine.switch.leave_autocommit(another.dbapi_connection, options)
-        except BaseException:
-            another.close()
-            raise
-        self.replace_held(another)
-
-    def _close_lost_streams(self) -> None:
-        """Close the cursors of streams whose connection is gone: their next row is an error."""
-        for stream in self._unread.streams():
-            close_lost_cursor(stream.cursor)
+    def is_held_by_user(self) -> bool:
+        return self._owner is None
 
     # What SQLAlchemy tells
 
@@ -308,23 +81,6 @@ class OptInConnection(ConnectionHooks):
                 self._leaves_cursors = True  # the server takes no CLOSE now
             if self._owner is not None:
                 self.give_back_if_wanted()
-
-    def lines_to_log(self, message: str) -> list[str]:
-        """Say what is really sent: BEGIN with the first statement, COMMIT only after a BEGIN."""
-        if message not in ("BEGIN (implicit)", "COMMIT", "ROLLBACK"):
-            begin, self._begin_to_log = self._begin_to_log, None
-            return [message] if begin is None else [begin, message]
-        if self._options_in_effect is None:
-            return []
-        if message == "BEGIN (implicit)":  # the driver sends it with the next statement, if any
-            self._begin_to_log = message
-            return []
-        begin, self._begin_to_log = self._begin_to_log, None
-        if begin is None:
-            return [message]
-        if self.engine.switch.has_begun(self.connection.dbapi_connection):
-            return [begin, message]  # a cursor of the caller's own has sent something
-        return []
 
     def transaction_around_ddl(self) -> AbstractContextManager[Any]:
         return self._transaction_around_call()
@@ -356,8 +112,10 @@ class OptInConnection(ConnectionHooks):
     def _send(
         self, call: Callable[..., Any], statement: Any, parameters: Any, execution_options: Any
     ) -> Any:
-        if self._options_in_effect is not None or self.get_transaction() is not None:
-            return self._send_inside(call, statement, parameters, execution_options)
+        if self._phase is not RESTING or self.get_transaction() is not None:
+            if self._phase is not OPEN or self.get_transaction() is not None:
+                return self._send_inside(call, statement, parameters, execution_options)
+            self._end_interrupted()
         if self.session_transaction is not None:
             raise exc.InvalidRequestError(
                 "The transaction of the session was ended by hand, on its connection: nothing "
@@ -367,6 +125,7 @@ class OptInConnection(ConnectionHooks):
         if held is None or self.engine.switch.lost(held.dbapi_connection):
             # Or SQLAlchemy would wrap what the pool says into the statement's error.
             self.live_connection()
+        has_failed = True
         self._under_way += 1  # several: one may load what another needs for its parameters
         try:
             if isinstance(parameters, (list, tuple)) and _are_many(cast(Any, parameters)):
@@ -375,17 +134,27 @@ class OptInConnection(ConnectionHooks):
             result = call(statement, parameters, execution_options=execution_options)
             if isinstance(result, CursorResult) and result.cursor is not None:
                 self._unread.note(result)  # pyright: ignore[reportUnknownArgumentType]
+            has_failed = False
             return result  # pyright: ignore[reportUnknownVariableType]
         finally:
             self._under_way -= 1
+            held = self.held
+            if held is not None and self.engine.switch.has_begun(held.dbapi_connection):
+                self._end_begun_by_hand(statement, has_failed)
             if self._owner is not None:
                 self.give_back_if_wanted()
 
     def _send_inside(
         self, call: Callable[..., Any], statement: Any, parameters: Any, execution_options: Any
     ) -> Any:
-        used = self._options_in_effect
-        if used is not None:
+        had_sent = self._has_sent
+        if self._phase is not RESTING:
+            used = self._options_in_effect
+            if used.read_only and getattr(statement, "is_dml", False):
+                raise exc.InvalidRequestError(
+                    "This transaction is read-only: begin() it without read_only=True to "
+                    "write. Nothing was sent."
+                )
             if not self._has_sent:
                 self._has_sent = True
                 held = self.held
@@ -393,16 +162,38 @@ class OptInConnection(ConnectionHooks):
                 if held is not None and not self.engine.switch.has_begun(held.dbapi_connection):
                     while self.is_lost():
                         self._begin_on_another(used)
-            if used.read_only and getattr(statement, "is_dml", False):
-                raise exc.InvalidRequestError(
-                    "This transaction is read-only: begin() it without read_only=True to "
-                    "write. Nothing was sent."
-                )
         try:
             return call(statement, parameters, execution_options=execution_options)
-        except exc.DBAPIError as error:
-            self.note_failure(error)
+        except exc.PendingRollbackError as error:  # the connection was lost before
+            raise error from self._failure
+        except Exception:
+            # A parameter that is missing, for example: perhaps nothing was sent.
+            held = self.held
+            if held is not None and self.dialect.driver in PSYCOPG:
+                self._has_sent = had_sent or self.engine.switch.has_begun(held.dbapi_connection)
             raise
+
+    def _end_begun_by_hand(self, statement: Any, has_failed: bool) -> None:
+        """Roll back a transaction that a statement outside has begun by itself.
+
+        The driver knows nothing of it, so nobody would commit it, and it would be lost.
+
+        :param statement: The statement; a BEGIN on a raw cursor before it is the user's own.
+        :param has_failed: Whether another error is being raised.
+        :raises sqlalchemy.exc.InvalidRequestError: if there is no other error.
+        """
+        if self.is_inside() or not _BEGINS.search(str(statement)):
+            return
+        cursor = self.connection.cursor()
+        try:
+            cursor.execute("ROLLBACK")
+        finally:
+            cursor.close()
+        if not has_failed:
+            raise exc.InvalidRequestError(
+                "BEGIN as a statement outside a transaction would begin one that nobody commits. "
+                "It was rolled back. Use `with session.begin():`, or begin() of the connection."
+            )
 
     def _transaction_around_call(self) -> AbstractContextManager[object]:
         """Return what surrounds a call that may send several writing statements."""
@@ -459,7 +250,11 @@ class OptInConnection(ConnectionHooks):
                 if not self.invalidated:
                     self._note_closed_cursors()
         finally:
-            super().close()
+            try:
+                super().close()
+            finally:
+                if self._phase is not RESTING:
+                    self.return_to_autocommit()
 
 
 def is_aborted(connection: Connection) -> bool:

@@ -26,8 +26,10 @@ class InAutocommit(Protocol):
     session_transaction: Any
 
     def leave_autocommit(self) -> None: ...
+    def note_begin(self) -> None: ...
     def return_to_autocommit(self) -> None: ...
     def refuse_if_aborted(self) -> None: ...
+    def keep_what_is_left(self) -> None: ...
     def forget_failure(self) -> None: ...
     def is_lost(self) -> bool: ...
     def invalidate(self) -> None: ...
@@ -48,15 +50,20 @@ class OutOfAutocommit(Transaction):
 
     def __init__(self, connection: InAutocommit, *args: Any) -> None:
         try:
+            open_transactions.add(cast(Any, connection), connection.session_transaction or self)
             connection.leave_autocommit()
             super().__init__(cast(Any, connection), *args)
+            connection.note_begin()
         except BaseException:
+            if connection.get_transaction() is self:  # which an exception has interrupted
+                cast(Any, self).is_active = True
+                super().close()
             connection.return_to_autocommit()
             raise
-        open_transactions.add(cast(Any, connection), connection.session_transaction or self)
 
     def commit(self) -> None:
         self.connection.refuse_if_aborted()
+        self.connection.keep_what_is_left()
         self._end(self._commit)
 
     def rollback(self) -> None:
@@ -103,6 +110,7 @@ class OptInTwoPhaseTransaction(OutOfAutocommit, TwoPhaseTransaction):  # pyright
     def prepare(self) -> None:
         """Prepare the transaction to be committed."""
         self.connection.refuse_if_aborted()
+        self.connection.keep_what_is_left()
         try:
             super().prepare()
         except BaseException:

@@ -8,13 +8,12 @@ from typing import Any
 import sqlalchemy
 from sqlalchemy import event, exc
 from sqlalchemy.engine import URL, Engine
-from sqlalchemy.pool import PoolResetState, StaticPool
+from sqlalchemy.pool import PoolResetState, SingletonThreadPool, StaticPool
 from sqlalchemy.util import asbool
 
-from .autocommit import HELD_CURSORS, STARTED_WITH, USED_BY, switch_for
+from .autocommit import HELD_CURSORS, LEFT_BEHIND, STARTED_WITH, USED_BY, switch_for
 from .drivers import with_installed_driver
 from .engine import OptInEngine
-from .errors import explain_errors
 from .forks import leave_to_parent
 from .options import TransactionOptions, split_options
 from .prepared import prepare_anew
@@ -97,7 +96,6 @@ def _opt_in(
     options.check(engine.dialect)
     guard_statements_outside(engine.dialect)
     prepare_anew(engine.dialect)
-    explain_errors(engine)
 
     # First of all listeners: SQLAlchemy's own read from the database.
     @event.listens_for(engine, "connect", insert=True)
@@ -121,6 +119,12 @@ def _opt_in(
             switch.reset(connection, record.info[STARTED_WITH])
         else:  # the pool's own connect(), past the engine
             switch.reset(connection)
+        # Where all share one connection, what one has set is for all. (In a listener to "checkin",
+        # an exception from a signal handler would cost the pool its place.)
+        if record.info.pop(LEFT_BEHIND, False) and not isinstance(
+            engine.pool, (StaticPool, SingletonThreadPool)
+        ):
+            record.invalidate()
 
     # create_engine() has no parameter for the class, and what it and its plugins have wired up
     # belongs to this very object.

@@ -5,13 +5,18 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import event, exc
-from sqlalchemy.engine import Connection, Engine, ExceptionContext
+from sqlalchemy import exc
+from sqlalchemy.engine import Connection
 
 NOTHING_STORED = (
     "Nothing of this block was stored: a statement in it had failed, which aborted it, and the "
     "error was caught inside. Let the error leave the block, or put what may fail into "
     "`with session.begin_nested():`."
+)
+
+LOST_INSIDE = (
+    "Nothing of this block was stored: the connection to the server was lost in it, and the error "
+    "was caught inside. Let the error leave the block, and run the block again."
 )
 
 #: SQLSTATE: https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -57,30 +62,21 @@ def sqlstate(error: BaseException | None) -> str | None:
     return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
 
 
-def explain_errors(engine: Engine) -> None:
-    """Add what to do to errors that have one cause here; the errors stay what they are.
+def explain(error: exc.DBAPIError, connection: Connection) -> None:
+    """Add what to do to an error that has one cause here; the error stays what it is.
 
-    :param engine: The engine.
+    Sends nothing.
+
+    :param error: The error.
+    :param connection: The connection.
     """
-
-    @event.listens_for(engine, "handle_error")
-    def explain(context: ExceptionContext) -> None:
-        if context.is_disconnect and context.execution_context is not None:
-            close_lost_cursor(context.execution_context.cursor)
-        connection, said = context.connection, context.sqlalchemy_exception
-        if connection is None or said is None:
-            return
-        code = sqlstate(context.original_exception)
-        if code == READ_ONLY:
-            if advice := why_read_only(connection):
-                said.add_detail(advice)
-        # Without "held_" it is the stream of a block, which has ended.
-        elif (
-            code == _NO_SUCH_CURSOR
-            and "held_" in str(context.original_exception)
-            and not connection.in_transaction()
-        ):
-            said.add_detail(_POOLER)
+    code = sqlstate(error)
+    if code == READ_ONLY:
+        if advice := why_read_only(connection):
+            error.add_detail(advice)
+    # Without "held_" it is the stream of a block, which has ended.
+    elif code == _NO_SUCH_CURSOR and "held_" in str(error.orig) and not connection.in_transaction():
+        error.add_detail(_POOLER)
 
 
 def why_read_only(connection: Connection) -> str | None:

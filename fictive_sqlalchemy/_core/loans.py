@@ -17,17 +17,15 @@ class Loans(dict[OptInEngine, OptInConnection]):
     """
 
     def borrow(self, engine: OptInEngine, owner: Owner, options: Any) -> OptInConnection:
-        """Return the connection to a bind. It takes a DBAPI connection with its next statement.
+        """Return a connection to a bind. It takes a DBAPI connection with its next statement.
 
-        :param engine: The bind.
+        :param engine: The bind, to which none is on loan.
         :param owner: The session.
-        :param options: Execution options for a connection that is made for this.
+        :param options: Execution options for the connection.
         """
-        connection = self.get(engine)
-        if connection is None or connection.closed:
-            connection = self[engine] = engine.lend(owner)
-            if options:
-                connection.execution_options(**options)
+        connection = self[engine] = engine.lend(owner)
+        if options:
+            connection.execution_options(**options)
         return connection
 
     def handed_out(self) -> Collection[OptInConnection]:

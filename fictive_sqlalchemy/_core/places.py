@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from inspect import currentframe
 from types import FrameType
 from typing import NamedTuple
@@ -24,13 +25,36 @@ class Place(NamedTuple):
 
 def calling_place() -> Place:
     """Return the line of the application that is being executed, with the call it has made."""
-    frame = currentframe()
+    frame, call = _calling_frame(currentframe())
+    return Place(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name, call)
+
+
+def warn_at_calling_place(message: str, category: type[Warning]) -> None:
+    """Warn of the line of the application that is being executed; as a rule once for each line.
+
+    :param message: What is wrong.
+    :param category: What the filters of ``warnings`` know it by.
+    """
+    frame, _ = _calling_frame(currentframe())
+    warnings.warn_explicit(
+        message,
+        category,
+        frame.f_code.co_filename,
+        frame.f_lineno,
+        frame.f_globals.get("__name__"),
+        frame.f_globals.setdefault("__warningregistry__", {}),
+    )
+
+
+def _calling_frame(frame: FrameType | None) -> tuple[FrameType, str]:
     assert frame is not None  # as on every Python that SQLAlchemy runs on
     call = frame.f_code.co_name
     while frame.f_back is not None and _is_of_a_library(frame):
-        call = frame.f_code.co_name
+        name = frame.f_code.co_name
+        if not name.startswith("_"):  # what list(query) calls says less than what that calls
+            call = name
         frame = frame.f_back
-    return Place(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name, call)
+    return frame, call
 
 
 def _is_of_a_library(frame: FrameType) -> bool:

@@ -12,6 +12,7 @@ from secrets import token_hex
 from typing import Any
 
 from sqlalchemy.engine import Dialect
+from sqlalchemy.engine.default import DefaultDialect
 
 from .errors import sqlstate
 from .sql import statements
@@ -56,6 +57,18 @@ def prepare_anew(dialect: Dialect) -> None:
 
     changed.do_execute = again(changed.do_execute)
     changed.do_execute_no_params = again(changed.do_execute_no_params)
+    if type(dialect).do_execute is DefaultDialect.do_execute:
+        # The same without another function around the driver's, because each statement comes here.
+        def execute(cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
+            try:
+                cursor.execute(statement, parameters)
+            except errors as error:
+                if not _is_refused(error, cursor, statement):
+                    raise
+                _forget_prepared(cursor.connection)
+                cursor.execute(statement, parameters)
+
+        changed.do_execute = execute
 
 
 def _is_refused(error: Any, cursor: Any, statement: str) -> bool:

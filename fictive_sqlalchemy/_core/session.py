@@ -12,7 +12,7 @@ from .blocks import Block, OptInSessionTransaction
 from .callbacks import Callback, after_end, check_callback
 from .engine import OptInEngine
 from .options import DEFAULT, TransactionOptions
-from .states import refuse_other_task
+from .states import OUTSIDE, refuse_other_task
 from .writes import Kind, WritingCall
 from .writing_session import WritingSession
 
@@ -70,7 +70,7 @@ class OptInSession(WritingSession):
         options = DEFAULT
         if isolation_level is not None or read_only is not None or deferrable is not None:
             options = TransactionOptions(isolation_level, read_only, deferrable)
-        if not self.is_outside:
+        if self._state is not OUTSIDE:
             if not nested:
                 raise exc.InvalidRequestError(self._already_begun())
             if options is not DEFAULT:
@@ -94,7 +94,7 @@ class OptInSession(WritingSession):
         transaction = super().begin()
         assert isinstance(transaction, OptInSessionTransaction)
         transaction.options = options
-        return self._with_handed_out(transaction)
+        return self._with_handed_out(transaction) if self._has_handed_out else transaction
 
     def _begin_savepoint(self) -> SessionTransaction:
         refuse_other_task(self.innermost())
@@ -274,7 +274,7 @@ class OptInSession(WritingSession):
 
     def close(self) -> None:
         """Close the session as SQLAlchemy does, and end the loans."""
-        if self.is_outside and not self.callbacks.waiting:  # no transaction ends with it
+        if self._state is OUTSIDE and not self.callbacks.waiting:  # no transaction ends with it
             self._close()
         else:
             with after_end(self, only_log=True):

@@ -14,8 +14,9 @@ import inspect
 from collections.abc import Collection, Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from sqlalchemy import exc
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.orm.attributes import instance_state
@@ -44,13 +45,49 @@ class ConnectionHooks(Connection):
         # Each statement that finds no transaction comes here, and SQLAlchemy begins one.
         pass
 
+    undeclared: Any = None
+    """A cursor on the server whose DECLARE has failed, so that there is nothing to close."""
+
     def _safe_close_cursor(self, cursor: Any) -> None:
         # The one place that is told when a result has been read to its end, or is closed.
-        super()._safe_close_cursor(cursor)
-        self.on_cursor_closed(cursor)
+        if cursor is not self.undeclared:
+            super()._safe_close_cursor(cursor)
+            if self.has_streamed or not getattr(cursor, "closed", True):
+                self.on_cursor_closed(cursor)
+
+    has_streamed: bool
+    """Whether it has had a cursor on the server that outlives its statement."""
 
     def on_cursor_closed(self, cursor: Any) -> None:
-        """A result has been read to its end, or was closed."""
+        """A stream was read to its end or closed, or a cursor is left open."""
+
+    def _handle_dbapi_exception(
+        self, e: BaseException, statement: Any, parameters: Any, cursor: Any, *args: Any, **kw: Any
+    ) -> NoReturn:
+        # Each error of the driver passes here. With a listener to "handle_error", which is public,
+        # SQLAlchemy would look for listeners several times for each statement that succeeds.
+        self.before_error(e, statement, cursor, args[0] if args else kw.get("context"))
+        try:
+            super()._handle_dbapi_exception(e, statement, parameters, cursor, *args, **kw)
+        except exc.DBAPIError as error:
+            self.on_error(error, cursor)
+            raise
+
+    def before_error(self, error: BaseException, statement: Any, cursor: Any, context: Any) -> None:
+        """An error has interrupted a statement, or a fetch; SQLAlchemy knows nothing of it yet."""
+
+    def on_error(self, error: exc.DBAPIError, cursor: Any) -> None:
+        """The driver has raised an error, which SQLAlchemy is about to raise as its own."""
+
+    def connect_anew(self) -> PoolProxiedConnection:
+        """Return another DBAPI connection. What the driver says is raised as SQLAlchemy's error.
+
+        The public way there, ``Connection.connection``, refuses in a transaction.
+        """
+        try:
+            return self.engine.raw_connection()
+        except self.dialect.loaded_dbapi.Error as error:
+            self._handle_dbapi_exception_noconnection(error, self.dialect, self.engine)
 
     def _log_info(self, message: str, *arg: Any, **kw: Any) -> None:
         # SQLAlchemy logs BEGIN when it may be sent later, and COMMIT where nothing was sent.
@@ -108,17 +145,19 @@ class SessionHooks(Session):
     # `new` and `deleted` tell the same and are copies, and each read asks.
     is_clean = Session._is_clean
 
-    @property
-    def entered(self) -> Any:
+    if TYPE_CHECKING:
+        entered: Any
         """The transaction or savepoint whose ``with`` block was entered last, and is not left.
 
         Until that is left SQLAlchemy refuses to go on if it has ended.
         """
-        return self._trans_context_manager  # SQLAlchemy keeps it there alone, and restores it
-
-    @entered.setter
-    def entered(self, entered: Any) -> None:
-        self._trans_context_manager = entered
+    else:
+        # SQLAlchemy keeps it there alone, and restores it. Without a Python function to read it,
+        # because each statement does.
+        entered = property(
+            attrgetter("_trans_context_manager"),
+            lambda self, entered: setattr(self, "_trans_context_manager", entered),
+        )
 
     def let_go(self, instances: Iterable[object]) -> None:
         """Expunge objects, and these alone.

@@ -7,13 +7,21 @@ execution context knows which statement reads with a cursor on the server.
 from __future__ import annotations
 
 from secrets import token_hex
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from sqlalchemy import exc
 from sqlalchemy.engine import Dialect
 
 from .autocommit import HELD_CURSORS, PSYCOPG
+from .server_state import Left, examine, left_behind
 from .sql import evidently_reads
+
+
+@runtime_checkable
+class NotesWhatIsLeft(Protocol):
+    """A connection of ours; SQLAlchemy makes others to ask the server for its version."""
+
+    def note_left_behind(self, left: Left) -> None: ...
 
 
 def guard_statements_outside(dialect: Dialect) -> None:
@@ -52,6 +60,9 @@ def guard_statements_outside(dialect: Dialect) -> None:
             return super().visit_delete(*args, **kwargs)  # pyright: ignore
 
     class GuardedContext(context):  # type: ignore[misc]
+        declares: Any = None  # the cursor on the server that it declares outside
+        had_cursors = False  # whether another one was on the server before
+
         def pre_exec(self) -> None:
             locks_in_vain = self.locks_in_vain()
             if locks_in_vain or getattr(self.root_connection, "begins_on_write", False):
@@ -62,6 +73,12 @@ def guard_statements_outside(dialect: Dialect) -> None:
                         "would be gone with the statement: put the read and what depends on it "
                         "into `with session.begin():`. Nothing was sent."
                     )
+            compiled = self.compiled
+            sql = self.unicode_statement if compiled is None else compiled.string
+            if examine(sql) is not None:  # first, because it costs no Python function
+                left = left_behind(sql, self.parameters)
+                if left is not None and isinstance(self.root_connection, NotesWhatIsLeft):
+                    self.root_connection.note_left_behind(left)
             super().pre_exec()  # pyright: ignore
 
         def begin_if_it_writes(self) -> None:
@@ -81,10 +98,12 @@ def guard_statements_outside(dialect: Dialect) -> None:
             if self.locks_in_vain():
                 return self.create_default_cursor()  # it is only made, and pre_exec() refuses
             connection.has_streamed = True
-            connection.connection.info[HELD_CURSORS] = True
+            info = connection.connection.info
+            self.had_cursors, info[HELD_CURSORS] = HELD_CURSORS in info, True
             # Random: behind a pooler several clients share a server session, so fixed names would
             # collide.
-            return connection.connection.cursor(f"held_{token_hex(8)}", withhold=True)
+            self.declares = connection.connection.cursor(f"held_{token_hex(8)}", withhold=True)
+            return self.declares
 
         def locks_in_vain(self) -> bool:
             """Tell whether it locks rows, and no part of it writes."""

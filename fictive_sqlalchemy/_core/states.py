@@ -86,6 +86,7 @@ class SessionStates(SessionHooks):
         self._loans = Loans()
         self._from_primary = False
         self._autoflushes = True
+        self._has_handed_out = False
         self._closes_for_good = kwargs.get("close_resets_only") is False
         self._is_closed = False
         self.begins_on_write = begin_on_write
@@ -105,12 +106,12 @@ class SessionStates(SessionHooks):
             transaction.__class__ = OptInSessionTransaction
             if origin is SessionTransactionOrigin.BEGIN:
                 self._state = INSIDE
-        elif self._is_left_alone():
+        elif (
+            self.writing_call is not None
+            and self.writing_call.kind is Kind.ALONE
+            and not self.begins_on_write
+        ):
             transaction.__class__ = FlushThatLeavesObjects
-
-    def _is_left_alone(self) -> bool:
-        call = self.writing_call
-        return call is not None and call.kind is Kind.ALONE and not self.begins_on_write
 
     def transaction_begun(self, transaction: SessionTransaction, connection: Connection) -> None:
         """Note that a bind has joined: outside it is a stock one, on which SQLAlchemy began."""
@@ -185,8 +186,9 @@ class SessionStates(SessionHooks):
         A raw cursor of the user's can't tell when it is used. Sends nothing; a savepoint sends
         SAVEPOINT.
         """
-        for connection in self._loans.handed_out():
-            self.join(connection)
+        if self._has_handed_out:
+            for connection in self._loans.handed_out():
+                self.join(connection)
 
     # What is known
 
@@ -306,8 +308,7 @@ class SessionStates(SessionHooks):
         if not execution_options:
             if engine.primary is not None:
                 return borrow_to_read(engine, self.borrow, self._loans)
-            on_loan = self._loans.get(engine)
-            return self.borrow(engine) if on_loan is None or on_loan.closed else on_loan
+            return self.borrow(engine)
         if len(split_options(execution_options)[1]) < len(execution_options):
             raise exc.InvalidRequestError(
                 "The isolation level and the flags are those of a transaction, and none is open: "
@@ -320,7 +321,10 @@ class SessionStates(SessionHooks):
 
         :param engine: The bind.
         """
-        if self._is_closed and engine not in self._loans:
+        on_loan = self._loans.get(engine)
+        if on_loan is not None and not on_loan.closed:
+            return on_loan
+        if self._is_closed:
             super().begin()  # which raises SQLAlchemy's own error
         # SQLAlchemy 2.1: a session may have execution options for its connections.
         return self._loans.borrow(engine, self, getattr(self, "execution_options", None))
@@ -342,7 +346,7 @@ class SessionStates(SessionHooks):
             self.begin_implicitly()
         connection = super().connection(bind_arguments, execution_options)
         if isinstance(connection, OptInConnection) and connection.owner is self:
-            connection.is_handed_out = True
+            connection.is_handed_out = self._has_handed_out = True
         return connection
 
     def give_back(self) -> None:
@@ -378,7 +382,7 @@ class SessionStates(SessionHooks):
         return source_of(bind, clause, self._loans)
 
     def _end_loans(self) -> None:
-        self._from_primary = False
+        self._from_primary = self._has_handed_out = False
         self._loans.end()
 
 

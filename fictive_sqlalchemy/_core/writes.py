@@ -11,12 +11,14 @@ statement that is certain to be the only one goes straight to the connection, an
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
 from types import TracebackType
 from typing import Any
 
 from sqlalchemy import exc
+from sqlalchemy.orm.exc import FlushError
 
 from .blocks import OptInSessionTransaction
 from .callbacks import Callback, after_end
@@ -142,6 +144,24 @@ class WritingCall(AbstractContextManager["WritingCall"]):
             raise
         finally:
             session.expire_on_commit = expire_on_commit
+
+
+def flush_until_stored(session: Any, objects: Collection[object]) -> None:
+    """Flush these objects alone; as ``commit()`` does, again if listeners have changed them after.
+
+    :param session: The session.
+    :param objects: The objects, which may become more.
+    :raises sqlalchemy.orm.exc.FlushError: if that has no end.
+    """
+    for _ in range(100):
+        session.flush_only(objects)
+        waiting = session.new | session.dirty | session.deleted
+        if not any(instance in waiting for instance in objects):
+            return
+    raise FlushError(
+        "store_alone() has flushed 100 times, and something still waits: does an after_flush() "
+        "listener create new objects each time?"
+    )
 
 
 def _roll_back(transaction: OptInSessionTransaction) -> None:

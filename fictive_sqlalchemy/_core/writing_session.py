@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import TextClause, exc
 from sqlalchemy.orm import object_mapper
-from sqlalchemy.orm.exc import FlushError
 from sqlalchemy.sql import visitors
 
 from .sql import evidently_writes
 from .states import INSIDE, SessionStates, is_opt_in
-from .writes import Kind, WritingCall
+from .writes import Kind, WritingCall, flush_until_stored
 
 
 class WritingSession(SessionStates):
@@ -30,7 +29,7 @@ class WritingSession(SessionStates):
         """
         flush: Any = super().flush
         arguments = () if objects is None else (objects,)
-        if self.is_inside or self.is_clean():
+        if self._state is INSIDE or self.is_clean():
             try:
                 flush(*arguments)
             except BaseException as error:
@@ -135,23 +134,12 @@ class WritingSession(SessionStates):
     def store_alone(self, objects: Collection[object]) -> None:
         """Store these objects alone; outside, a failure leaves all else as it is.
 
-        As ``commit()`` does, it flushes again what listeners have changed after the flush.
-
-        :param objects: Objects that wait. They are read after the ``before_flush`` listeners have
-            been called, so that a collection may include what these change.
+        :param objects: Objects that wait; read after the ``before_flush`` listeners, so that a
+            collection may include what these change.
         :raises Exception: what the database says.
         """
         with self._bulk():
-            self.flush_only(objects)
-            for _ in range(100):
-                waiting = self.new | self.dirty | self.deleted
-                if not any(instance in waiting for instance in objects):
-                    return
-                self.flush_only(objects)
-            raise FlushError(
-                "store_alone() has flushed 100 times, and something still waits: does an "
-                "after_flush() listener create new objects each time?"
-            )
+            flush_until_stored(self, objects)
 
     def refresh(
         self,

@@ -33,6 +33,10 @@ OPTIONS = {"begin_on_write": True}
 View = Callable[[], Any]
 
 
+def do_nothing() -> None:
+    pass
+
+
 class House:
     """An application whose engine is disposed of at the end.
 
@@ -50,7 +54,7 @@ class House:
                 self.engine = self.owner.engine
         else:
             self.engine = create_engine(url)
-            factory = sessionmaker(self.engine, class_=OptInSession, **OPTIONS)
+            factory = sessionmaker(self.engine, class_=OptInSession, begin_on_write=True)
             self.owner = self.session = flask_scoped_session(factory, self.web)
         self.engine.connect().close()  # SQLAlchemy asks the server for its version, and the like
 
@@ -173,12 +177,14 @@ class TestAnApplication:
 
         def view() -> str:
             house.session.execute(update(Author).values(age=9))
-            for begin in (
+            retry: Any = retry_transaction(house.session)
+            beginnings: list[View] = [
                 lambda: house.session.begin(),
                 lambda: house.session.atomic().__enter__(),
                 lambda: unit_of_work(house.session).__enter__(),
-                retry_transaction(house.session)(lambda: None),
-            ):
+                retry(do_nothing),
+            ]
+            for begin in beginnings:
                 with pytest.raises(exc.InvalidRequestError) as caught:
                     begin()
                 said.append(str(caught.value))
@@ -385,6 +391,35 @@ class TestTheExtension:
                 Tag(name="two").save()
             db.session.rollback()
         assert self.names(app, db, Tag) == []
+
+    @pytest.mark.parametrize("ends", ["commit", "rollback"])
+    def test_filter_by_or_create_is_part_of_the_transaction(
+        self, app: Flask, db: Any, models: Any, wire: WireProxy, ends: str
+    ) -> None:
+        Tag, _ = models
+        with app.app_context():
+            with wire.record() as recording:
+                created = Tag.filter_by_or_create(name="one")
+                assert Tag.filter_by_or_create(name="one") is created
+            assert sent(recording) == [
+                *("SELECT", "BEGIN", "SAVEPOINT", "INSERT", "RELEASE", "SELECT"),
+            ]
+            with pytest.raises(
+                exc.InvalidRequestError, match=r"begun by .* in test_filter_by_or_cr"
+            ):
+                db.session.begin()
+            getattr(db.session, ends)()
+        assert self.names(app, db, Tag) == (["one"] if ends == "commit" else [])
+
+    def test_filter_by_or_create_that_finds_begins_nothing(
+        self, app: Flask, db: Any, models: Any, wire: WireProxy
+    ) -> None:
+        Tag, _ = models
+        with app.app_context():
+            Tag(name="one").save()
+            with wire.record() as recording:
+                assert Tag.filter_by_or_create(name="one")
+            assert sent(recording) == ["SELECT"]
 
     @pytest.mark.parametrize("ends", ["commit", "rollback", "remove"])
     def test_two_binds_are_written_as_one(

@@ -320,7 +320,7 @@ class Teller(threading.Thread):
         was_created: list[bool] = []
 
         def action() -> None:
-            label, created = filter_by_or_create(session, Label, {"name": name}, {}, self._sessions)
+            label, created = filter_by_or_create(session, Label, {"name": name}, {})
             if label.name != name:
                 self._violation(f"{name} was looked for, and {label.name} found")
             was_created.append(created)

@@ -1,0 +1,224 @@
+"""What a statement leaves on the server's session, where the next borrower would find it.
+
+SQLAlchemy's own transactions hide that: an uncommitted SET ends with the ROLLBACK of the pool. In
+autocommit it stays on the connection, and another request would read with the role, the
+search_path or the locks of this one. So the pool closes such a connection instead.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from itertools import takewhile
+from typing import Any, NamedTuple
+
+from .places import warn_at_calling_place
+from .sql import Word, statements
+
+
+class SessionStateWarning(UserWarning):
+    """A statement sets something that stays on its connection, which is closed after its use."""
+
+
+class Left(NamedTuple):
+    """What a statement leaves behind."""
+
+    what: str
+    """What it is, for the warning."""
+
+    instead: str
+    """What to use instead."""
+
+    rolls_back: bool
+    """Whether a ROLLBACK undoes it."""
+
+    may_be_held: bool = True
+    """Whether it is right on a connection that the caller holds, and not a session."""
+
+
+_SETTING = Left(
+    "a setting of the server's session",
+    "use SET LOCAL, or set_config(…, true), inside begin(), where it ends with the transaction; or "
+    "a `connect` listener for what every connection has to have",
+    True,
+    may_be_held=False,
+)
+_LISTENING = Left("LISTEN", "hold a connection of engine.connect() for as long as you listen", True)
+_TEMPORARY = Left(
+    "a temporary object",
+    "create it inside begin() with ON COMMIT DROP, or hold a connection of engine.connect() for as "
+    "long as it is needed",
+    True,
+)
+_LOCK = Left(
+    "an advisory lock of the server's session",
+    "use pg_advisory_xact_lock() inside begin(), which ends with the transaction; or hold a "
+    "connection of engine.connect() for as long as it is needed",
+    False,
+)
+_PREPARED = Left(
+    "a prepared statement or a loaded library",
+    "leave it to the driver, or hold a connection of engine.connect() for as long as it is needed",
+    False,
+)
+_CURSOR = Left(
+    "a cursor WITH HOLD",
+    "stream with execution_options(yield_per=…), or hold a connection of engine.connect() for as "
+    "long as it is needed",
+    True,
+)
+
+# Functions whose effect outlives the transaction.
+_FUNCTIONS = {
+    "PG_ADVISORY_LOCK": _LOCK,
+    "PG_ADVISORY_LOCK_SHARED": _LOCK,
+    "PG_TRY_ADVISORY_LOCK": _LOCK,
+    "PG_TRY_ADVISORY_LOCK_SHARED": _LOCK,
+    "DBLINK_CONNECT": _PREPARED,
+    "DBLINK_CONNECT_U": _PREPARED,
+    "SET_LIMIT": _SETTING,
+    "SETSEED": _SETTING,
+    "PG_REPLICATION_ORIGIN_SESSION_SETUP": _PREPARED,
+}
+
+# Functions that give a lock back which the same statement takes.
+_UNLOCKS = frozenset({"PG_ADVISORY_UNLOCK", "PG_ADVISORY_UNLOCK_SHARED", "PG_ADVISORY_UNLOCK_ALL"})
+
+# The name of set_config() and all that is between its parentheses, up to the next level of them.
+_SET_CONFIG = re.compile(r"\bset_config\s*\(((?:[^()']|'[^']*'|\([^()]*\))*)\)", re.IGNORECASE)
+_ARGUMENT = re.compile(r"(?:[^,()']|'[^']*'|\([^()]*\))+")
+_TRUE = re.compile(r"\s*'?(?:true|t|on|yes|y|1)'?\s*(?:::\s*bool(?:ean)?)?\s*", re.IGNORECASE)
+_TRUTH = (True, "true", "t", "on", "yes", "1")
+_BOUND = re.compile(r"\s*%(?:\((\w+)\))?[sb]\s*(?:::\s*bool(?:ean)?)?\s*", re.IGNORECASE)
+
+# A statement without one of these words leaves nothing, and most have none.
+_ANY = re.compile(
+    r"\b(?:SET|RESET|DISCARD|LISTEN|TEMP|TEMPORARY|PG_TEMP\w*|PREPARE|LOAD|HOLD|SETSEED|SET_LIMIT"
+    r"|SET_CONFIG|PG_(?:TRY_)?ADVISORY_LOCK(?:_SHARED)?|DBLINK_CONNECT(?:_U)?"
+    r"|PG_REPLICATION_ORIGIN_SESSION_SETUP)\b",
+    re.IGNORECASE,
+)
+
+_BODY = re.compile(r"\$(\w*)\$(.*?)\$\1\$|'((?:[^']|'')*)'", re.DOTALL)
+
+# Words between CREATE and the kind of what is made.
+_BEFORE_KIND = frozenset({"OR", "REPLACE", "GLOBAL", "LOCAL", "TEMP", "TEMPORARY", "RECURSIVE"})
+_TEMPORARY_WORDS = frozenset({"TEMP", "TEMPORARY"})
+_IN_PG_TEMP = re.compile(r'\bpg_temp"?\s*\.', re.IGNORECASE)
+
+# Words of PL/pgSQL that a statement follows.
+_BLOCK_WORDS = frozenset({"BEGIN", "THEN", "ELSE", "LOOP", "PERFORM"})
+
+
+def left_behind(sql: str, parameters: Any) -> Left | None:
+    """Tell what SQL leaves on the server's session, as far as its text tells. Nothing is sent.
+
+    A function of the user's own that sets something is not seen.
+
+    :param sql: One statement or more, in the driver's form.
+    :param parameters: Its parameters: ``set_config()`` says there whether it is local.
+    """
+    found = examine(sql)
+    if found is None or isinstance(found, Left):
+        return found
+    return None if all(_is_true(parameters, one) for one in found) else _SETTING
+
+
+@lru_cache(maxsize=2048)
+def examine(sql: str) -> Left | tuple[str | int, ...] | None:
+    """Tell what SQL leaves; or the parameters that tell whether its set_config() are local.
+
+    Each statement asks, so it is remembered for each text.
+
+    :param sql: As :func:`left_behind` takes it.
+    """
+    if not _ANY.search(sql):
+        return None
+    for words in statements(sql):
+        if (left := _of_statement(words, sql)) is not None:
+            return left
+    parameters: list[str | int] = []
+    for call in _SET_CONFIG.finditer(sql):
+        arguments = _ARGUMENT.findall(call[1])
+        if len(arguments) != 3:
+            return _SETTING
+        bound = _BOUND.fullmatch(arguments[2])
+        if bound is None:
+            if not _TRUE.fullmatch(arguments[2]):
+                return _SETTING
+        elif bound[1] is not None:
+            parameters.append(bound[1])
+        else:  # by its position among all
+            parameters.append(len(re.findall("%s", sql[: call.end()])) - 1)
+    return tuple(parameters) or None
+
+
+def _of_statement(words: list[Word], sql: str) -> Left | None:
+    first = words[0].text
+    names = [word.text for word in words]
+    if first == "DO":
+        bodies = (body[2] or body[3] or "" for body in _BODY.finditer(sql))
+        return next(filter(None, map(_of_body, bodies)), None)
+    if first in ("SET", "RESET"):
+        if first == "SET" and names[1:2] in (["LOCAL"], ["TRANSACTION"], ["CONSTRAINTS"]):
+            return None
+        return _SETTING
+    if first == "DISCARD":
+        return _SETTING if names[1:2] == ["ALL"] else None
+    if first == "LISTEN":
+        return _LISTENING
+    if first == "LOAD" or (first == "PREPARE" and names[1:2] != ["TRANSACTION"]):
+        return _PREPARED
+    if first == "DECLARE" and "HOLD" in names and names[names.index("HOLD") - 1] == "WITH":
+        return _CURSOR
+    if _is_temporary(first, names, sql):
+        return _TEMPORARY
+    called = {word.text for word in words if word.is_called}
+    for word in called & _FUNCTIONS.keys():
+        if _FUNCTIONS[word] is not _LOCK or not called & _UNLOCKS:
+            return _FUNCTIONS[word]
+    return None
+
+
+def _is_temporary(first: str, names: list[str], sql: str) -> bool:
+    if first == "CREATE":
+        before_kind = takewhile(_BEFORE_KIND.__contains__, names[1:])
+        if not _TEMPORARY_WORDS & {*before_kind} and not _IN_PG_TEMP.search(sql):
+            return False
+        return " ON COMMIT DROP " not in f" {' '.join(names)} "
+    if first not in ("SELECT", "WITH"):
+        return False
+    return any(
+        word == "INTO" and _TEMPORARY_WORDS & {*names[at + 1 : at + 3]}
+        for at, word in enumerate(names)
+    )
+
+
+def _of_body(body: str) -> Left | None:
+    """Tell what the body of a DO leaves."""
+    for words in statements(body):
+        at = max((i for i, word in enumerate(words) if word.text in _BLOCK_WORDS), default=-1)
+        rest = words[at + 1 :]
+        if rest and (left := _of_statement(rest, body)) is not None:
+            return left
+    found = examine("SELECT " + body) if _SET_CONFIG.search(body) else None
+    return found if isinstance(found, Left) else None
+
+
+def _is_true(parameters: Any, name: str | int) -> bool:
+    """Tell whether a parameter is true in each of the sets, of which many rows have several."""
+    given: Any = parameters
+    sets: list[Any] = given if isinstance(parameters, list) else [given]
+    try:
+        return all(one[name] in _TRUTH for one in sets)
+    except (LookupError, TypeError):
+        return False
+
+
+def warn(left: Left) -> None:
+    """Warn of what a statement leaves, at the line of the application that sends it."""
+    warn_at_calling_place(
+        f"This statement leaves {left.what} on its connection, which is therefore closed after its "
+        f"use, and not used again. Instead {left.instead}.",
+        SessionStateWarning,
+    )

@@ -1,0 +1,384 @@
+"""A connection's way into a transaction and back, whatever happens to it meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import TYPE_CHECKING, Any, cast
+from weakref import ref
+
+from sqlalchemy import exc
+from sqlalchemy.engine import NestedTransaction, RootTransaction, TwoPhaseTransaction
+from sqlalchemy.orm import SessionTransaction
+from sqlalchemy.pool import PoolProxiedConnection, SingletonThreadPool, StaticPool
+
+from .autocommit import HELD_CURSORS, LEFT_BEHIND, STARTED_WITH, USED_BY
+from .connection_transactions import (
+    OptInNestedTransaction,
+    OptInTransaction,
+    OptInTwoPhaseTransaction,
+)
+from .errors import LOST_INSIDE, NOTHING_STORED, close_lost_cursor, explain, sqlstate
+from .options import TransactionOptions, split_options, without_autocommit
+from .resting import RestingEngine
+from .results import UnreadResults
+from .server_state import Left, warn
+from .sqlalchemy_private import ConnectionHooks
+from .transactions import open_transactions
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Phase(Enum):
+    """Where a connection stands, as far as the driver's autocommit is concerned.
+
+    It says so before the driver is taken out of autocommit, and until the driver is back. So a
+    connection whose way back was interrupted, by an exception from a signal handler, is known.
+    """
+
+    RESTING = "resting"
+    """The driver is in autocommit."""
+
+    BEGINNING = "beginning"
+    """A transaction begins. Listeners to its begin may send something, which is part of it."""
+
+    OPEN = "open"
+    """A transaction is open, or is being ended."""
+
+
+# Each statement asks, and the attributes of an Enum are slow.
+RESTING, BEGINNING, OPEN = Phase
+
+
+class TransactingConnection(ConnectionHooks):
+    """A connection whose driver is in autocommit except during a transaction.
+
+    :param engine: The engine.
+    """
+
+    engine: RestingEngine
+
+    transaction_options: TransactionOptions
+    """What its transactions begin with."""
+
+    session_transaction: SessionTransaction | None
+    """The session's open transaction, if the connection has joined one."""
+
+    def __init__(self, engine: RestingEngine) -> None:
+        # Before super().__init__(), whose events may use it already.
+        self.transaction_options = engine.transaction_options
+        self.session_transaction = None
+        self.has_streamed = False
+        self._phase = RESTING
+        # Whether the open transaction leaves something on the server's session if it is committed.
+        self._leaves_something = False
+        # What the open transaction has begun with.
+        self._options_in_effect = engine.transaction_options
+        self._unread = UnreadResults()
+        self._has_sent = False
+        # The error that has aborted the open transaction.
+        self._failure: exc.DBAPIError | None = None
+        self._begin_to_log: str | None = None
+        super().__init__(engine)
+
+    # Transactions
+
+    def begin(self) -> RootTransaction:
+        """Begin a real transaction. The driver sends BEGIN with the first statement.
+
+        :raises sqlalchemy.exc.InvalidRequestError: if the connection is in a transaction.
+        """
+        if self.get_transaction() is not None:
+            return super().begin()  # which raises SQLAlchemy's own error
+        if self.transaction_options.isolation_level == "AUTOCOMMIT":
+            return super().begin()  # somebody asked for one that is none
+        return OptInTransaction(self)
+
+    def begin_nested(self) -> NestedTransaction:
+        """Set a SAVEPOINT; outside there is nothing to nest in, so it is :meth:`begin`."""
+        if self.get_transaction() is None:
+            return cast(NestedTransaction, self.begin())
+        return OptInNestedTransaction(self)
+
+    def begin_twophase(self, xid: Any | None = None) -> TwoPhaseTransaction:
+        """Begin a transaction that can be prepared.
+
+        :param xid: Its id; one is made up if it is left out.
+        :raises sqlalchemy.exc.InvalidRequestError: if the connection is in a transaction.
+        """
+        if self.get_transaction() is not None:
+            return super().begin_twophase(xid)  # which raises SQLAlchemy's own error
+        return OptInTwoPhaseTransaction(self, xid or self.dialect.create_xid())
+
+    def execution_options(self, **opt: Any) -> Self:
+        """Set execution options.
+
+        :param opt: As SQLAlchemy takes them, but ``isolation_level``, ``postgresql_readonly``
+            and ``postgresql_deferrable`` are those of the transactions that begin from now on.
+            With the level ``"AUTOCOMMIT"`` these are none, as with SQLAlchemy: for statements
+            that PostgreSQL refuses in a transaction, in code that calls ``begin()`` all the same.
+        :raises sqlalchemy.exc.ArgumentError: if the database does not know a value.
+        :raises sqlalchemy.exc.InvalidRequestError: if one of these is given in a transaction.
+        """
+        options, rest = split_options(opt)
+        if len(rest) < len(opt):
+            if self.in_transaction():
+                raise exc.InvalidRequestError(
+                    "The isolation level and the flags of a transaction that has begun can't "
+                    "be changed: set them before begin()."
+                )
+            options = options.over(self.transaction_options)
+            without_autocommit(options).check(self.dialect)
+            self.transaction_options = options
+        if rest:
+            super().execution_options(**rest)
+        return self
+
+    def has_sent_nothing(self) -> bool:
+        """Tell whether the open transaction has sent nothing yet, BEGIN neither."""
+        held = self.held
+        return not self._has_sent and (
+            held is None or not self.engine.switch.has_begun(held.dbapi_connection)
+        )
+
+    def give_options(self, **opt: Any) -> None:
+        """Set execution options in a transaction that has sent nothing yet, as before its begin.
+
+        :param opt: As :meth:`execution_options` takes them.
+        """
+        options, rest = split_options(opt)
+        if rest:
+            super().execution_options(**rest)
+        used, held = self._options_in_effect, self.held
+        if len(rest) < len(opt) and self._phase is not RESTING and held is not None:
+            options = options.over(used)
+            options.check(self.dialect)
+            switch, connection = self.engine.switch, held.dbapi_connection
+            try:
+                switch.enter_autocommit(connection, used, held.info[STARTED_WITH])
+                self._options_in_effect = options
+                switch.leave_autocommit(connection, options)
+            except BaseException:
+                self.invalidate()  # it may be in autocommit now, and the transaction is open
+                raise
+
+    def leave_autocommit(self) -> None:
+        """Take the driver out of autocommit, for the transaction that begins. Sends nothing."""
+        self.transaction_options.check(self.dialect)
+        connection = self.live_connection()
+        if isinstance(self.engine.pool, (StaticPool, SingletonThreadPool)):
+            used_by = connection.info.get(USED_BY)
+            if used_by is not None and (other := used_by()) and other.in_transaction():
+                raise exc.InvalidRequestError(
+                    "Another transaction is open on the one connection that this pool has for "
+                    "all: end it before, or use a pool that has more."
+                )
+            connection.info[USED_BY] = ref(self)
+        self._options_in_effect = self.transaction_options
+        self._has_sent = self._leaves_something = False
+        self._phase = BEGINNING
+        self.engine.switch.leave_autocommit(connection.dbapi_connection, self.transaction_options)
+
+    def note_begin(self) -> None:
+        """Note that the transaction is open."""
+        self._phase = OPEN
+
+    def return_to_autocommit(self) -> None:
+        """Put the driver back, for the transaction that has ended. Sends nothing."""
+        try:
+            self._failure = None
+            held = self.held
+            if self._phase is not RESTING and held is not None:
+                self.engine.switch.enter_autocommit(
+                    held.dbapi_connection, self._options_in_effect, held.info[STARTED_WITH]
+                )
+        except BaseException as failure:
+            # Nobody knows its state: it must not reach the pool. The transaction has ended all
+            # the same, and what it has to say comes before what the driver says.
+            self.invalidate()
+            if not isinstance(failure, self.dialect.loaded_dbapi.Error):
+                raise
+        finally:
+            self._phase = RESTING
+            open_transactions.discard(self)
+
+    def _end_interrupted(self) -> None:
+        """End a transaction that SQLAlchemy has ended, and whose way back was interrupted.
+
+        :raises sqlalchemy.exc.InvalidRequestError: if it is open on the server.
+        """
+        held = self.held
+        if held is not None and self.engine.switch.has_begun(held.dbapi_connection):
+            self.invalidate()
+            self.return_to_autocommit()
+            raise exc.InvalidRequestError(
+                "An exception interrupted the end of the transaction before, which is rolled back "
+                "now. This statement was not sent; the next one will be."
+            )
+        self.return_to_autocommit()
+
+    def is_inside(self) -> bool:
+        """Tell whether a transaction is open, or begins: an event may send something already."""
+        return self._phase is not RESTING or self.get_transaction() is not None
+
+    def refuse_if_aborted(self) -> None:
+        """Refuse to commit after an error: PostgreSQL would roll back, and no driver says so.
+
+        :raises sqlalchemy.exc.PendingRollbackError: if a statement of the transaction failed. Its
+            cause is the error of that statement.
+        """
+        held = self.held
+        if held is None:
+            if self._failure is not None:
+                raise exc.PendingRollbackError(LOST_INSIDE) from self._failure
+        elif self.engine.switch.aborted(held.dbapi_connection):
+            raise exc.PendingRollbackError(NOTHING_STORED) from self._failure
+
+    def before_error(self, error: BaseException, statement: Any, cursor: Any, context: Any) -> None:
+        held = self.held
+        if held is None:
+            return
+        if self.engine.switch.is_busy(held.dbapi_connection):
+            # An exception of a signal handler, or a timeout of gevent, has interrupted psycopg
+            # while it waited. Each later statement would fail with "another command is already in
+            # progress", the ROLLBACK included, which would hide the exception.
+            self.invalidate()
+            close_lost_cursor(cursor)
+            return
+        declared = getattr(context, "declares", None)
+        # SQLAlchemy tells no statement for an error of a later FETCH.
+        if declared is None or statement is None or self._is_loss(error, cursor):
+            return
+        # There is no cursor on the server: its DECLARE has failed. The drivers would close it in
+        # vain, or ask the server about it.
+        self.undeclared = declared
+        if not context.had_cursors:
+            held.info.pop(HELD_CURSORS, None)
+        if self.dialect.driver == "psycopg":  # which warns of a cursor that is not closed
+            self.dialect.loaded_dbapi.Cursor.close(declared)
+
+    def _is_loss(self, error: BaseException, cursor: Any) -> bool:
+        dialect: Any = self.dialect
+        return not isinstance(error, dialect.loaded_dbapi.Error) or dialect.is_disconnect(
+            error, self.connection.dbapi_connection, cursor
+        )
+
+    def on_error(self, error: exc.DBAPIError, cursor: Any) -> None:
+        if error.connection_invalidated:
+            close_lost_cursor(cursor)
+        explain(error, self)
+        if self.is_inside():
+            self._note_failure(error)
+
+    def _note_failure(self, error: exc.DBAPIError) -> None:
+        """Note the error that has aborted the open transaction; say it again with later ones."""
+        held = self.held
+        if not error.connection_invalidated and (
+            held is None or not self.engine.switch.aborted(held.dbapi_connection)
+        ):
+            return
+        if self._failure is None:
+            self._failure = error
+        elif sqlstate(error) == "25P02":  # in_failed_sql_transaction
+            error.add_detail(
+                "An earlier statement of this transaction failed, and that error was caught: "
+                f"{str(self._failure.orig).strip()}. Let the error leave the block, or put what "
+                "may fail into `with session.begin_nested():`."
+            )
+
+    def forget_failure(self) -> None:
+        """Go on after a savepoint was rolled back, which undoes the abort, but no loss."""
+        if self.held is not None:
+            self._failure = None
+
+    # What is left on the server's session
+
+    def note_left_behind(self, left: Left) -> None:
+        """Warn of what a statement will leave on the server's session, and have it closed later.
+
+        :param left: What it leaves.
+        """
+        if not left.may_be_held or not self.is_held_by_user():
+            warn(left)
+        if left.rolls_back and self._phase is not RESTING:
+            self._leaves_something = True
+        else:
+            self.connection.info[LEFT_BEHIND] = True
+
+    def keep_what_is_left(self) -> None:
+        """Note that what the transaction has set stays, because it is about to be committed."""
+        if self._leaves_something and (held := self.held) is not None:
+            held.info[LEFT_BEHIND] = True
+
+    def is_held_by_user(self) -> bool:
+        """Tell whether its user holds it, and closes it; no session has it on loan."""
+        raise NotImplementedError
+
+    # A DBAPI connection that was lost
+
+    def is_lost(self) -> bool:
+        """Tell whether the server has closed the connection, as far as is known. Sends nothing."""
+        held = self.held
+        return held is None or self.engine.switch.lost(held.dbapi_connection)
+
+    def live_connection(self) -> PoolProxiedConnection:
+        """Return the DBAPI connection: another one if the server has closed it while it was idle.
+
+        Nothing was sent on it yet, so nothing can be sent twice.
+        """
+        connection = self.connection
+        if self.engine.switch.lost(connection.dbapi_connection):
+            # Those that are idle in the pool may have been closed with it.
+            idle: Callable[[], int] = getattr(self.engine.pool, "checkedin", int)
+            for _ in range(idle() + 1):
+                self._unread.read()  # from the driver, which has the rows
+                self.invalidate()
+                self._close_lost_streams()
+                connection = self.connection
+                if not self.engine.switch.lost(connection.dbapi_connection):
+                    break
+        return connection
+
+    def _begin_on_another(self, options: TransactionOptions) -> None:
+        """Go on with another DBAPI connection in a transaction that has sent nothing yet.
+
+        The lost one goes first: the pool may have no place for both.
+        """
+        lost = self.held
+        assert lost is not None
+        self.replace_held(None)
+        lost.invalidate()
+        lost.close()
+        self._close_lost_streams()
+        another = self.connect_anew()
+        try:
+            self.engine.switch.leave_autocommit(another.dbapi_connection, options)
+        except BaseException:
+            another.close()
+            raise
+        self.replace_held(another)
+
+    def _close_lost_streams(self) -> None:
+        """Close the cursors of streams whose connection is gone: their next row is an error."""
+        for stream in self._unread.streams():
+            close_lost_cursor(stream.cursor)
+
+    # The log
+
+    def lines_to_log(self, message: str) -> list[str]:
+        """Say what is really sent: BEGIN with the first statement, COMMIT only after a BEGIN."""
+        if message not in ("BEGIN (implicit)", "COMMIT", "ROLLBACK"):
+            begin, self._begin_to_log = self._begin_to_log, None
+            return [message] if begin is None else [begin, message]
+        if self._phase is RESTING:
+            return []
+        if message == "BEGIN (implicit)":  # the driver sends it with the next statement, if any
+            self._begin_to_log = message
+            return []
+        begin, self._begin_to_log = self._begin_to_log, None
+        if begin is None:
+            return [message]
+        if self.engine.switch.has_begun(self.connection.dbapi_connection):
+            return [begin, message]  # a cursor of the caller's own has sent something
+        return []

@@ -1,0 +1,291 @@
+"""What is set on the server's session never reaches the next borrower of the connection."""
+
+# ruff: noqa: PT012, PT031  # what raises, or warns, has several lines
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, InvalidRequestError
+
+from fictive_sqlalchemy import OptInEngine, OptInSession, SessionStateWarning
+from fictive_sqlalchemy._core.server_state import left_behind
+from tests.library import Onlooker, authors, opened, sent
+from tests.wire import WireProxy
+
+ddl: Any = sa.DDL
+PID = sa.text("SELECT pg_backend_pid()")
+
+LEAVES = [
+    "SET statement_timeout = '7s'",
+    "set /* a comment */ search_path to pg_catalog",
+    "SET SESSION statement_timeout = '7s'",
+    "SET ROLE pg_read_all_data",
+    "SET SESSION AUTHORIZATION DEFAULT",
+    "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+    "SET TIME ZONE 'UTC'",
+    "RESET ALL",
+    "RESET ROLE",
+    "DISCARD ALL",
+    "LISTEN news",
+    "LOAD 'plpgsql'",
+    "PREPARE mine AS SELECT 1",
+    "CREATE TEMP TABLE scratch (id int)",
+    "CREATE LOCAL TEMPORARY TABLE scratch AS SELECT 1 AS id",
+    "CREATE OR REPLACE TEMP VIEW scratch AS SELECT 1 AS id",
+    "CREATE TEMPORARY SEQUENCE scratch",
+    "CREATE TABLE pg_temp.scratch (id int)",
+    "SELECT 1 AS id INTO TEMP scratch",
+    "WITH one AS (SELECT 1 AS id) SELECT id INTO TEMPORARY TABLE scratch FROM one",
+    "SELECT set_config('app.tenant', '7', false)",
+    "SELECT set_config('app.tenant', 'a, (b', 'f')",
+    "SELECT set_config('app.a', '7', true), set_config('app.b', '7', false)",
+    "SELECT pg_advisory_lock(7)",
+    "SELECT pg_try_advisory_lock_shared(7) FROM author",
+    "SELECT setseed(0.5)",
+    "DECLARE mine CURSOR WITH HOLD FOR SELECT 1",
+    "SELECT 1; SET statement_timeout = '7s'; SELECT 2",
+    "DO $$ BEGIN PERFORM set_config('app.tenant', '7', false); END $$",
+    "DO $$ BEGIN IF true THEN SET statement_timeout = '7s'; END IF; END $$",
+    "DO 'BEGIN CREATE TEMP TABLE scratch (id int); END'",
+]
+
+LEAVES_NOTHING = [
+    "SELECT 1",
+    "SET LOCAL statement_timeout = '7s'",
+    "SET TRANSACTION READ ONLY",
+    "SET CONSTRAINTS ALL DEFERRED",
+    "DISCARD PLANS",
+    "UNLISTEN *",
+    "UPDATE author SET name = 'SET ROLE x' WHERE id = -1",
+    "INSERT INTO author (name) VALUES ('a') ON CONFLICT (name) DO UPDATE SET age = 1",
+    "SELECT 'SET ROLE x; LISTEN y; pg_advisory_lock(7)'",
+    "SELECT 1 -- ; SET ROLE x",
+    "SELECT set_config('app.tenant', '7', true)",
+    "SELECT set_config('app.tenant', 'x', 't'::bool)",
+    "SELECT pg_advisory_xact_lock(7)",
+    "SELECT pg_advisory_unlock(7)",
+    "SELECT pg_advisory_lock(7), pg_advisory_unlock(7)",
+    "CREATE TABLE temp (id int)",
+    "CREATE TABLE kept (temporary int)",
+    "CREATE TEMP TABLE scratch (id int) ON COMMIT DROP",
+    "SHOW search_path",
+    "ALTER ROLE CURRENT_USER SET work_mem = '8MB'",
+    "DO $$ BEGIN PERFORM 1; UPDATE author SET age = 1; END $$",
+    "CREATE FUNCTION f() RETURNS int LANGUAGE sql SET search_path = public AS 'SELECT 1'",
+]
+
+
+@pytest.mark.parametrize("sql", LEAVES)
+def test_sql_that_leaves_something(sql: str) -> None:
+    assert left_behind(sql, {}) is not None
+    assert left_behind(sql.replace("\n", " ") + " ;", ()) is not None
+
+
+@pytest.mark.parametrize("sql", LEAVES_NOTHING)
+def test_sql_that_leaves_nothing(sql: str) -> None:
+    assert left_behind(sql, {}) is None
+
+
+@pytest.mark.parametrize(
+    ("sql", "parameters", "leaves"),
+    [
+        ("SELECT set_config('a.b', %(v)s, %(local)s)", {"v": "x", "local": True}, False),
+        ("SELECT set_config('a.b', %(v)s, %(local)s)", {"v": "x", "local": False}, True),
+        ("SELECT set_config('a.b', %(v)s, %(local)s)", [{"v": "x", "local": False}], True),
+        ("SELECT %s, set_config('a.b', %s, %s)", (1, "x", True), False),
+        ("SELECT %s, set_config('a.b', %s, %s)", (1, "x", None), True),
+    ],
+)
+def test_set_config_whose_parameter_says_whether_it_is_local(
+    sql: str, parameters: Any, leaves: bool
+) -> None:
+    assert (left_behind(sql, parameters) is not None) is leaves
+
+
+def pid_of(engine: OptInEngine) -> int:
+    with engine.connect() as connection:
+        return int(connection.scalar(PID))
+
+
+@pytest.fixture
+def one(wire_url: str) -> Iterator[OptInEngine]:
+    """An engine whose pool has one connection."""
+    with opened(wire_url, pool_size=1, max_overflow=0) as engine:
+        yield engine
+
+
+class TestNextBorrower:
+    @pytest.mark.parametrize("sql", LEAVES)
+    def test_of_a_connection_gets_another_one(self, one: OptInEngine, sql: str) -> None:
+        before = pid_of(one)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SessionStateWarning)
+            with one.connect() as connection:
+                connection.exec_driver_sql(sql)
+        assert pid_of(one) != before
+
+    @pytest.mark.parametrize("sql", LEAVES_NOTHING)
+    def test_gets_the_same_where_nothing_is_left(self, one: OptInEngine, sql: str) -> None:
+        before = pid_of(one)
+        with one.connect() as connection:
+            connection.exec_driver_sql(sql)
+        assert pid_of(one) == before
+
+    def test_of_a_session(self, engine: OptInEngine) -> None:
+        with OptInSession(engine) as session:
+            with pytest.warns(SessionStateWarning, match="SET LOCAL"):
+                session.execute(sa.text("SET app.tenant = '7'"))
+            # The session keeps its connection, and what is set on it.
+            assert session.scalar(sa.text("SELECT current_setting('app.tenant')")) == "7"
+        with OptInSession(engine) as session:
+            assert not session.scalar(sa.text("SELECT current_setting('app.tenant', true)"))
+
+    def test_of_a_session_when_the_pool_has_no_spare_one(self, one: OptInEngine) -> None:
+        with OptInSession(one) as session, pytest.warns(SessionStateWarning):
+            session.execute(sa.select(sa.func.set_config("app.tenant", "7", False)))
+            with one.connect() as connection:
+                setting = sa.text("SELECT current_setting('app.tenant', true)")
+                assert not connection.scalar(setting)
+
+    def test_after_a_transaction_that_was_committed(self, one: OptInEngine) -> None:
+        before = pid_of(one)
+        with pytest.warns(SessionStateWarning), one.begin() as connection:
+            connection.execute(sa.text("SET app.tenant = '7'"))
+        assert pid_of(one) != before
+
+    def test_after_a_transaction_that_was_rolled_back(self, one: OptInEngine) -> None:
+        before = pid_of(one)
+        with pytest.warns(SessionStateWarning), one.connect() as connection:
+            with connection.begin() as transaction:
+                connection.execute(sa.text("SET app.tenant = '7'"))
+                transaction.rollback()
+            with connection.begin():
+                assert not connection.scalar(sa.text("SELECT current_setting('app.tenant', true)"))
+        assert pid_of(one) == before
+
+    def test_after_a_lock_in_a_transaction_that_was_rolled_back(self, one: OptInEngine) -> None:
+        before = pid_of(one)
+        with one.connect() as connection, connection.begin() as transaction:
+            connection.execute(sa.select(sa.func.pg_advisory_lock(7)))
+            transaction.rollback()
+        assert pid_of(one) != before
+
+    def test_of_a_connection_that_nobody_has_closed(self, one: OptInEngine) -> None:
+        before = pid_of(one)
+        connection = one.connect()
+        with pytest.warns(SessionStateWarning):
+            connection.execute(sa.text("SET app.tenant = '7'"))
+        del connection
+        assert pid_of(one) != before
+
+    def test_a_table_of_sqlalchemy_that_is_temporary(self, one: OptInEngine) -> None:
+        before = pid_of(one)
+        table = sa.Table(
+            "scratch", sa.MetaData(), sa.Column("id", sa.Integer), prefixes=["TEMPORARY"]
+        )
+        with one.connect() as connection:
+            table.create(connection)
+        assert pid_of(one) != before
+
+    def test_keeps_what_a_connect_listener_sets(self, wire_url: str) -> None:
+        with opened(wire_url, pool_size=1, max_overflow=0, read_only_outside=True) as engine:
+            before = pid_of(engine)
+            with pytest.warns(SessionStateWarning), engine.connect() as connection:
+                connection.execute(sa.text("RESET ALL"))
+            with engine.connect() as connection, pytest.raises(DBAPIError):
+                connection.execute(sa.insert(authors).values(name="a"))
+            assert pid_of(engine) != before
+
+
+class TestWarning:
+    def test_is_given_once_for_each_line_and_names_it(self, engine: OptInEngine) -> None:
+        with warnings.catch_warnings(record=True) as caught, engine.connect() as connection:
+            warnings.simplefilter("default")
+            for _ in range(3):
+                connection.execute(sa.text("SET app.tenant = '7'"))
+            connection.execute(sa.text("SET app.tenant = '7'"))
+        assert [one.category for one in caught] == [SessionStateWarning] * 2
+        assert {one.filename for one in caught} == {__file__}
+
+    def test_as_an_error_nothing_is_sent(self, session: OptInSession, wire: WireProxy) -> None:
+        session.scalar(PID)
+        with wire.record() as recording, pytest.raises(SessionStateWarning):
+            session.execute(sa.text("LISTEN news"))
+        assert recording.messages == []
+
+    @pytest.mark.parametrize("sql", ["LISTEN news", "SELECT pg_advisory_lock(7)"])
+    def test_is_not_given_on_a_connection_that_is_held(self, engine: OptInEngine, sql: str) -> None:
+        with engine.connect() as connection:
+            connection.execute(sa.text(sql))
+
+
+class TestBegin:
+    """BEGIN in a text outside a transaction."""
+
+    BEGINS = ("BEGIN", "start transaction", "BEGIN; INSERT INTO author (name) VALUES ('lost')")
+
+    @pytest.mark.parametrize("sql", BEGINS)
+    @pytest.mark.parametrize("way", ["session", "text", "driver", "ddl"])
+    def test_is_refused_and_rolled_back(
+        self, engine: OptInEngine, onlooker: Onlooker, wire: WireProxy, sql: str, way: str
+    ) -> None:
+        with OptInSession(engine) as session:
+            connection: Any = session if way == "session" else session.connection()
+            session.scalar(PID)
+            with wire.record() as recording, pytest.raises(InvalidRequestError, match="begin"):
+                if way == "driver":
+                    connection.exec_driver_sql(sql)
+                else:
+                    connection.execute(ddl(sql) if way == "ddl" else sa.text(sql))
+            assert sent(recording)[0] in ("BEGIN", "START")
+            assert sent(recording)[-1] == "ROLLBACK"
+            session.execute(sa.insert(authors).values(name="after"))
+            session.commit()
+        assert onlooker.names() == ["after"]
+
+    def test_with_a_statement_that_fails_the_error_is_that_of_the_statement(
+        self, engine: OptInEngine, onlooker: Onlooker
+    ) -> None:
+        with engine.connect() as connection:
+            with pytest.raises(DBAPIError):
+                connection.exec_driver_sql("BEGIN; INSERT INTO author (name) VALUES (NULL)")
+            connection.execute(sa.insert(authors).values(name="after"))
+        assert onlooker.names() == ["after"]
+
+    def test_while_another_error_is_handled(self, engine: OptInEngine) -> None:
+        with engine.connect() as connection:
+            try:
+                connection.execute(sa.text("SELECT 1/0"))
+            except DBAPIError:
+                with pytest.raises(InvalidRequestError):
+                    connection.execute(sa.text("BEGIN"))
+
+    def test_with_its_commit_in_one_string_it_is_stored(
+        self, engine: OptInEngine, onlooker: Onlooker
+    ) -> None:
+        with engine.connect() as connection:
+            connection.exec_driver_sql("BEGIN; INSERT INTO author (name) VALUES ('kept'); COMMIT")
+        assert onlooker.names() == ["kept"]
+
+    def test_of_a_savepoint_gives_the_error_of_the_server(self, engine: OptInEngine) -> None:
+        with engine.connect() as connection:
+            with pytest.raises(DBAPIError):
+                connection.execute(sa.text("SAVEPOINT one"))
+            connection.execute(sa.text("COMMIT"))  # of which the server only warns
+            assert connection.scalar(sa.text("SELECT 1")) == 1
+
+    def test_on_a_cursor_of_the_users_own_is_left_to_the_user(
+        self, engine: OptInEngine, onlooker: Onlooker
+    ) -> None:
+        with engine.connect() as connection:
+            cursor: Any = connection.connection.cursor()
+            cursor.execute("BEGIN")
+            connection.execute(sa.insert(authors).values(name="kept"))
+            cursor.execute("COMMIT")
+            cursor.close()
+        assert onlooker.names() == ["kept"]
