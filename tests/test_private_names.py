@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import sqlite3
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from sqlalchemy.engine.cursor import (
     FullyBufferedCursorFetchStrategy,
 )
 from sqlalchemy.engine.default import DefaultExecutionContext
-from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError, OperationalError
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -199,6 +200,15 @@ class TestConnection:
         with pytest.raises(DBAPIError):
             connection.execute(sa.text("SELECT nothing FROM nowhere"))
         assert connection.called.count("_rollback_impl") == 2
+
+    def test__handle_dbapi_exception_noconnection(self, connection: SpyConnection) -> None:
+        """Raises the error of a connection that could not be made as SQLAlchemy's own."""
+        handle = connection._handle_dbapi_exception_noconnection
+        assert parameters(handle)[:3] == ["e", "dialect", "engine"]
+        error = sqlite3.OperationalError("unable to open database file")
+        with pytest.raises(OperationalError, match="unable to open") as raised:
+            handle(error, connection.dialect, connection.engine)
+        assert raised.value.orig is error
 
     def test__run_ddl_visitor(self, connection: SpyConnection) -> None:
         """What ``create_all()``, ``drop_all()``, ``create()`` and ``drop()`` call."""
