@@ -209,6 +209,15 @@ class TestConnection:
             connection.execute(sa.text("SELECT nothing FROM nowhere"))
         assert connection.called.count("_rollback_impl") == 2
 
+    def test__handle_dbapi_exception_noconnection(self, connection: SpyConnection) -> None:
+        """Raises the error of a connection that could not be made as SQLAlchemy's own."""
+        handle = connection._handle_dbapi_exception_noconnection
+        assert parameters(handle)[:3] == ["e", "dialect", "engine"]
+        error = sqlite3.OperationalError("unable to open database file")
+        with pytest.raises(OperationalError, match="unable to open") as raised:
+            handle(error, connection.dialect, connection.engine)
+        assert raised.value.orig is error
+
     def test__run_ddl_visitor(self, connection: SpyConnection) -> None:
         """What ``create_all()``, ``drop_all()``, ``create()`` and ``drop()`` call."""
         names = parameters(sa.Connection._run_ddl_visitor)
@@ -618,6 +627,10 @@ def names_with_a_test(*tests: type[Any]) -> set[str]:
 NAMES = names_with_a_test(TestConnection, TestSession, TestSessionTransaction)
 
 
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__")
+
+
 def used_in(*paths: Path) -> set[str]:
     """Every name with a leading underscore that modules read, write, define, import or spell."""
     names: set[str] = set()
@@ -631,7 +644,7 @@ def used_in(*paths: Path) -> set[str]:
                 names.add(node.name.rpartition(".")[2])
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 names.add(node.value)
-    return {name for name in names if name.startswith("_") and not name.endswith("__")}
+    return set(filter(is_private, names))
 
 
 def theirs() -> set[str]:
@@ -649,7 +662,7 @@ def theirs() -> set[str]:
         ]
         names = {name for each in instances for name in dir(each)}
     engine.dispose()
-    return {name for name in names if name.startswith("_") and not name.endswith("__")}
+    return set(filter(is_private, names))
 
 
 def test_each_private_name_in_the_seam_has_a_test_here_and_no_test_is_left_over() -> None:
@@ -667,13 +680,14 @@ def test_no_other_module_uses_a_private_name_of_sqlalchemy() -> None:
 def test_no_other_module_imports_a_private_module_or_name_of_sqlalchemy() -> None:
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            if isinstance(node, (ast.Import, ast.ImportFrom)):
-                modules += [alias.name for alias in node.names]
-            if modules and modules[0].partition(".")[0] == "sqlalchemy":
-                assert not any(
-                    part.startswith("_") for name in modules for part in name.split(".")
-                ), f"{path.name}, line {node.lineno}"
+            if not isinstance(node, (ast.Import, ast.ImportFrom)):
+                continue
+            names = [alias.name for alias in node.names]
+            if isinstance(node, ast.ImportFrom):
+                names.insert(0, node.module or "")
+            if names[0].partition(".")[0] == "sqlalchemy":
+                parts = [part for name in names for part in name.split(".")]
+                assert not any(map(is_private, parts)), f"{path.name}, line {node.lineno}"
 
 
 def test_no_test_of_flask_sqlalchemy_is_left_over() -> None:

@@ -176,7 +176,7 @@ Change = str | int | None
 number = st.integers(0, 9)
 who = st.sampled_from((0, 0, 1))
 name = st.sampled_from("abcdefg")
-amount = st.sampled_from((0, 1, 2, 3, 4, 5, 6, 7, -1))
+amount = st.sampled_from((0, 1, 2, 3, 4, 5, 6, 7, -1, -1))
 
 
 class Sessions(RuleBasedStateMachine):
@@ -222,6 +222,7 @@ class Sessions(RuleBasedStateMachine):
     ) -> None:
         self.pool = pool
         self.has_second_bind = second
+        self.listens = listens
         self.engine, self.connections = self.engines[pool]
         self.connections.killed.clear()
         self.schemas = SCHEMAS if tenants else SCHEMAS[:1] * 2
@@ -231,35 +232,37 @@ class Sessions(RuleBasedStateMachine):
             self.models.append(
                 Model(self.stores[who], expire_on_commit, autoflush, self.begin_on_write)
             )
-            engine: Any = self.engine
-            if tenants:
-                map_ = {None: self.schemas[who]}
-                engine = engine.execution_options(schema_translate_map=map_)
-            self.sessions.append(
-                OptInSession(
-                    engine,
-                    binds={Extra: self.second[0]} if second else None,
-                    expire_on_commit=expire_on_commit,
-                    autoflush=autoflush,
-                    begin_on_write=self.begin_on_write,
-                )
-            )
+            self.logged.append([])
+            self.sessions.append(self.make_session(who))
             self.blocks.append([])
             self.streams.append(None)
             self.handed_out.append(None)
-            self.logged.append([])
-            if listens:
-                self.listen(who)
         for _ in range(rows):
             row = Row(self.next(), "abcdefg"[self.last - 1], 5)
             for schema, store in stores.items():
                 self.query(f"INSERT INTO {schema}.item VALUES (%s, %s, %s)", *row)
                 store.apply({row.id: row})
 
-    def listen(self, who: int) -> None:
+    def make_session(self, who: int) -> OptInSession:
+        engine: Any = self.engine
+        model = self.models[who]
+        if len(set(self.schemas)) > 1:
+            engine = engine.execution_options(schema_translate_map={None: self.schemas[who]})
+        session = OptInSession(
+            engine,
+            binds={Extra: self.second[0]} if self.has_second_bind else None,
+            expire_on_commit=model.expire_on_commit,
+            autoflush=model.autoflush,
+            begin_on_write=self.begin_on_write,
+        )
+        if self.listens:
+            self.listen(who, session)
+        return session
+
+    def listen(self, who: int, session: OptInSession) -> None:
         """Listeners that use the session: one adds an object, one registers a callback."""
-        session, model = self.sessions[who], self.models[who]
-        session.info["inserted"] = []
+        model = self.models[who]
+        session.info["inserted"] = list(model.called)
 
         @event.listens_for(session, "before_flush")
         def log(session: OptInSession, *_: Any) -> None:
@@ -411,7 +414,7 @@ class Sessions(RuleBasedStateMachine):
         kind=kinds(commit=2, flush=1, block=2, insert=2, update=1, read=1),
     )
     def interrupt(self, who: int, number: int, name: str, at: int, kind: str) -> None:
-        """A call in which a signal handler raises at some line; then the session is closed."""
+        """A call in which a signal handler raises at some line: the end of a request."""
         who, session, model = self.pick(who)
         if model.inside or self.blocks[who] or self.streams[who] is not None:
             return
@@ -468,6 +471,7 @@ class Sessions(RuleBasedStateMachine):
             model.store.rows = before  # and if it is not that either, the invariant says so
         if session.info:
             model.called = list(session.info["inserted"])
+        self.sessions[who] = self.make_session(who)
 
     def write_in_block(self, session: OptInSession, dicts: list[dict[str, Any]]) -> None:
         with session.begin():
@@ -692,7 +696,7 @@ class Sessions(RuleBasedStateMachine):
         if populate_existing:
             statement = statement.execution_options(populate_existing=True)
 
-        def modelled(reals: list[Item] | None) -> list[Item]:
+        def modelled(reals: list[Item] | None) -> list[Any]:
             model.autoflushes()
             model.send()
             assert reals is not None
@@ -1306,7 +1310,7 @@ class Sessions(RuleBasedStateMachine):
             assert (session.get_transaction() is not None) == model.inside
 
     def compare(self, session: OptInSession, thing: Thing) -> None:
-        state = sa.inspect(thing.real)
+        state: Any = sa.inspect(thing.real)
         assert getattr(state, thing.state), f"{thing} is not {thing.state}"
         values = attributes.instance_dict(thing.real)
         assert {name: values[name] for name in ATTRIBUTES if name in values} == thing.values
