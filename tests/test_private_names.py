@@ -191,14 +191,6 @@ class TestConnection:
             connection.execute(sa.text("SELECT nothing FROM nowhere"))
         assert connection.called.count("_handle_dbapi_exception") == 1
 
-    def test__handle_dbapi_exception_noconnection(self, engine: sa.Engine) -> None:
-        """What makes SQLAlchemy's error of the driver's, where there is no connection."""
-        names = parameters(sa.Connection._handle_dbapi_exception_noconnection)
-        assert names[:3] == ["e", "dialect", "engine"]
-        error = sqlite3.OperationalError("refused")
-        with pytest.raises(OperationalError, match="refused"):
-            sa.Connection._handle_dbapi_exception_noconnection(error, engine.dialect, engine)
-
     def test__rollback_impl(self, connection: SpyConnection) -> None:
         """Called at a rollback, and after an error where no transaction is."""
         assert parameters(sa.Connection._rollback_impl) == ["self"]

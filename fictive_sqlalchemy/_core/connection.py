@@ -55,13 +55,20 @@ class OptInConnection(TransactingConnection):
     begins_on_write: bool
     """Whether a statement that writes begins a transaction of the session that has it."""
 
-    def __init__(self, engine: RestingEngine, owner: Owner | None = None) -> None:
+    def __init__(self, engine: RestingEngine) -> None:
         # Before super().__init__(), whose events may use it already.
-        self._owner = None if owner is None else ref(owner)
-        self.begins_on_write = owner is not None and owner.begins_on_write
-        self.is_handed_out = self._leaves_cursors = False
+        self._owner: ref[Owner] | None = None
+        self.begins_on_write = self.is_handed_out = self._leaves_cursors = False
         self._under_way = 0
         super().__init__(engine)
+
+    def lend_to(self, owner: Owner) -> None:
+        """Note the session that has it on loan.
+
+        :param owner: The session.
+        """
+        self._owner = ref(owner)
+        self.begins_on_write = owner.begins_on_write
 
     @property
     def owner(self) -> Owner | None:

@@ -23,7 +23,8 @@ class Loans(dict[OptInEngine, OptInConnection]):
         :param owner: The session.
         :param options: Execution options for the connection.
         """
-        connection = self[engine] = engine.lend(owner)
+        connection = self[engine] = engine.connect()
+        connection.lend_to(owner)
         if options:
             connection.execution_options(**options)
         return connection
