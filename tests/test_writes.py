@@ -1,6 +1,6 @@
 """Writes outside a transaction: one mechanism on the caller's own session, whatever the call."""
 
-# pyright: reportPossiblyUnbound=false  # pytest.raises() ends the block around
+# pyright: reportPossiblyUnboundVariable=false  # pytest.raises() ends the block around
 # ruff: noqa: PT012, SIM117  # what raises is the block of a transaction, which has several lines
 
 from __future__ import annotations
