@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from sqlalchemy import exc
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, TwoPhaseTransaction
 
 from .callbacks import Callback, SessionThatCalls, after_end
 from .connection import OptInConnection, is_aborted
@@ -327,6 +327,31 @@ class OptInSessionTransaction(Block):
 
     def _is_ours(self, connection: Connection) -> bool:
         return isinstance(connection, OptInConnection) and connection.owner is self.session
+
+    def commit_connections(self) -> None:
+        """Commit what was sent, while changes to objects wait that were not.
+
+        The session's ``commit()`` would flush these, and call listeners that take them for stored.
+
+        :raises Exception: what the database says.
+        """
+        if len(self.begun_on) > 1:
+            self.look_before_commit()
+        begun = [found for one in self.joined if (found := one.get_transaction()) is not None]
+        for transaction in begun:
+            if isinstance(transaction, TwoPhaseTransaction):
+                transaction.prepare()
+        try:
+            for transaction in begun:
+                transaction.commit()
+        except BaseException as error:
+            if isinstance(error, CommitOutcomeUnknown) or self.is_stored_in_part():
+                self.on_commit = self.on_rollback = ()
+            for transaction in begun:
+                transaction.close()
+            raise
+        self.hand_over_callbacks()
+        self.close()
 
     def provide_connection(self, bind: Any, execution_options: Any) -> Connection:
         if not isinstance(bind, OptInEngine):
