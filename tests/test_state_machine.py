@@ -15,6 +15,7 @@ import importlib
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
+from hypothesis.errors import StopTest
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
@@ -70,6 +72,10 @@ SHRINKS = os.environ.get("MODEL_SHRINKS", "1") == "1"
 
 #: Who waits longer than this for a lock gets an error, so that one thread can play all parts.
 LOCK_TIMEOUT = 10
+
+#: Whether a savepoint on two binds looks at both before it releases the first. It does not yet, so
+#: that :meth:`Sessions.leave` leaves it out.
+RELEASE_LOOKS_AHEAD = os.environ.get("MODEL_RELEASE", "0") == "1"
 
 #: The schemas of two tenants, whose tables are the same.
 SCHEMAS = ("public", "acme")
@@ -472,6 +478,8 @@ class Sessions(RuleBasedStateMachine):
         if session.info:
             model.called = list(session.info["inserted"])
         self.sessions[who] = self.make_session(who)
+        if len(TRANSACTION_CONNECTIONS):
+            gc.collect()  # the exception may still keep a connection that is closed
 
     def write_in_block(self, session: OptInSession, dicts: list[dict[str, Any]]) -> None:
         with session.begin():
@@ -1240,6 +1248,8 @@ class Sessions(RuleBasedStateMachine):
         who, _, model = self.pick(who)
         if not self.blocks[who]:
             return
+        if model.sent_second and len(model.levels) > 1 and not RELEASE_LOOKS_AHEAD:
+            error = error or model.aborted or model.dead
         block = self.blocks[who].pop()
 
         def real() -> None:
@@ -1347,6 +1357,8 @@ class Sessions(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not self.sessions:
             return
+        if not SHRINKS and sys.exc_info()[0] not in (None, StopTest):
+            traceback.print_exc()  # Hypothesis says nothing of what does not fail again
         try:
             self.leave_everything()
             self.check_end()
