@@ -24,7 +24,7 @@ class Owned:
     """While it is entered, ``commit()`` of its transaction is an error that the owner words::
 
         with session.begin() as transaction, Owned(session, transaction, "…") as owned:
-            yield
+            session.flush()
             owned.check_not_aborted()
 
     Leave it before the transaction is committed. Savepoints of others inside may be released.

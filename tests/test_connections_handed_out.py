@@ -1,5 +1,6 @@
 """Connections that a session hands out before a block are part of the block (row 23)."""
 
+# pyright: reportPossiblyUnbound=false  # pytest.raises() ends the block around
 # ruff: noqa: PT012, SIM117  # what raises is the block of a transaction, which has several lines
 
 from __future__ import annotations
@@ -235,3 +236,27 @@ def test_one_of_a_session_that_is_gone_goes_on_alone(
     connection.execute(sa.insert(authors).values(name="new"))
     assert onlooker.names() == ["new"]
     connection.close()
+
+
+@pytest.mark.parametrize("begin_on_write", [False, True])
+def test_a_raw_cursor_after_a_flush_that_failed_is_undone_with_the_block(
+    sessions: Sessions, onlooker: Onlooker, begin_on_write: bool
+) -> None:
+    with sessions(begin_on_write=begin_on_write) as session:
+        if begin_on_write:
+            session.commit()
+        connection = session.connection()
+        if begin_on_write:
+            session.rollback()
+        with pytest.raises(InvalidRequestError) as raised, session.begin():
+            session.add(Author(name="Ada"))
+            with pytest.raises(IntegrityError) as caught:
+                session.flush()
+            by_raw_cursor(connection)
+            with pytest.raises(InvalidRequestError):
+                by_statement(connection)
+        assert raised.value.__cause__ is caught.value
+        assert onlooker.names() == []
+        connection.execute(sa.insert(authors).values(name="after"))
+        session.commit()
+        assert onlooker.names() == ["after"]

@@ -1,5 +1,6 @@
 """Writes outside a transaction: one mechanism on the caller's own session, whatever the call."""
 
+# pyright: reportPossiblyUnbound=false  # pytest.raises() ends the block around
 # ruff: noqa: PT012, SIM117  # what raises is the block of a transaction, which has several lines
 
 from __future__ import annotations
@@ -242,9 +243,9 @@ class TestTheSessionsListeners:
             connection.execute(sa.text("SELECT set_config('app.tenant', '7', true)"))
 
         try:
-            session.bulk_insert_mappings(Author, [{"name": "a"}])  # type: ignore[arg-type]
+            session.bulk_insert_mappings(Author, [{"name": "a"}])
             session.bulk_save_objects([Author(name="b")])
-            session.bulk_update_mappings(Author, [{"id": 1, "age": 3}])  # type: ignore[arg-type]
+            session.bulk_update_mappings(Author, [{"id": 1, "age": 3}])
             session.execute(sa.insert(Author), [{"name": "c"}, {"name": "d"}])
             session.execute(sa.insert(authors), [{"name": "e"}, {"name": "f"}])
             session.execute(sa.insert(Author), {"name": "g"})
@@ -324,7 +325,7 @@ class TestTheUsersOverridesAreAskedAsSqlalchemyAsks:
             session.execute(sa.update(Author).values(age=3))
             session.execute(sa.insert(Author), {"name": "one"})
             session.execute(sa.delete(Document))
-            session.bulk_insert_mappings(Author, [{"name": "two"}])  # type: ignore[arg-type]
+            session.bulk_insert_mappings(Author, [{"name": "two"}])
             session.add(Author(name="three"))
             session.flush()
             session.get_one(Author, 1).age = 4
@@ -400,13 +401,20 @@ class TestACteThatLocks:
         assert recording.messages == []
 
 
+def store(session: OptInSession, author: Author) -> None:
+    session.add(author)
+    session.flush()
+
+
+def read_after(session: OptInSession, author: Author) -> None:
+    session.add(author)
+    session.scalars(sa.select(Author)).all()
+
+
 CAUGHT: dict[str, Callable[[OptInSession], Any]] = {
     "execute": lambda session: session.execute(sa.insert(Author).values(name="Ada")),
-    "flush": lambda session: (session.add(Author(name="Ada")), session.flush()),
-    "autoflush": lambda session: (
-        session.add(Author(name="Ada")),
-        session.scalars(sa.select(Author)).all(),
-    ),
+    "flush": lambda session: store(session, Author(name="Ada")),
+    "autoflush": lambda session: read_after(session, Author(name="Ada")),
     "many": lambda session: session.execute(sa.insert(authors), [{"name": "x"}, {"name": "Ada"}]),
     "text": lambda session: session.execute(sa.text("INSERT INTO author (name) VALUES ('Ada')")),
     "connection": lambda session: session.connection().execute(

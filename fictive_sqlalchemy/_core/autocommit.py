@@ -11,7 +11,7 @@ import select
 import socket
 from collections.abc import Callable
 from operator import attrgetter, methodcaller
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import exc
 from sqlalchemy.engine import Dialect
@@ -41,6 +41,9 @@ _ANYTHING = TransactionOptions("ANY", True, True)
 
 # Autocommit, isolation level, read-only and deferrable of a psycopg connection that is as new.
 _UNTOUCHED = (True, None, None, None)
+
+
+_HAS_POLL = hasattr(select, "poll")  # Windows has none
 
 
 class Switch:
@@ -155,6 +158,9 @@ class PsycopgSwitch(Switch):
             self._status = methodcaller("get_transaction_status")
             self._read = methodcaller("poll")
             self._flags = attrgetter("autocommit", "isolation_level", "readonly", "deferrable")
+        if not TYPE_CHECKING:
+            # 0 is idle. An alias of what is no Python function, because each statement asks.
+            self.has_begun = self._status
 
     def enter_autocommit(
         self, connection: Any, used: TransactionOptions = DEFAULT, started_with: Any = _UNTOUCHED
@@ -185,9 +191,6 @@ class PsycopgSwitch(Switch):
         if options.deferrable is not None:
             self.dialect.set_deferrable(connection, options.deferrable)
 
-    def has_begun(self, connection: Any) -> bool:
-        return self._status(connection) != _IDLE
-
     def aborted(self, connection: Any) -> bool:
         return self._status(connection) == _IN_ERROR
 
@@ -198,7 +201,12 @@ class PsycopgSwitch(Switch):
         if connection.closed:
             return True
         descriptor = connection.fileno()
-        if not _has_something_to_read(descriptor):
+        if _HAS_POLL:  # as below, without a call, because each statement comes here
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            if not poll.poll(0):
+                return False
+        elif not _has_something_to_read(descriptor):
             return False
         if _peek(descriptor) in (b"", _ERROR_RESPONSE):
             return True
@@ -256,11 +264,11 @@ def _peek(descriptor: int) -> bytes:
 
 
 def _has_something_to_read(descriptor: int) -> bool:
-    if hasattr(select, "poll"):
+    if _HAS_POLL:
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
         return bool(poll.poll(0))
-    return bool(select.select([descriptor], [], [], 0)[0])  # Windows has no poll()
+    return bool(select.select([descriptor], [], [], 0)[0])
 
 
 def switch_for(dialect: Dialect) -> Switch:

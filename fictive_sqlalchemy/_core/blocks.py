@@ -334,7 +334,7 @@ class OptInSessionTransaction(Block):
                 execution_options = join_options(self.options) | dict(execution_options or {})
             return super().provide_connection(bind, execution_options)
         session = self.session
-        if not session.is_inside:
+        if not self.joined and not session.is_inside:
             session.begin_implicitly()  # what comes here is a flush, or may be many statements
         connection: OptInConnection = session.borrow(bind)
         if connection in self.joined and self.is_active:

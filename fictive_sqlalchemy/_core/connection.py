@@ -55,18 +55,28 @@ class OptInConnection(TransactingConnection):
     begins_on_write: bool
     """Whether a statement that writes begins a transaction of the session that has it."""
 
-    def __init__(self, engine: RestingEngine, owner: Owner | None = None) -> None:
+    def __init__(self, engine: RestingEngine) -> None:
         # Before super().__init__(), whose events may use it already.
-        self._owner = None if owner is None else ref(owner)
-        self.begins_on_write = owner is not None and owner.begins_on_write
-        self.is_handed_out = self._leaves_cursors = False
+        self._owner: ref[Owner] | None = None
+        self.begins_on_write = self.is_handed_out = self._leaves_cursors = False
         self._under_way = 0
         super().__init__(engine)
+
+    def lend_to(self, owner: Owner) -> None:
+        """Note the session that has it on loan.
+
+        :param owner: The session.
+        """
+        self._owner = ref(owner)
+        self.begins_on_write = owner.begins_on_write
 
     @property
     def owner(self) -> Owner | None:
         """The session that has it on loan, so that it goes back when the pool has no spare one."""
         return self._owner() if self._owner is not None else None
+
+    def waits_for_session(self) -> bool:
+        return self.is_handed_out and self.session_transaction is not None
 
     def is_held_by_user(self) -> bool:
         return self._owner is None
@@ -115,7 +125,8 @@ class OptInConnection(TransactingConnection):
         if self._phase is not RESTING or self.get_transaction() is not None:
             if self._phase is not OPEN or self.get_transaction() is not None:
                 return self._send_inside(call, statement, parameters, execution_options)
-            self._end_interrupted()
+            if self.session_transaction is None:
+                self._end_interrupted()
         if self.session_transaction is not None:
             raise exc.InvalidRequestError(
                 "The transaction of the session was ended by hand, on its connection: nothing "
@@ -239,10 +250,9 @@ class OptInConnection(TransactingConnection):
 
     def close(self) -> None:
         """Close the connection: end its streams, roll back, and give it back to the pool."""
-        streams = self._unread.forget()
         try:
             if self.has_streamed and not self.closed:
-                for result in streams:
+                for result in self._unread.forget():
                     if self.invalidated:
                         close_lost_cursor(result.cursor)
                     else:

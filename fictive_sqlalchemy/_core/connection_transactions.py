@@ -31,6 +31,7 @@ class InAutocommit(Protocol):
     def refuse_if_aborted(self) -> None: ...
     def keep_what_is_left(self) -> None: ...
     def forget_failure(self) -> None: ...
+    def waits_for_session(self) -> bool: ...
     def is_lost(self) -> bool: ...
     def invalidate(self) -> None: ...
     def get_transaction(self) -> Transaction | None: ...
@@ -48,11 +49,11 @@ class OutOfAutocommit(Transaction):
 
     connection: Any  # an InAutocommit
 
-    def __init__(self, connection: InAutocommit, *args: Any) -> None:
+    def __init__(self, connection: Any, *args: Any) -> None:
         try:
-            open_transactions.add(cast(Any, connection), connection.session_transaction or self)
+            open_transactions.add(connection, connection.session_transaction or self)
             connection.leave_autocommit()
-            super().__init__(cast(Any, connection), *args)
+            super().__init__(connection, *args)
             connection.note_begin()
         except BaseException:
             if connection.get_transaction() is self:  # which an exception has interrupted
@@ -69,7 +70,11 @@ class OutOfAutocommit(Transaction):
     def rollback(self) -> None:
         # Or it is over, and an error came after that.
         is_open = id(self.connection.get_transaction()) == id(self)
-        self._end(_unless_lost(super().rollback) if is_open else _nothing)
+        way = _unless_lost(super().rollback) if is_open else _nothing
+        if self.connection.waits_for_session():
+            way()  # and the driver stays out of autocommit, for a cursor of the user's
+        else:
+            self._end(way)
 
     def close(self) -> None:
         self._end(_unless_lost(super().close))

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy.engine.base import OptionEngine
 
-from .connection import OptInConnection, Owner
+from .connection import OptInConnection
 from .forks import leave_connection_to_parent
 from .health import Health
 from .options import split_options, without_autocommit
@@ -31,14 +31,7 @@ class OptInEngine(RestingEngine):
 
     def connect(self) -> OptInConnection:
         """Return a connection, which is in autocommit. Sends nothing."""
-        return self.lend(None)
-
-    def lend(self, owner: Owner | None) -> OptInConnection:
-        """Return a connection that goes back to the pool when the pool has no spare one.
-
-        :param owner: The session that gets it.
-        """
-        connection = OptInConnection(self, owner)
+        connection = OptInConnection(self)
         leave_connection_to_parent(connection)
         return connection
 

@@ -23,7 +23,8 @@ class Loans(dict[OptInEngine, OptInConnection]):
         :param owner: The session.
         :param options: Execution options for the connection.
         """
-        connection = self[engine] = engine.lend(owner)
+        connection = self[engine] = engine.connect()
+        connection.lend_to(owner)
         if options:
             connection.execution_options(**options)
         return connection
@@ -38,8 +39,10 @@ class Loans(dict[OptInEngine, OptInConnection]):
             if connection.session_transaction is transaction:
                 connection.session_transaction = None
                 connection.put_options_back()
-                if connection.is_inside():  # an interruption came on its way back
+                if connection.get_transaction() is not None:  # an interruption came on its way back
                     connection.close()
+                elif connection.is_inside():
+                    connection.roll_back_rest()
             connection.give_back_if_wanted()
 
     def give_back(self) -> None:

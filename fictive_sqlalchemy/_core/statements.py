@@ -64,18 +64,20 @@ def guard_statements_outside(dialect: Dialect) -> None:
         had_cursors = False  # whether another one was on the server before
 
         def pre_exec(self) -> None:
-            locks_in_vain = self.locks_in_vain()
-            if locks_in_vain or getattr(self.root_connection, "begins_on_write", False):
+            compiled = self.compiled
+            # What is asked of each statement costs no Python function, here and below.
+            if getattr(compiled, "locks", False) or getattr(
+                self.root_connection, "begins_on_write", False
+            ):
                 self.begin_if_it_writes()
-                if locks_in_vain and not self.root_connection.is_inside():
+                if self.locks_in_vain() and not self.root_connection.is_inside():
                     raise exc.InvalidRequestError(
                         "with_for_update() outside a transaction protects nothing, for the lock "
                         "would be gone with the statement: put the read and what depends on it "
                         "into `with session.begin():`. Nothing was sent."
                     )
-            compiled = self.compiled
             sql = self.unicode_statement if compiled is None else compiled.string
-            if examine(sql) is not None:  # first, because it costs no Python function
+            if examine(sql) is not None:
                 left = left_behind(sql, self.parameters)
                 if left is not None and isinstance(self.root_connection, NotesWhatIsLeft):
                     self.root_connection.note_left_behind(left)

@@ -308,7 +308,8 @@ class SessionStates(SessionHooks):
         if not execution_options:
             if engine.primary is not None:
                 return borrow_to_read(engine, self.borrow, self._loans)
-            return self.borrow(engine)
+            on_loan = self._loans.get(engine)
+            return self.borrow(engine) if on_loan is None or on_loan.closed else on_loan
         if len(split_options(execution_options)[1]) < len(execution_options):
             raise exc.InvalidRequestError(
                 "The isolation level and the flags are those of a transaction, and none is open: "

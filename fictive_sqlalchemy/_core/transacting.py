@@ -203,6 +203,25 @@ class TransactingConnection(ConnectionHooks):
             self._phase = RESTING
             open_transactions.discard(self)
 
+    def waits_for_session(self) -> bool:
+        """Tell whether it returns to autocommit only when the session's transaction has ended.
+
+        After a flush that failed, a session's transaction is rolled back, and goes on until its
+        block is left. What the user sends meanwhile on a cursor must not be stored.
+        """
+        return False
+
+    def roll_back_rest(self) -> None:
+        """Roll back what was sent past the session's transaction, which has ended now."""
+        held = self.held
+        try:
+            if held is not None and self.engine.switch.has_begun(held.dbapi_connection):
+                held.rollback()
+        except self.dialect.loaded_dbapi.Error:
+            self.invalidate()
+        finally:
+            self.return_to_autocommit()
+
     def _end_interrupted(self) -> None:
         """End a transaction that SQLAlchemy has ended, and whose way back was interrupted.
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import TextClause, exc
+from sqlalchemy import Select, TextClause, exc
 from sqlalchemy.orm import object_mapper
 from sqlalchemy.sql import visitors
 
@@ -57,7 +57,7 @@ class WritingSession(SessionStates):
             nothing. So is a write before which SQLAlchemy flushes what waits: two writes keep
             their order.
             """
-            if self._state is INSIDE:
+            if self._state is INSIDE or (statement.__class__ is Select and self.is_clean()):
                 return super().execute(statement, params, **kwargs)
             writing = self._writing(statement, params, kwargs)
             if writing is None:
@@ -67,7 +67,7 @@ class WritingSession(SessionStates):
 
         def scalar(self, statement, params=None, **kwargs):
             """Execute a statement as :meth:`execute` does; return the first value."""
-            if self._state is INSIDE:
+            if self._state is INSIDE or (statement.__class__ is Select and self.is_clean()):
                 return super().scalar(statement, params, **kwargs)
             writing = self._writing(statement, params, kwargs)
             if writing is None:
@@ -77,7 +77,7 @@ class WritingSession(SessionStates):
 
         def scalars(self, statement, params=None, **kwargs):
             """Execute a statement as :meth:`execute` does; return the first value of each row."""
-            if self._state is INSIDE:
+            if self._state is INSIDE or (statement.__class__ is Select and self.is_clean()):
                 return super().scalars(statement, params, **kwargs)
             writing = self._writing(statement, params, kwargs)
             if writing is None:

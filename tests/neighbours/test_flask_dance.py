@@ -67,8 +67,12 @@ class WholeStorage(SQLAlchemyStorage):
     """The old token goes only if the new one is stored."""
 
     def set(self, *args: Any, **kwargs: Any) -> None:
-        with self.session.begin():
+        self.session.begin()  # which the commit() in set() ends
+        try:
             super().set(*args, **kwargs)
+        except BaseException:
+            self.session.rollback()
+            raise
 
 
 class Site:
@@ -168,7 +172,7 @@ def test_its_delete_stands_alone_before_the_commit(
     assert client.get("/").text == "nobody"  # the old token is gone
 
 
-def test_a_block_around_it_is_the_way_round(
+def test_a_begin_before_it_makes_it_one_transaction(
     new_site: Callable[..., Site], wire: WireProxy, provider: Provider
 ) -> None:
     site = new_site(WholeStorage)
