@@ -1006,9 +1006,10 @@ class Sessions(RuleBasedStateMachine):
     def connection(self, who: int) -> OptInConnection | None:
         """The connection that the session has handed out, if it can still be used."""
         model, connection = self.models[who], self.handed_out[who]
-        if connection is None or connection.closed or not model.usable:
+        if connection is None or connection.closed or model.spent:
             return None
-        return connection
+        # After a flush has failed in a savepoint, it sends in what is around the savepoint.
+        return connection if model.usable or len(model.levels) == 1 else None
 
     def use_handed_out(self, who: int, number: int, amount: int, writes: bool) -> None:
         who, _, model = self.pick(who)
