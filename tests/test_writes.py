@@ -421,6 +421,11 @@ CAUGHT: dict[str, Callable[[OptInSession], Any]] = {
     "connection": lambda session: session.connection().execute(
         sa.insert(Author).values(name="Ada")
     ),
+    "bulk_insert_mappings": lambda session: session.bulk_insert_mappings(Author, [{"name": "Ada"}]),
+    "bulk_save_objects": lambda session: session.bulk_save_objects([Author(name="Ada")]),
+    "bulk_update_mappings": lambda session: session.bulk_update_mappings(
+        Author, [{"id": 2, "name": "Ada"}]
+    ),
 }
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Select, TextClause, exc
@@ -45,6 +45,14 @@ class WritingSession(SessionStates):
         innermost = self.innermost()
         if innermost is not None and not innermost.is_active:
             innermost.failure = error
+
+    @contextmanager
+    def _noting_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self._note_failure(error)
+            raise
 
     # Statements
 
@@ -128,7 +136,7 @@ class WritingSession(SessionStates):
 
     def _bulk(self) -> AbstractContextManager[object]:
         if self.is_inside:
-            return _NOTHING
+            return self._noting_failure()
         return WritingCall(self, Kind.ALONE if self.is_outside else Kind.STATEMENT)
 
     def store_alone(self, objects: Collection[object]) -> None:
@@ -164,9 +172,6 @@ class WritingSession(SessionStates):
                 "`with session.begin():`. Nothing was sent."
             )
         super().refresh(instance, attribute_names, with_for_update)
-
-
-_NOTHING: AbstractContextManager[None] = nullcontext()
 
 
 def _writes(statement: Any) -> bool:
