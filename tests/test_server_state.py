@@ -49,7 +49,7 @@ LEAVES = [
     "SELECT set_config /* (a comment) */ ('app.tenant', '7', false)",
     "SELECT set_config('app.tenant', E'it\\'s (', false)",
     "SELECT set_config('app.tenant', $$it's ($$, false)",
-    "SELECT set_config('app.tenant', 'x', true), set_config('app.b', upper(lower(ltrim('x'))), false)",
+    "SELECT set_config('a.b', 'x', true), set_config('a.c', upper(lower(ltrim('x'))), false)",
     "UPDATE pg_catalog.pg_settings SET setting = '7s' WHERE name = 'statement_timeout'",
     "SELECT pg_advisory_lock(7)",
     "SELECT pg_try_advisory_lock_shared(7) FROM author",
