@@ -70,6 +70,11 @@ class OptInConnection(TransactingConnection):
         self._owner = ref(owner)
         self.begins_on_write = owner.begins_on_write
 
+    def go_on_alone(self) -> None:
+        """Note that the session is gone. Its user may have the connection, and go on with it."""
+        self._owner = None
+        self._unread.forget()
+
     @property
     def owner(self) -> Owner | None:
         """The session that has it on loan, so that it goes back when the pool has no spare one."""
