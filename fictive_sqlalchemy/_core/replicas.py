@@ -165,7 +165,9 @@ def may_write(statement: Any, engine: OptInEngine) -> bool:
             return True
         # To have the SQL takes long, and most statements call nothing that is not known to read.
         calls = calls or isinstance(part, TextClause)
-        calls = calls or (isinstance(part, FunctionElement) and not is_reading_function(part.name))
+        if isinstance(part, FunctionElement):
+            name: str = getattr(cast(Any, part), "name", "")  # one of the user's own may have none
+            calls = calls or not is_reading_function(name)
     return calls and not evidently_reads(str(statement.compile(dialect=engine.dialect)))
 
 
