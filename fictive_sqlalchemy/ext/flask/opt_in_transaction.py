@@ -82,7 +82,8 @@ class OptInTransactionMixin(AtomicRequestsMixin, DeclarativeBaseMixin):
 
         See :meth:`fictive_sqlalchemy.OptInSession.atomic`.
         """
-        return self.session.atomic(**options) if function is None else self.session.atomic(function)
+        sessions: Any = self.session
+        return sessions.atomic(function, **options)
 
     def set_rollback(self) -> None:
         """Ask for a rollback at the end of the innermost block, without an error.
