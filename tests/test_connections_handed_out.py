@@ -1,6 +1,7 @@
 """Connections that a session hands out before a block are part of the block (row 23)."""
 
-# pyright: reportPossiblyUnboundVariable=false  # pytest.raises() ends the block around
+# pytest.raises() ends the block around the one that it names:
+# pyright: reportPossiblyUnboundVariable=false
 # ruff: noqa: PT012, SIM117  # what raises is the block of a transaction, which has several lines
 
 from __future__ import annotations
