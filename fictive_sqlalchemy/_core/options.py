@@ -4,21 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import exc
 from sqlalchemy.engine import Dialect
-
-if TYPE_CHECKING:
-    from typing_extensions import TypedDict
-
-    class BeginOptions(TypedDict, total=False):
-        """The options of ``begin()``, ``atomic()`` and ``retry_transaction()``."""
-
-        isolation_level: str | None
-        read_only: bool | None
-        deferrable: bool | None
-
 
 _EXECUTION_OPTIONS = {
     "isolation_level": "isolation_level",
