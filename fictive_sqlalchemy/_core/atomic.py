@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 from sqlalchemy import exc
 from sqlalchemy.orm import SessionTransaction, SessionTransactionOrigin
 
-from .blocks import OF_ANOTHER_TASK, Block
+from .blocks import Block
 from .functions import check_function, finished
 from .options import BeginOptions, given_options
 
@@ -134,8 +134,7 @@ class Atomic:
                 f"{', '.join(self._options)} can only be given to the outermost atomic(), and a "
                 "transaction is open: it has begun with options of its own."
             )
-        if around.is_of_another_task():
-            raise exc.InvalidRequestError(OF_ANOTHER_TASK)
+        around.refuse_other_task()
 
     def __exit__(
         self,

@@ -214,6 +214,19 @@ class Block(TransactionHooks):
             around = around._around
         session.entered = around
 
+    def refuse_other_task(self) -> None:
+        """Refuse to begin a savepoint in a block that another thread or asyncio task has entered.
+
+        :raises sqlalchemy.exc.InvalidRequestError: if it entered this block, or one around it.
+        """
+        now = here()
+        block: Any = self
+        while block is not None:
+            entered_in = block.entered_in if isinstance(block, Block) else None
+            if entered_in is not None and not entered_in.includes(now):
+                raise exc.InvalidRequestError(OF_ANOTHER_TASK)
+            block = block.parent
+
     # What is known of it
 
     def look_before_commit(self) -> None:
@@ -225,17 +238,6 @@ class Block(TransactionHooks):
 
     def is_stored_in_part(self) -> bool:
         """Tell whether one bind is committed, and another one is not."""
-        return False
-
-    def is_of_another_task(self) -> bool:
-        """Tell whether the block, or one around it, was entered by another task or thread."""
-        now = here()
-        block: Any = self
-        while block is not None:
-            entered_in = block.entered_in if isinstance(block, Block) else None
-            if entered_in is not None and not entered_in.includes(now):
-                return True
-            block = block.parent
         return False
 
     # What it hands on
@@ -256,7 +258,7 @@ class Block(TransactionHooks):
             around.on_commit = [*around.on_commit, *on_commit]
             around.on_rollback = [*around.on_rollback, *on_rollback]
 
-    def has_ended(self) -> None:
+    def note_end(self) -> None:
         """Note what is to be called: a listener may have registered it after COMMIT or ROLLBACK."""
         self.is_open = False
         if self._is_committed:

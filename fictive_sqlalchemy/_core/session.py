@@ -12,7 +12,7 @@ from .blocks import Block, OptInSessionTransaction
 from .callbacks import Callback, after_end, check_callback
 from .engine import OptInEngine
 from .options import DEFAULT, BeginOptions, TransactionOptions, given_options
-from .states import OUTSIDE, refuse_other_task
+from .states import OUTSIDE
 from .writes import Kind, WritingCall
 from .writing_session import WritingSession
 
@@ -95,7 +95,8 @@ class OptInSession(HasAtomic, WritingSession):
         return self._with_handed_out(transaction) if self._has_handed_out else transaction
 
     def _begin_savepoint(self) -> SessionTransaction:
-        refuse_other_task(self.innermost())
+        if (innermost := self.innermost()) is not None:
+            innermost.refuse_other_task()
         if not self.is_inside:
             self.begin_implicitly()
         return self._with_handed_out(super().begin(nested=True))

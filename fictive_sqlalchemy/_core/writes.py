@@ -100,7 +100,7 @@ class WritingCall(AbstractContextManager["WritingCall"]):
             # As SQLAlchemy's commit() does, but that does so only with expire_on_commit.
             session.let_go(self.deleted)
 
-    def has_begun(self, transaction: OptInSessionTransaction) -> None:
+    def note_begin(self, transaction: OptInSessionTransaction) -> None:
         """Note the transaction that a write in this call has begun."""
         self.transaction = transaction
         for function in self.on_commit:
