@@ -49,6 +49,8 @@ class Interruption:
         return None
 
     def _enter(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if frame.f_code.co_name == "__del__":  # where Python itself raises no exception further
+            return None
         return self._line if frame.f_code.co_filename.startswith(PACKAGE) else None
 
     def _line(self, frame: FrameType, event: str, arg: Any) -> Any:

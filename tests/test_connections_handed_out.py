@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError, TimeoutError
 from sqlalchemy.orm import sessionmaker
 
 from fictive_sqlalchemy import OptInEngine, OptInSession
@@ -261,3 +261,63 @@ def test_a_raw_cursor_after_a_flush_that_failed_is_undone_with_the_block(
         connection.execute(sa.insert(authors).values(name="after"))
         session.commit()
         assert onlooker.names() == ["after"]
+
+
+def test_its_raw_cursor_is_never_that_of_another_session(wire_url: str, onlooker: Onlooker) -> None:
+    with opened(wire_url, pool_size=1, max_overflow=0, pool_timeout=0.2) as engine:
+        with OptInSession(engine) as one, OptInSession(engine) as other:
+            cursor = one.connection().connection.cursor()
+            one.scalar(sa.text("SELECT 1"))
+            with pytest.raises(TimeoutError):
+                other.scalar(sa.text("SELECT 1"))
+            cursor.execute("INSERT INTO author (name) VALUES ('new')")
+            assert onlooker.names() == ["new"]
+            cursor.close()
+            one.close()
+            with other.begin():
+                other.scalar(sa.text("SELECT 1"))
+
+
+@pytest.mark.parametrize("sql", ["COMMIT", "ROLLBACK", "commit; SELECT 1", "END", "ABORT"])
+@pytest.mark.parametrize("how", ["session", "connection"])
+def test_a_statement_that_would_end_the_block_is_refused(
+    session: OptInSession, wire: WireProxy, onlooker: Onlooker, sql: str, how: str
+) -> None:
+    with wire.record() as recording:
+        with pytest.raises(InvalidRequestError, match=r"use commit\(\) or rollback\(\)"):
+            with session.begin():
+                session.add(Author(name="one"))
+                session.flush()
+                if how == "session":
+                    session.execute(sa.text(sql))
+                else:
+                    session.connection().exec_driver_sql(sql)
+    assert sent(recording) == ["BEGIN", "INSERT", "ROLLBACK"]
+    assert onlooker.names() == []
+
+
+def test_rollback_to_savepoint_by_hand_is_no_end(session: OptInSession, onlooker: Onlooker) -> None:
+    with session.begin():
+        session.execute(sa.text("SAVEPOINT mine"))
+        session.execute(sa.insert(authors).values(name="gone"))
+        session.execute(sa.text("ROLLBACK TO SAVEPOINT mine"))
+        session.execute(sa.insert(authors).values(name="kept"))
+    assert onlooker.names() == ["kept"]
+
+
+def test_commit_of_the_connection_in_the_block_is_refused(
+    session: OptInSession, onlooker: Onlooker
+) -> None:
+    with pytest.raises(InvalidRequestError, match="would store a part"), session.begin():
+        session.execute(sa.insert(authors).values(name="one"))
+        session.connection().commit()
+    assert onlooker.names() == []
+
+
+def test_a_connection_of_the_engine_may_commit_by_a_statement(
+    engine: OptInEngine, onlooker: Onlooker
+) -> None:
+    with engine.begin() as connection:  # as in a migration
+        connection.execute(sa.insert(authors).values(name="one"))
+        connection.execute(sa.text("COMMIT"))
+    assert onlooker.names() == ["one"]

@@ -653,3 +653,45 @@ def test_a_savepoint_that_cannot_be_set_is_not_left_open(
             pass
         assert not session.in_nested_transaction()
     assert onlooker.names() == []
+
+
+class TestTwoBindsInASavepoint(TestTwoBinds):
+    @pytest.mark.parametrize("attempt", range(6))
+    @pytest.mark.parametrize("aborted", [Author, Note])
+    def test_one_that_is_aborted_takes_the_part_of_the_other_back(
+        self,
+        session: OptInSession,
+        other: OptInEngine,
+        onlooker: Onlooker,
+        aborted: Any,
+        attempt: int,
+    ) -> None:
+        with session.begin():
+            with pytest.raises(PendingRollbackError), session.begin_nested():
+                session.add_all([Author(name="one"), Note(text="one")])
+                session.flush()
+                with pytest.raises(DBAPIError):
+                    session.execute(sa.text("SELECT 1/0"), bind_arguments={"mapper": aborted})
+        assert onlooker.names() == []
+        with other.connect() as connection:
+            assert connection.scalars(sa.select(Note.text)).all() == []
+
+
+@pytest.mark.parametrize("begin_on_write", [False, True])
+def test_a_connection_handed_out_rests_after_a_refused_statement_and_a_rollback(
+    sessions: Sessions, begin_on_write: bool
+) -> None:
+    with sessions(begin_on_write=begin_on_write) as session:
+        if not begin_on_write:
+            session.begin()
+        connection = session.connection()
+        connection.execute(sa.insert(authors).values(name="one"))
+        session.add(Author(name="Ada"))
+        with pytest.raises(IntegrityError):
+            session.flush()
+        with pytest.raises(PendingRollbackError):
+            session.execute(sa.text("SELECT 1"))
+        session.rollback()
+        dbapi: Any = connection.connection.dbapi_connection
+        assert dbapi.autocommit is True
+        assert not session.in_transaction()

@@ -74,7 +74,7 @@ class Block(TransactionHooks):
     """The error because of which it can't be committed, if that error was caught."""
 
     begun_on: frozenset[Connection] = frozenset()
-    """The connections of the binds that have joined; of a savepoint this is not noted."""
+    """The connections of the binds that have joined."""
 
     refusal: str = COMMIT_IN_BLOCK
     """What is said to a ``commit()`` inside its ``with`` block."""
@@ -120,7 +120,7 @@ class Block(TransactionHooks):
             super().commit(*args, **kwargs)
         except BaseException as error:
             if isinstance(error, CommitOutcomeUnknown) or self.is_stored_in_part():
-                self.on_commit = self.on_rollback = ()
+                self.on_commit = self.on_rollback = ()  # neither is known to be right
             elif self.is_stored():
                 self.hand_over_callbacks()  # somebody's listener failed after COMMIT
             raise
@@ -180,6 +180,13 @@ class Block(TransactionHooks):
         return super().__enter__()
 
     def __exit__(self, type_: object, value: object, traceback: object) -> None:
+        try:
+            self._leave_block(type_, value, traceback)
+        finally:
+            if self._entered:  # an exception of a signal handler came first
+                self.leave(self.session)
+
+    def _leave_block(self, type_: object, value: object, traceback: object) -> None:
         session = self.session
         failed: str | None = None
         failure = self.failure
@@ -230,14 +237,25 @@ class Block(TransactionHooks):
     # What is known of it
 
     def look_before_commit(self) -> None:
-        """Look at each connection before the first of them is committed."""
+        """Look at each connection before the first of them is committed, or its savepoint released.
+
+        SQLAlchemy goes from one bind to the next, in no order: once one is done, it is too late to
+        find out that another one can't be.
+
+        :raises sqlalchemy.exc.PendingRollbackError: if a statement failed on one of them.
+        """
+        for connection in self.begun_on:
+            if isinstance(connection, OptInConnection):
+                connection.refuse_if_aborted()
+            elif is_aborted(connection):
+                raise exc.PendingRollbackError(NOTHING_STORED)
 
     def is_stored(self) -> bool:
         """Tell whether all that was done in it is committed."""
         return False
 
     def is_stored_in_part(self) -> bool:
-        """Tell whether one bind is committed, and another one is not."""
+        """Tell whether one bind is or may be committed, and another one is not."""
         return False
 
     # What it hands on
@@ -284,17 +302,14 @@ class OptInSessionTransaction(Block):
     stored_on: int = 0
     """How many of the binds have committed what was done in it."""
 
+    is_committing: bool = False
+    """Whether COMMIT is under way. It stays so where a signal handler interrupts it."""
+
     begun_at: Place | None = None
     """The line of the application that has begun it implicitly, with a write."""
 
     def look_before_commit(self) -> None:
-        # SQLAlchemy commits one bind after the other, in no order: once one is stored, it is too
-        # late to find out that another one can't be.
-        for connection in self.begun_on:
-            if isinstance(connection, OptInConnection):
-                connection.refuse_if_aborted()
-            elif is_aborted(connection):
-                raise exc.PendingRollbackError(NOTHING_STORED)
+        super().look_before_commit()
         for connection in self.joined:
             transaction = connection.get_transaction()
             if transaction is not None and connection.is_lost():
@@ -308,7 +323,7 @@ class OptInSessionTransaction(Block):
         return 0 < self.stored_on == len(self.begun_on)
 
     def is_stored_in_part(self) -> bool:
-        return 0 < self.stored_on < len(self.begun_on)
+        return self.is_committing or 0 < self.stored_on < len(self.begun_on)
 
     def has_ours(self) -> bool:
         """Tell whether a bind of :func:`.create_engine` has joined."""
@@ -372,10 +387,12 @@ class OptInSessionTransaction(Block):
                 return connection
         if connection.get_transaction() is not None:
             return super().provide_connection(connection, execution_options)
+        joined_before = connection.session_transaction
         options = connection.transaction_options
         if self.options is not DEFAULT:
             connection.transaction_options = self.options.over(options)
-        connection.note_options()
+        if joined_before is None:
+            connection.note_options()
         connection.session_transaction = self
         try:
             super().provide_connection(connection, execution_options)

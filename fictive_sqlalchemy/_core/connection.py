@@ -100,6 +100,37 @@ class OptInConnection(TransactingConnection):
     def transaction_around_ddl(self) -> AbstractContextManager[Any]:
         return self._transaction_around_call()
 
+    # What the session's block alone may end
+
+    def commit(self) -> None:
+        """Commit the open transaction; outside there is nothing to commit, and it sends nothing.
+
+        :raises sqlalchemy.exc.InvalidRequestError: in a transaction of a session, which its block,
+            or ``commit()`` of the session, ends as a whole. Nothing is sent.
+        """
+        if self.session_transaction is not None and not self.begins_on_write:
+            raise exc.InvalidRequestError(
+                "commit() of the connection inside a transaction of its session would store a part "
+                "of that: leave commit() out, or call that of the session. Nothing was committed."
+            )
+        super().commit()
+
+    def refuse_to_end_by_statement(self) -> None:
+        """Refuse a COMMIT or ROLLBACK as a statement in a transaction of a session.
+
+        SQLAlchemy, and psycopg2 as well, would take what follows for a part of the transaction, and
+        the server would store each statement by itself.
+
+        :raises sqlalchemy.exc.InvalidRequestError: unless the session is one for applications that
+            exist already, where it is as it was.
+        """
+        if not self.begins_on_write:
+            raise exc.InvalidRequestError(
+                "COMMIT or ROLLBACK as a statement inside a transaction of a session would end the "
+                "transaction, and the session would not know: use commit() or rollback() of the "
+                "session, or let the block end. Nothing was sent."
+            )
+
     # Statements
 
     if not TYPE_CHECKING:  # the overloads of the base class say it better
@@ -221,7 +252,12 @@ class OptInConnection(TransactingConnection):
     # The loan
 
     def give_back_if_wanted(self) -> None:
-        """Give the DBAPI connection back to the pool, if the pool has no spare one."""
+        """Give the DBAPI connection back to the pool, if the pool has no spare one.
+
+        One that was handed out is kept: a cursor that its user has would be somebody else's.
+        """
+        if self.is_handed_out:
+            return
         pool = self.engine.pool
         if isinstance(pool, QueuePool):
             overflow = pool.overflow()  # negative while it may open one more that it would keep

@@ -204,3 +204,46 @@ def _changes_in_cte(words: list[Word]) -> bool:
         word.text in _CHANGES and not word.is_name and before.text not in ("FOR", "KEY")
         for before, word in pairwise(words)
     )
+
+
+def first_words(sql: str) -> list[list[str]]:
+    """Return up to three words of each statement, in capitals, with which it begins.
+
+    :param sql: One statement or more.
+    """
+    found: list[list[str]] = []
+    for statement in statements(sql):
+        words = [word.text for word in statement]
+        found.append(words[:3])
+        if words[0] == "CREATE" and ("BEGIN", "ATOMIC") in pairwise(words):
+            break  # the body of an SQL function: its statements end in END, which is no COMMIT
+    return found
+
+
+def begins_or_ends_transaction(words: list[str]) -> bool:
+    """Tell whether a statement would begin or end the transaction of the connection.
+
+    :param words: The statement's first words, from :func:`first_words`.
+    """
+    first, *others = words
+    if first in ("START", "PREPARE"):
+        return others[:1] == ["TRANSACTION"]
+    if first == "ROLLBACK":
+        return "TO" not in others
+    return first in ("BEGIN", "COMMIT", "END", "ABORT")
+
+
+# A statement without one of these words ends no transaction, and most have none.
+_ENDS = re.compile(r"\b(?:COMMIT|ROLLBACK|END|ABORT|PREPARE)\b", re.IGNORECASE)
+
+
+@lru_cache(maxsize=2048)
+def ends_transaction(sql: str) -> bool:
+    """Tell whether SQL commits or rolls back the transaction of the connection.
+
+    :param sql: One statement or more.
+    """
+    return _ENDS.search(sql) is not None and any(
+        begins_or_ends_transaction(words) and words[0] not in ("BEGIN", "START")
+        for words in first_words(sql)
+    )

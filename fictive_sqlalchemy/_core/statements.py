@@ -14,7 +14,7 @@ from sqlalchemy.engine import Dialect
 
 from .autocommit import HELD_CURSORS, PSYCOPG
 from .server_state import Left, examine, left_behind
-from .sql import evidently_reads
+from .sql import ends_transaction, evidently_reads
 
 
 @runtime_checkable
@@ -81,6 +81,10 @@ def guard_statements_outside(dialect: Dialect) -> None:
                 left = left_behind(sql, self.parameters)
                 if left is not None and isinstance(self.root_connection, NotesWhatIsLeft):
                     self.root_connection.note_left_behind(left)
+            if ends_transaction(sql):
+                connection = self.root_connection
+                if getattr(connection, "session_transaction", None) is not None:
+                    connection.refuse_to_end_by_statement()
             super().pre_exec()  # pyright: ignore
 
         def begin_if_it_writes(self) -> None:

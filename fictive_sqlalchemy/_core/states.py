@@ -114,10 +114,10 @@ class SessionStates(SessionHooks):
 
     def transaction_begun(self, transaction: SessionTransaction, connection: Connection) -> None:
         """Note that a bind has joined: outside it is a stock one, on which SQLAlchemy began."""
-        if isinstance(transaction, OptInSessionTransaction):
+        if isinstance(transaction, Block):
             transaction.begun_on |= {connection}
-            if self._state is OUTSIDE:
-                self._state = STOCK
+        if self._state is OUTSIDE and isinstance(transaction, OptInSessionTransaction):
+            self._state = STOCK
 
     def transaction_committed(self) -> None:
         """Note that the innermost transaction or savepoint is committed."""

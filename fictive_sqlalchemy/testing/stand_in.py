@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from sqlalchemy import exc
 
-from .sql import begins_or_ends_transaction, first_words, is_bound_to_transaction
+from .._core.sql import begins_or_ends_transaction, first_words
+from .sql import is_bound_to_transaction
 
 if TYPE_CHECKING:
     from typing_extensions import Self
