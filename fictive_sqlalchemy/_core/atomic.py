@@ -49,12 +49,12 @@ class Atomic:
     Outermost it is :meth:`.OptInSession.begin`, inside a transaction it is a savepoint. Get one
     from :meth:`.OptInSession.atomic`, for ``with`` or as a decorator.
 
-    :param session: What returns the session, asked at each begin.
-    :param savepoint: As :meth:`.OptInSession.atomic` takes it, and so are the others.
-    :param durable: As above.
-    :param isolation_level: As above.
-    :param read_only: As above.
-    :param deferrable: As above.
+    :param session: Returns the session. It is called at the begin of each block.
+    :param savepoint: As :meth:`.OptInSession.atomic` takes it, and so are all others.
+    :param durable: As ``savepoint``.
+    :param isolation_level: As ``savepoint``.
+    :param read_only: As ``savepoint``.
+    :param deferrable: As ``savepoint``.
     """
 
     def __init__(
@@ -119,8 +119,8 @@ class Atomic:
             )
         session = self._session()
         around = session.get_nested_transaction() or session.get_transaction()
-        # Nobody knows when a transaction will end that a write has begun, or SQLAlchemy on a stock
-        # bind: begin() refuses then.
+        # AUTOBEGIN: a write has begun the transaction, or SQLAlchemy has on a stock bind. Nobody
+        # knows when that will end, so begin() refuses.
         if around is None or around.origin is SessionTransactionOrigin.AUTOBEGIN:
             block = session.begin(**self._options)
         else:
