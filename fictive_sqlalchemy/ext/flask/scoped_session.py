@@ -43,7 +43,9 @@ class flask_scoped_session(AtomicRequestsMixin, OptInScopedSession[S]):
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
-        """Set an application up: ``app.scoped_session`` is this, whose sessions end with their contexts.
+        """Set an application up: ``app.scoped_session`` is this object.
+
+        At the end of each application context the context's session is removed.
 
         :param app: The application.
         :raises AssertionError: Flask's own, if the application has handled a request already.
