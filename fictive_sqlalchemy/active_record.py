@@ -1,6 +1,6 @@
 """Models that store themselves: ``save()``, ``update()``, ``delete()``, ``create()``, ``query``.
 
-Each call is one atomic unit. What may be changed by name is decided before anything is.
+Each call is one atomic unit. All names are checked before anything is changed.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class ActiveRecordMixin:
     """Where the current session is found: a ``scoped_session``, or any callable that returns the
     session. The models of Flask-SQLAlchemy need none, they have ``db.session``."""
 
-    # Without a declaration, with which it would contradict that of Flask-SQLAlchemy's models.
+    # Without an annotation, because that would contradict the one of Flask-SQLAlchemy's models.
     query = QueryProperty()
     """A query of the model in the current session. Flask-SQLAlchemy's own is left as it is, with
     its ``query_class``."""
@@ -134,13 +134,13 @@ class ActiveRecordMixin:
         All names are checked before anything is changed. Without ``only`` primary keys, foreign
         keys, relationships, hybrid properties, names with a leading underscore, and columns that
         SQLAlchemy or the database keeps (the discriminator, the version, identity columns) are
-        refused. If an attribute refuses its
-        value, those before it get theirs back.
+        refused. If an attribute refuses its value, those that were changed before it get their
+        values back.
 
         :param values: The new values by the names of attributes, such as ``request.form``. Of a
             name with several values the first counts. Values are not converted.
         :param only: The names that may be changed, whatever they are; any other is refused. It
-            opens nothing for keywords, so that ``**form`` can't bring an ``only`` of its own.
+            allows nothing for keywords, so that ``**form`` can't bring an ``only`` of its own.
         :param names: More values.
         :returns: This object.
         :raises sqlalchemy.exc.ArgumentError: if ``values`` is no mapping, ``only`` is no collection
@@ -156,7 +156,7 @@ class ActiveRecordMixin:
         _check_is_stored(self, session, call)
         if only is not None and values is None:
             raise exc.ArgumentError(
-                f"{call} got only= without a mapping, and it is for what comes in one. Give it the "
+                f"{call} got only= without a mapping. only= allows names of a mapping: give it the "
                 "form as it is: update(form, only=…), not **form. An attribute that is called "
                 "'only' goes into the mapping. Nothing was changed."
             )
@@ -271,8 +271,8 @@ def _current_session(model: type[Any]) -> Session:
 def _session_for(instance: object) -> Session:
     """Return the current session, if the object belongs to it or to none.
 
-    A session of its own could be that of another thread, and a transaction that is open in the
-    current one would not have the object's changes in it.
+    The object's own session could be that of another thread, and a transaction that is open in the
+    current session would not include the object's changes.
     """
     name = type(instance).__name__
     current = _current_session(type(instance))
@@ -308,7 +308,8 @@ def _store(session: Session, deleted: object = None) -> None:
         if deleted is not None:
             session.delete(deleted)
         session.flush()
-        # On an OptInSession that is all. SQLAlchemy's own, or a bind of its own, began by itself.
+        # Outside, an OptInSession has committed now. On SQLAlchemy's own session, or on a stock
+        # bind, SQLAlchemy has begun a transaction by itself, and it is still open.
         if not inside and session.in_transaction():
             session.commit()
     except BaseException:
@@ -344,7 +345,7 @@ def _checked_mapping(
             f"{call} got {listed(twice, _MOST_NAMED)} both in the mapping and as a keyword. "
             "Nothing was changed."
         )
-    # By key: a werkzeug MultiDict is a dict of lists to dict().
+    # Not dict(values), which makes lists of the values of a werkzeug MultiDict.
     return {name: values[name] for name in values}
 
 
@@ -366,7 +367,7 @@ def _check_names(
 def _check_keywords(
     call: str, mapper: Mapper[Any], names: Iterable[str], only: Collection[str] | None
 ) -> None:
-    """Check them by both rules: a name that ``only`` opens has to come in the mapping."""
+    """Check keywords with ``only`` and without it, because it allows names of the mapping alone."""
     if only is not None:
         _raise_if_any(call, ((name, _why_not(mapper, name, only)) for name in names))
     put = "give it in a mapping, and name it in only={…}"
@@ -428,7 +429,7 @@ def _why_never(mapper: Mapper[Any], name: str) -> str | None:
 
 
 def _why_unless_named(mapper: Mapper[Any], name: str) -> str | None:
-    """Say what it is about an attribute that only who names it may change."""
+    """Say why an attribute may be changed only if ``only`` names it; ``None`` otherwise."""
     attribute = _attribute(mapper, name)
     if isinstance(attribute, RelationshipProperty):
         return "a relationship"
@@ -461,7 +462,7 @@ def _drives(discriminator: Any, column: Column[Any]) -> bool:
 
 
 def _is_referring(mapper: Mapper[Any], columns: list[Column[Any]]) -> bool:
-    """Tell whether a relationship takes a column as its foreign key, though the table does not."""
+    """Tell whether a relationship uses a column as its foreign key, though the table has none."""
     return any(
         column in relationship.local_columns
         for relationship in mapper.relationships
@@ -490,20 +491,20 @@ def _hint(mapper: Mapper[Any], name: object) -> str:
     return f" (did you mean {similar[0]!r}?)" if similar else ""
 
 
-# What was before
+# The values before an update
 
 
 class _AttributeSnapshot:
-    """What an object was before :meth:`ActiveRecordMixin.update`, for when a value is refused.
+    """The values of an object before :meth:`ActiveRecordMixin.update`, to put them back.
 
     :param instance: The object.
-    :param changes: What will be changed. A collection among it is loaded, as by the change.
+    :param changes: The new values. A collection that they replace is loaded, as by the change.
     """
 
     def __init__(self, instance: object, changes: Mapping[str, Any]) -> None:
         self.instance = instance
         self.state = state_of(instance)
-        # Without what is mapped and is no attribute, such as an expression of polymorphic_on.
+        # Without mapped expressions that are no attribute, such as that of polymorphic_on.
         attributes = self.state.mapper.column_attrs
         self.columns = [each.key for each in attributes if each.key in self.state.attrs]
         self.relationships = self.state.mapper.relationships
@@ -516,7 +517,7 @@ class _AttributeSnapshot:
         self.changed = self.find_changed()
 
     def note_others(self, relationship: RelationshipProperty[Any], value: Any) -> None:
-        """Note to whom the objects belong that a relationship is about to take from there."""
+        """Note the other side of the objects that a relationship is about to take from others."""
         others: Any = [value]
         if relationship.uselist:
             getattr(self.instance, relationship.key)
@@ -546,14 +547,14 @@ class _AttributeSnapshot:
                 del now[name]  # a composite, or what a setter has noted
             elif name in changed:
                 if name in self.relationships:
-                    set_attribute(self.instance, name, None)  # so that the other side takes part
+                    set_attribute(self.instance, name, None)  # which changes the other side, too
                 _forget(self.state, name)
         for name, value in self.values.items():
             if name in now and now[name] is value:
                 continue
             if name in self.columns or name in self.relationships:
-                # The other side of a relationship takes part, and a Mutable hears of it. If a
-                # validator refuses what was there before, it is put there all the same.
+                # set_attribute() changes the other side of a relationship, too, and tells a
+                # Mutable. If a validator refuses the value, it is put back below, without events.
                 with suppress(Exception):
                     set_attribute(self.instance, name, value)
             if name in self.columns and name not in self.changed:

@@ -51,8 +51,8 @@ def filter_by_or_create(
     transaction, the object is stored when the call returns, in a transaction of its own (BEGIN,
     INSERT, COMMIT), and all that waits in the session goes on waiting. Created inside, the object
     is part of the transaction (SAVEPOINT, INSERT, RELEASE): an error undoes nothing else. With
-    ``begin_on_write=True`` it is always inside: outside, this begins the transaction. Joined
-    inheritance is an INSERT for each table.
+    ``begin_on_write=True`` an object is always created inside: where no transaction is open, this
+    begins one, which stays open. Joined inheritance is an INSERT for each table.
 
     The new object is stored by a flush of the session, with all that its constructor and listeners
     add or change.
@@ -87,7 +87,7 @@ def filter_by_or_create(
     found = wanted.find()
     if found is not None:
         return found, False
-    # A stock bind has begun a transaction with the search, if it is the bind of the model.
+    # If the model's bind is a stock one, the search has begun a transaction on it.
     if isinstance(session, OptInSession) and wanted.is_outside():
         return wanted.create_outside(session)
     return wanted.create_inside()
@@ -192,8 +192,8 @@ class _FindOrCreate(Generic[T]):
     def is_outside(self, *, asks_for_bind: bool = False) -> bool:
         """Tell whether a new object has a transaction of its own.
 
-        :param asks_for_bind: Before the search, the bind has to be asked for: a stock one begins
-            a transaction with the search.
+        :param asks_for_bind: Whether to look at the bind of the model as well. It is needed before
+            the search, with which a stock bind begins a transaction.
         """
         session = self.session
         if not isinstance(session, OptInSession) or session.begins_on_write:
@@ -201,13 +201,13 @@ class _FindOrCreate(Generic[T]):
         if not session.is_outside:
             return False
         if not asks_for_bind or session.connection_callable is not None:
-            return True  # a session with shards has a bind for each object, and asks with it
+            return True  # with shards, each object may have another bind
         return is_opt_in(session.get_bind(mapper=self.mapper, clause=self.search()))
 
     # -- what is done --------------------------------------------------------------------------
 
     def search(self) -> Any:
-        """Make the SELECT, of no more rows than it takes to know that there are too many."""
+        """Make the SELECT. Two rows are enough to know that there are too many."""
         return select(self.model).filter_by(**self.filters).limit(2)
 
     def find(self) -> T | None:
@@ -215,8 +215,8 @@ class _FindOrCreate(Generic[T]):
         return self.session.scalars(self.search()).unique().one_or_none()
 
     def create_inside(self) -> tuple[T, bool]:
-        """Create it as a part of the transaction, or find what another has created meanwhile."""
-        # This flushes what waits in the session; if that fails it is no matter of ours.
+        """Create the object in the transaction, or find what another has created meanwhile."""
+        # This flushes what waits in the session. An error of that is raised as it is.
         savepoint = self.session.begin_nested()
         created: T | None = None
         try:
@@ -242,7 +242,7 @@ class _FindOrCreate(Generic[T]):
             del refusal  # its traceback refers to this frame
 
     def create_outside(self, session: OptInSession) -> tuple[T, bool]:
-        """Create it and write nothing that waits, or find what another has created meanwhile."""
+        """Create the object alone, or find what another has created meanwhile."""
         try:
             created = _Attempt(session).store(self.build)
             self.settle(created)
@@ -265,20 +265,20 @@ class _FindOrCreate(Generic[T]):
         self.check_related(called)
         created = self.model(**{**self.filters, **self.defaults, **called})
         for name in self.names_of_null(created):
-            # None would leave a column to its default, or be the value null of JSON, and the search
-            # would not find that again.
+            # With None, a column would get its default, or null of JSON, and the search would not
+            # find the object again.
             set_committed_value(created, name, null())
         return created
 
     def settle(self, created: T) -> None:
-        """Let the object have what is stored now, without another SELECT."""
+        """Set the attributes that are stored as NULL to ``None``, without another SELECT."""
         values = state_of(created).dict
         for name in self.names_of_null(created):
-            if name not in values:  # it was expired, because it was an SQL expression
+            if name not in values:  # the flush has expired null(), which is an SQL expression
                 set_committed_value(created, name, None)
 
     def names_of_null(self, created: T) -> Iterator[str]:
-        """Yield the names of columns that are searched for as NULL, and might be stored otherwise.
+        """Yield the names of columns that are searched for as NULL, but might get another value.
 
         :param created: The new object.
         """
@@ -296,10 +296,10 @@ class _FindOrCreate(Generic[T]):
                     yield attribute.key
 
     def raise_if_unseen(self, created: T, refusal: exc.IntegrityError) -> None:
-        """Raise a serialization failure if the row in the way is one this transaction can't see.
+        """Raise a serialization failure if this transaction can't see the row that is in the way.
 
-        The server knows: the INSERT that it has refused, sent again so that it passes over such a
-        row, fails all the same.
+        The server can tell: the refused INSERT is sent again with ON CONFLICT DO NOTHING. At
+        REPEATABLE READ and SERIALIZABLE this fails if the row in the way can't be seen.
 
         :param created: The object that could not be stored.
         :param refusal: The error of the flush.
@@ -328,7 +328,7 @@ class _FindOrCreate(Generic[T]):
 
 
 class _Attempt(Collection[object]):
-    """One attempt to store a new object outside, in the session and past all that waits there.
+    """One attempt to store a new object outside, without storing what waits in the session.
 
     It is the collection of the objects that it stores: the new one, and what has become new,
     changed or deleted since, because of a constructor, a backref or a listener. A flush reads it
@@ -345,9 +345,9 @@ class _Attempt(Collection[object]):
         self.seen: list[object] = []
         """The objects that were stored or that there was an attempt to store."""
         self.new: list[object] = []
-        """Those of them that are new."""
+        """Those of ``seen`` that are new."""
         self.attached: list[object] = []
-        """Objects of no session before, which are stored already."""
+        """Stored objects that were in no session, and came along with the new one."""
         self.known: object = None
         """An object of the session with the same primary key, whose row somebody has deleted."""
 
@@ -364,7 +364,7 @@ class _Attempt(Collection[object]):
                 self.seen.append(instance)
                 if instance in self.session.new:
                     self.new.append(instance)
-        yield self.created  # also if it waits no more: all would be flushed if this were empty
+        yield self.created  # even if it is flushed: from an empty one, everything would be flushed
         yield from (instance for instance in since if instance is not self.created)
 
     def __contains__(self, instance: object) -> bool:
@@ -376,9 +376,9 @@ class _Attempt(Collection[object]):
     # -- the attempt ---------------------------------------------------------------------------
 
     def store(self, build: Callable[[], T]) -> T:
-        """Make the object, store it, and return it; sends BEGIN, INSERT, COMMIT.
+        """Construct the object, store it, and return it. Sends BEGIN, INSERT, COMMIT.
 
-        :param build: Makes the object.
+        :param build: Constructs the object.
         """
         relations: list[tuple[object, str, object]] = []
         try:
@@ -392,12 +392,12 @@ class _Attempt(Collection[object]):
             self.undo(relations)
             raise
         for other, name, new in relations:
-            if other in self.waiting:  # it was not flushed, and would store this once more
+            if other in self.waiting:  # it is not flushed yet, and its flush would store this again
                 _note_as_stored(other, name, new)
         return created if self.known is None else self.have_known_back()
 
     def make_room(self) -> None:
-        """Take out the object of the session that has the primary key of the new one."""
+        """Expunge the object of the session that has the primary key of the new one."""
         session = self.session
         key = state_of(self.created).mapper.identity_key_from_instance(self.created)
         known = session.identity_map.get(key)
@@ -406,7 +406,7 @@ class _Attempt(Collection[object]):
             session.let_go([known])
 
     def add(self) -> None:
-        """Add the object to the session, and what it takes along."""
+        """Add the object to the session, with the related objects to which that cascades."""
         session, state = self.session, state_of(self.created)
         self.attached = [
             instance
@@ -416,10 +416,10 @@ class _Attempt(Collection[object]):
             if related.has_identity
         ]
         session.add(self.created)
-        list(self)  # notes what is new
+        list(self)  # so that __iter__() notes what is new
 
     def refuse_waiting(self, relations: Iterable[tuple[object, str, object]]) -> None:
-        """Refuse an object that can't be stored without one that waits."""
+        """Refuse to go on if the new object can't be stored without an object that waits."""
         waiting = [other for new in self.new for other in _related(new)]
         waiting += [other for other, _, _ in relations]
         for other in waiting:
@@ -432,12 +432,12 @@ class _Attempt(Collection[object]):
                 )
 
     def undo(self, relations: Iterable[tuple[object, str, object]]) -> None:
-        """Give the session back as it was before.
+        """Bring the session and its objects back to what they were before.
 
-        :param relations: Who has taken a new object into a collection.
+        :param relations: The objects that got a new one by a backref, see :func:`_backrefs`.
         """
         session = self.session
-        list(self)  # notes what has become new in the meantime
+        list(self)  # so that __iter__() notes what has become new meanwhile
         for other, name, new in relations:
             if other in self.waiting or any(other is attached for attached in self.attached):
                 _take_out(other, name, new)
@@ -457,7 +457,7 @@ class _Attempt(Collection[object]):
             session.add(self.known)
 
     def have_known_back(self) -> Any:
-        """Return the object that the session had of this row before; the new one was a means."""
+        """Put the object that :meth:`make_room` expunged in the place of the new one; return it."""
         self.session.let_go([self.created])
         self.session.add(self.known)
         for instance in (self.known, *self.seen):
@@ -488,7 +488,7 @@ def _related(instance: object, name: str | None = None) -> Iterator[Any]:
 
 
 def _backrefs(new: object) -> Iterator[tuple[object, str, object]]:
-    """Yield who has a new object in a relationship of its own, because of a backref."""
+    """Yield what backrefs have given a new object to: an object, its attribute, the new one."""
     for relationship in state_of(new).mapper.relationships:
         if relationship.back_populates:
             for other in _related(new, relationship.key):
@@ -496,7 +496,7 @@ def _backrefs(new: object) -> Iterator[tuple[object, str, object]]:
 
 
 def _note_as_stored(other: object, name: str, new: object) -> None:
-    """Let a relationship not store an object again that is stored."""
+    """Note that an object in a relationship is stored, so that no flush stores it again."""
     state = state_of(other)
     forget_addition(other, name, new)
     before: Any = state.committed_state.get(name)
@@ -546,7 +546,7 @@ def _may_store_none_otherwise(attribute: Any) -> bool:
 
 
 def _passing_over(insert: str) -> str:
-    """Let an INSERT of SQLAlchemy's pass over a row that is in the way."""
+    """Add ON CONFLICT DO NOTHING to an INSERT of SQLAlchemy's."""
     before, returning, after = insert.rpartition(" RETURNING ")
     if not returning:
         before, after = insert, ""
@@ -554,6 +554,6 @@ def _passing_over(insert: str) -> str:
 
 
 def _is_taken(error: exc.DBAPIError) -> bool:
-    """Tell whether a row that is there already is what the database has against the new one."""
+    """Tell whether the database refuses the new row because of one that is there already."""
     # SQLite has no SQLSTATE. If another constraint is violated, the search finds no row.
     return isinstance(error, exc.IntegrityError) and sqlstate(error) in (None, *_TAKEN)

@@ -27,8 +27,8 @@ class Owned:
             session.flush()
             owned.check_not_aborted()
 
-    Leave it before the transaction is committed. Savepoints of others inside may be released.
-    Where one owner's transaction is a savepoint in another's, each refuses for its own. Sends
+    Leave it before the transaction is committed. Savepoints inside may be released. If one
+    owner's transaction is a savepoint in another owner's, each refuses a commit of its own. Sends
     nothing.
 
     :param session: The session.
@@ -50,13 +50,13 @@ class Owned:
     @refusal.setter
     def refusal(self, refusal: str) -> None:
         self._refusal = refusal
-        if isinstance(self.transaction, Block):  # which refuses before SQLAlchemy's event comes
+        if isinstance(self.transaction, Block):  # it refuses before SQLAlchemy calls listeners
             self.transaction.refusal = refusal
 
     def __enter__(self) -> Self:
         listen_to_sessions()
         around = _owners(self.session)
-        if around:  # a connection joins once, and the savepoint inside uses it as well
+        if around:  # after_begin came for the outer transaction; a savepoint uses its connections
             self._stock_connections += around[-1]._stock_connections
         self.session.info[_OWNERS] = (*around, self)
         return self
@@ -65,7 +65,7 @@ class Owned:
         self.leave()
 
     def leave(self) -> None:
-        """Give the transaction up, which may be committed from here on. Harmless if it is left."""
+        """Stop owning the transaction, which anybody may commit from here on. May be repeated."""
         rest = tuple(owned for owned in _owners(self.session) if owned is not self)
         if rest:
             self.session.info[_OWNERS] = rest
@@ -75,7 +75,7 @@ class Owned:
     def go_on_in(self, transaction: SessionTransaction) -> None:
         """Own another transaction in place of the one that has ended.
 
-        :param transaction: It, newly begun.
+        :param transaction: The other transaction, which has just begun.
         """
         self.transaction = transaction
         self.refusal = self._refusal

@@ -21,7 +21,8 @@ S = TypeVar("S", bound=Session)
 class OptInScopedSession(HasAtomic, scoped_session[S]):
     """A ``scoped_session`` with what :class:`OptInSession` adds.
 
-    What it adds is for factories of :class:`OptInSession`; a plain ``sessionmaker`` works, too.
+    The additional methods need a factory of :class:`OptInSession`. With another ``sessionmaker``
+    they raise ``TypeError``, and everything else works.
     """
 
     def begin(self, nested: bool = False, **options: Unpack[BeginOptions]) -> SessionTransaction:
@@ -54,8 +55,8 @@ class OptInScopedSession(HasAtomic, scoped_session[S]):
     def remove(self) -> None:
         """Close the session of the scope, and forget it, as SQLAlchemy does.
 
-        :raises sqlalchemy.exc.InvalidRequestError: in a block of its transaction, which is rolled
-            back: what comes next in it would be stored on its own, by a session that is new.
+        :raises sqlalchemy.exc.InvalidRequestError: in a block, whose transaction is rolled back.
+            Otherwise a new session would store the rest of the block on its own.
         """
         is_inside = False
         if self.registry.has():
@@ -66,8 +67,8 @@ class OptInScopedSession(HasAtomic, scoped_session[S]):
         if is_inside:
             raise exc.InvalidRequestError(
                 "remove() inside a transaction: it is rolled back, and nothing of it is stored. "
-                "Leave the block, or the request that is a transaction, before; what ends it "
-                "closes the session."
+                "Leave the block first. In a request that is one transaction, leave remove() out: "
+                "the session is closed at the end of the request."
             )
 
     def give_back(self) -> None:

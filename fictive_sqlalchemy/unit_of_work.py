@@ -59,11 +59,12 @@ class unit_of_work(Generic[S]):
     The block is one transaction, which is ``session.begin()``: BEGIN with its first statement, and
     COMMIT or ROLLBACK. It commits however it is left without an exception, ``return`` and
     ``break`` included. Each exception rolls back, ``KeyboardInterrupt`` and ``SystemExit``
-    included. Either way the session is closed then, unless somebody else has made it.
+    included. Either way the session is closed then, unless the caller has passed it, or it was that
+    of a ``scoped_session`` already.
 
-    Inside another block of the same factory it joins: it gets the same session, and is a
-    savepoint, which its exception rolls back to. The outermost block commits. Each thread,
-    asyncio task and greenlet has units of its own.
+    A block inside another one of the same factory joins it: it gets the same session, and is a
+    savepoint, to which an exception rolls back. The outermost block commits. Each thread, asyncio
+    task and greenlet has units of its own.
 
     A function with a parameter ``session`` gets the session for it, whatever its place; callers
     leave it out, or pass a session of their own as ``session=…``, on which the call is a
@@ -71,7 +72,7 @@ class unit_of_work(Generic[S]):
 
     :param session_factory: A ``sessionmaker``, a ``scoped_session`` such as ``db.session``, or
         any callable that returns a session.
-    :raises TypeError: if that can't be a factory.
+    :raises TypeError: if it is no factory of sessions.
     """
 
     def __init__(self, session_factory: Callable[[], S]) -> None:
@@ -93,7 +94,7 @@ class unit_of_work(Generic[S]):
         """Begin, or join the block around this one.
 
         :raises sqlalchemy.exc.InvalidRequestError: if this object was used for a block before, or
-            if SQLAlchemy has begun a transaction by itself on a session that was there before.
+            if SQLAlchemy has begun a transaction by itself on the session before the block.
         :raises TypeError: if what the factory returned is no session.
         """
         if next(self._uses):  # in one step: threads may share the object
@@ -133,7 +134,7 @@ class unit_of_work(Generic[S]):
         """Make each call of a function a unit of work.
 
         :param function: A plain function or method.
-        :returns: The function, which needs no argument for its parameter ``session``.
+        :returns: The function, whose callers need not pass a ``session``.
         :raises TypeError: if the function would run, or go on running, after the call.
         """
         _check_function(function)
@@ -183,14 +184,14 @@ class _Unit:
         self.is_ending = False
         self.has_ended = False
         self.transactions: list[SessionTransaction] = []
-        """That of the outermost block, and the savepoints of those in it."""
+        """The transaction of the outermost block, and the savepoints of the blocks in it."""
 
     def is_open(self) -> bool:
-        """Tell whether the outermost block runs."""
-        # Either is enough; an interruption may keep one from being noted.
+        """Tell whether the outermost block has not ended yet."""
+        # Both say so. An exception from a signal handler may keep one of them from being noted.
         if self.has_ended or not self.transactions:
             return False
-        # What is called after the end of the transaction is no part of it.
+        # Callbacks after the end of the transaction are no part of the block.
         return self.transactions[0].is_active or not self.is_ending
 
     def begin(self) -> SessionTransaction:
@@ -202,7 +203,7 @@ class _Unit:
         return self.session.begin()
 
     def check_end(self, transaction: SessionTransaction) -> None:
-        """Refuse to commit what is not in order."""
+        """Refuse to commit if blocks did not end in order, or in another thread, or too early."""
         if self.has_ended or transaction is not self.transactions[-1]:
             raise exc.InvalidRequestError(
                 "The blocks of a unit of work end in the order in which they are nested, and this "
@@ -239,7 +240,7 @@ class _Unit:
             self.session.close()
         finally:
             if self.scope is not None and self.is_in_scope():
-                self.scope.registry.clear()  # not remove(), which is not for an error in a block
+                self.scope.registry.clear()  # not remove(), which raises inside of a block
 
     def is_in_scope(self) -> bool:
         """Tell whether the session is still the one of the scope, if it came from one."""
@@ -256,8 +257,8 @@ _units: ContextVar[tuple[_Unit, ...]] = ContextVar("units of work", default=())
 
 @contextmanager
 def _block(factory: Callable[[], S], given: object = None) -> Generator[S]:
-    # A generator, so that a block whose end is interrupted before its first line, or that nobody
-    # ends, rolls back when it is collected.
+    # A generator function: if a block is never ended, or its end is interrupted at once, the
+    # generator is collected, and that rolls back.
     unit = _unit_to_join(factory, given)
     if unit is not None:
         with _begun(unit):
@@ -335,11 +336,11 @@ def _make_unit(factory: Callable[[], Any], given: object) -> _Unit:
     if transaction is None or transaction.origin is SessionTransactionOrigin.BEGIN:
         return _Unit(factory, scope, session, is_ours and transaction is None)
     if isinstance(session, OptInSession):
-        session.begin()  # which says why it can't
+        session.begin()  # which raises an error that says why
     raise exc.InvalidRequestError(
         "SQLAlchemy has begun a transaction by itself on this session, at its first use, before "
-        "the unit of work, which would commit that, too. commit() or rollback() before, or make "
-        "the session an OptInSession, whose reads begin nothing."
+        "the unit of work, which would commit that, too. Call commit() or rollback() before, or "
+        "make the session an OptInSession, whose reads begin nothing."
     )
 
 

@@ -46,10 +46,10 @@ class Atomic:
     Outermost it is :meth:`.OptInSession.begin`, inside a transaction it is a savepoint. Get one
     from :meth:`.OptInSession.atomic`, for ``with`` or as a decorator.
 
-    :param session: What returns the session, asked at each begin.
-    :param savepoint: As :meth:`.OptInSession.atomic` takes it, and so are the others.
-    :param durable: As above.
-    :param options: As above.
+    :param session: Returns the session. It is called at the begin of each block.
+    :param savepoint: As :meth:`.OptInSession.atomic` takes it, and so are all others.
+    :param durable: As ``savepoint``.
+    :param options: As ``savepoint``.
     """
 
     def __init__(
@@ -105,8 +105,8 @@ class Atomic:
             )
         session = self._session()
         around = session.get_nested_transaction() or session.get_transaction()
-        # Nobody knows when a transaction will end that a write has begun, or SQLAlchemy on a stock
-        # bind: begin() refuses then.
+        # AUTOBEGIN: a write has begun the transaction, or SQLAlchemy has on a stock bind. Nobody
+        # knows when that will end, so begin() refuses.
         if around is None or around.origin is SessionTransactionOrigin.AUTOBEGIN:
             block = session.begin(**self._options)
         else:

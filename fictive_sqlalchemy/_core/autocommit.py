@@ -1,4 +1,4 @@
-"""Into autocommit and out of it, on the DBAPI connection itself, for each driver.
+"""Switch the DBAPI connection into autocommit and out of it, for each driver.
 
 A connection of this package is in autocommit, except during a transaction. With psycopg2 and
 psycopg the driver has attributes for both ways, so neither costs a round trip.
@@ -18,28 +18,28 @@ from sqlalchemy.engine import Dialect
 
 from .options import DEFAULT, TransactionOptions, isolation_levels
 
-# Keys in the ``info`` of a place in the pool, which lives exactly as long as its connection.
+# Keys in the ``info`` of a pool's entry, which is emptied when its connection is closed.
 STARTED_WITH = "fictive_sqlalchemy.started_with"
 HELD_CURSORS = "fictive_sqlalchemy.held_cursors"
 USED_BY = "fictive_sqlalchemy.used_by"
 LEFT_BEHIND = "fictive_sqlalchemy.left_behind"
 
-# The drivers of PostgreSQL that let the client say what a transaction begins with, and WITH HOLD.
+# The drivers that have attributes for isolation level and flags, and cursors WITH HOLD.
 PSYCOPG = ("psycopg2", "psycopg")
 
 # PQtransactionStatus of libpq, the same numbers in psycopg2 and psycopg:
 # https://www.postgresql.org/docs/current/libpq-status.html
 _IDLE, _ACTIVE, _IN_TRANSACTION, _IN_ERROR = 0, 1, 2, 3
 
-# To an idle client the server sends it before it goes, and then only:
+# The server sends an ErrorResponse to an idle client only before it closes the connection:
 # https://www.postgresql.org/docs/current/protocol-message-formats.html
 _ERROR_RESPONSE = b"E"
 
 
-# Options of which each has to be undone, whatever they were.
+# For enter_autocommit() where it is not known what was set: each option is undone.
 _ANYTHING = TransactionOptions("ANY", True, True)
 
-# Autocommit, isolation level, read-only and deferrable of a psycopg connection that is as new.
+# Autocommit, isolation level, read-only and deferrable of a psycopg connection that is new.
 _UNTOUCHED = (True, None, None, None)
 
 
@@ -49,7 +49,7 @@ _HAS_POLL = hasattr(select, "poll")  # Windows has none
 class Switch:
     """Takes connections out of autocommit and back, with any dialect that offers AUTOCOMMIT.
 
-    It uses SQLAlchemy's dialect alone, so a change costs what the driver makes of it.
+    It uses SQLAlchemy's dialect alone. Whether that sends something depends on the driver.
 
     :param dialect: The dialect of the engine.
     """
@@ -93,7 +93,9 @@ class Switch:
             self.dialect.set_deferrable(connection, deferrable)
 
     def has_begun(self, connection: Any) -> bool:
-        """Tell whether the driver has sent BEGIN, as far as it says. Sends nothing.
+        """Tell whether a transaction is open on the server, as far as the driver knows it.
+
+        Sends nothing.
 
         :param connection: The DBAPI connection.
         """
@@ -114,7 +116,7 @@ class Switch:
         return False
 
     def is_lost(self, connection: Any) -> bool:
-        """Tell whether the server has closed an idle connection, as far as it has said so.
+        """Tell whether the server has closed an idle connection, as far as is known here.
 
         Sends nothing, and waits for nothing.
 
@@ -143,7 +145,7 @@ class Switch:
 
 
 class PsycopgSwitch(Switch):
-    """The same for psycopg2 and psycopg, where all of it is attributes and nothing is sent.
+    """The switch for psycopg2 and psycopg, which have attributes for it, so that nothing is sent.
 
     psycopg2 sends a SET when it goes into or out of autocommit with a level or a flag set. So
     these are cleared while the connection is still out of autocommit, where the driver only
@@ -163,7 +165,8 @@ class PsycopgSwitch(Switch):
             self._read = methodcaller("poll")
             self._flags = attrgetter("autocommit", "isolation_level", "readonly", "deferrable")
         if not TYPE_CHECKING:
-            # 0 is idle. An alias of what is no Python function, because each statement asks.
+            # The status is 0 if the connection is idle. An alias, because each statement asks, and
+            # a Python function would be slower.
             self.has_begun = self._status
 
     def enter_autocommit(
@@ -177,7 +180,7 @@ class PsycopgSwitch(Switch):
         self.dialect.set_deferrable(connection, None)
         connection.autocommit = True
         _, isolation_level, read_only, deferrable = started_with
-        if isolation_level is not None:  # from here on psycopg2 does tell the server, as at first
+        if isolation_level is not None:  # in autocommit, psycopg2 sends a SET for it, as at first
             connection.isolation_level = isolation_level
         self._set_flags(connection, read_only, deferrable)
 
@@ -199,7 +202,7 @@ class PsycopgSwitch(Switch):
         if connection.closed:
             return True
         descriptor = connection.fileno()
-        if _HAS_POLL:  # as below, without a call, because each statement comes here
+        if _HAS_POLL:  # _has_something_to_read(), inlined because each statement comes here
             poll = select.poll()
             poll.register(descriptor, select.POLLIN)
             if not poll.poll(0):
@@ -209,7 +212,8 @@ class PsycopgSwitch(Switch):
         if _peek(descriptor) in (b"", _ERROR_RESPONSE):
             return True
         try:
-            # A notice; or encrypted, and then the driver reads on to the end, if there is one.
+            # Either a notice or TLS data: let the driver read, which finds out whether the server
+            # has closed the connection.
             while _has_something_to_read(descriptor):
                 self._read(connection)
         except (self.dialect.loaded_dbapi.Error, OSError, ValueError):
@@ -239,10 +243,10 @@ class PsycopgSwitch(Switch):
 
 
 class PysqliteSwitch(Switch):
-    """The same for sqlite, whose driver would begin only before an INSERT, UPDATE or DELETE.
+    """The switch for sqlite, whose driver would begin only before an INSERT, UPDATE or DELETE.
 
-    So it stays in autocommit, and the transaction is begun here. Its commit() and rollback() end
-    it all the same: https://docs.python.org/3/library/sqlite3.html#transaction-control
+    So the driver stays in autocommit, and BEGIN is sent here. The driver's commit() and rollback()
+    end such a transaction, too: https://docs.python.org/3/library/sqlite3.html#transaction-control
     """
 
     def leave_autocommit(self, connection: Any, options: TransactionOptions) -> None:

@@ -1,4 +1,4 @@
-"""The transactions and savepoints of a session: how they end, and what they hand on."""
+"""The transactions and savepoints of a session: how they end, and who gets their callbacks."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 OF_ANOTHER_TASK = (
-    "The transaction of this session belongs to another thread or asyncio task: give each a "
-    "session of its own, or don't let the task wait inside the block."
+    "The transaction of this session belongs to another thread or asyncio task: give each thread "
+    "or task a session of its own, or don't let the task wait inside the block."
 )
 COMMIT_IN_BLOCK = (
     "commit() inside a `with …begin():` block: a block is stored at its end, as a whole, or not at "
@@ -52,23 +52,23 @@ class SessionOfBlocks(SessionThatCalls, Protocol):
 class Block(TransactionHooks):
     """What our transactions and savepoints add to SQLAlchemy's: how they end.
 
-    The class is set on what SQLAlchemy has made, so all attributes begin as attributes of the
-    class.
+    SQLAlchemy makes the object, and its class is changed afterwards. So no ``__init__()`` of ours
+    runs, and the attributes have their first values in the class.
     """
 
     session: Any  # a SessionOfBlocks, until it is closed
 
     is_open: bool = True
-    """Whether it is not closed yet, though its flush may have failed."""
+    """Whether the transaction is not closed yet. After a flush that failed it is open, too."""
 
     on_commit: Sequence[Callback] = ()
-    """What is called after the outermost transaction is committed, if it was with this one."""
+    """What is called after the outermost transaction is committed, unless this is undone."""
 
     on_rollback: Sequence[Callback] = ()
     """What is called after the outermost transaction has ended, if this one was rolled back."""
 
     roll_back_only: str | None = None
-    """Why it can't be committed, for the error at its end; empty if its block asked for it."""
+    """Why it can't be committed, for the error at its end; empty after ``set_rollback()``."""
 
     failure: BaseException | None = None
     """The error because of which it can't be committed, if that error was caught."""
@@ -80,7 +80,7 @@ class Block(TransactionHooks):
     """What is said to a ``commit()`` inside its ``with`` block."""
 
     atomic: int = 0
-    """How many :class:`.Atomic` are on it, whose end alone commits it."""
+    """How many :class:`.Atomic` that have not ended use it. With any, ``commit()`` is refused."""
 
     entered_in: Flow | None = None
     """The thread, asyncio task and greenlet that its ``with`` block belongs to."""
@@ -91,7 +91,7 @@ class Block(TransactionHooks):
     _is_committed = False
 
     def call_after_commit(self, function: Callback) -> None:
-        """Call a function after the outermost transaction is committed, if it was with this one."""
+        """Call a function after the outermost transaction is committed, unless this is undone."""
         if not self.on_commit:
             self.on_commit = []
         cast("list[Callback]", self.on_commit).append(function)
@@ -161,7 +161,7 @@ class Block(TransactionHooks):
             ) from self.failure
 
     def _refusal_inside(self) -> str:
-        """Return what the innermost block says to a commit inside it that has its own words."""
+        """Return the error for a commit inside: the own one of the innermost block that has one."""
         entered = self.session.entered
         block: Any = entered if isinstance(entered, Block) else self
         while block is not None:
@@ -199,19 +199,19 @@ class Block(TransactionHooks):
                         self.rollback()
             finally:
                 if self.is_open and not self.is_active:
-                    # As rollback() does, for what was changed after the flush that failed.
+                    # What was changed after the flush that failed is restored, as by rollback().
                     self.restore_objects()
                 try:
                     super().__exit__(type_, value, traceback)
                 finally:
-                    if self.is_open:  # a listener failed after COMMIT, which SQLAlchemy leaves so
+                    if self.is_open:  # a listener failed after COMMIT, and SQLAlchemy did not close
                         self.close()
                     self.leave(session)
             if failed:
                 raise exc.PendingRollbackError(failed) from failure
 
     def leave(self, session: SessionOfBlocks) -> None:
-        """Go back to the block around this one, or to the next if that was left before.
+        """Note that the block is left: the innermost block around it that is not left is current.
 
         :param session: Its session.
         """
@@ -269,7 +269,7 @@ class Block(TransactionHooks):
         self.on_commit = self.on_rollback = ()
         around = self.parent
         while around is not None and not isinstance(around, Block):
-            around = around.parent  # that of a flush
+            around = around.parent  # the subtransaction of a flush
         if around is None:
             self.session.callbacks.waiting += on_commit
         else:
@@ -277,7 +277,7 @@ class Block(TransactionHooks):
             around.on_rollback = [*around.on_rollback, *on_rollback]
 
     def note_end(self) -> None:
-        """Note what is to be called: a listener may have registered it after COMMIT or ROLLBACK."""
+        """Note the end, and pass on callbacks that a listener added after COMMIT or ROLLBACK."""
         self.is_open = False
         if self._is_committed:
             self.hand_over_callbacks()
@@ -291,7 +291,7 @@ class OptInSavepoint(Block):
 
 
 class OptInSessionTransaction(Block):
-    """A session's transaction, which goes on with the connections the session has on loan."""
+    """A session's transaction, which uses the connections that the session has on loan."""
 
     options: TransactionOptions = DEFAULT
     """What it begins with on each bind."""
@@ -300,23 +300,23 @@ class OptInSessionTransaction(Block):
     """The connections it took out of autocommit."""
 
     stored_on: int = 0
-    """How many of the binds have committed what was done in it."""
+    """On how many of the binds it is committed."""
 
     is_committing: bool = False
     """Whether COMMIT is under way. It stays so where a signal handler interrupts it."""
 
     begun_at: Place | None = None
-    """The line of the application that has begun it implicitly, with a write."""
+    """The line of the application whose write has begun it (with ``begin_on_write=True``)."""
 
     def look_before_commit(self) -> None:
         super().look_before_commit()
         for connection in self.joined:
             transaction = connection.get_transaction()
             if transaction is not None and connection.is_lost():
-                transaction.commit()  # which says so, before anything is stored
+                transaction.commit()  # which raises, before anything is stored
 
     def note_stored(self) -> None:
-        """Note that a bind has committed what was done in it."""
+        """Note that it is committed on one more bind."""
         self.stored_on += 1
 
     def is_stored(self) -> bool:
@@ -330,11 +330,11 @@ class OptInSessionTransaction(Block):
         return any(map(self._is_ours, self.begun_on))
 
     def has_stock(self) -> bool:
-        """Tell whether another bind has joined, where SQLAlchemy begins and ends as ever."""
+        """Tell whether a bind that :func:`.create_engine` has not made has joined."""
         return not all(map(self._is_ours, self.begun_on))
 
     def has_done_nothing(self) -> bool:
-        """Tell whether nothing would be lost without it: nothing was sent, nobody waits for it."""
+        """Tell whether nothing would be lost without it: no statement, and no callback."""
         return (
             not self.on_commit
             and not self.on_rollback
@@ -377,7 +377,7 @@ class OptInSessionTransaction(Block):
             return super().provide_connection(bind, execution_options)
         session = self.session
         if not self.joined and not session.is_inside:
-            session.begin_implicitly()  # what comes here is a flush, or may be many statements
+            session.begin_implicitly()  # a flush, or a call that may send many statements
         connection: OptInConnection = session.borrow(bind)
         if connection in self.joined and self.is_active:
             if execution_options and connection.has_sent_nothing():
@@ -399,8 +399,8 @@ class OptInSessionTransaction(Block):
         except BaseException:
             connection.session_transaction = None
             connection.put_options_back()
-            # An exception in a listener to after_begin, or from a signal handler: SQLAlchemy has
-            # begun, and does not note it.
+            # An exception in a listener to after_begin, or from a signal handler. SQLAlchemy has
+            # begun the connection's transaction, and would forget it.
             if (begun := connection.get_transaction()) is not None:
                 begun.rollback()
             raise
@@ -411,10 +411,10 @@ class OptInSessionTransaction(Block):
 
 
 class FlushThatLeavesObjects(TransactionHooks):
-    """SQLAlchemy's mark of a flush, or of a bulk call, whose failure leaves all objects alone.
+    """The subtransaction of a flush, or of a bulk call, whose failure leaves all objects alone.
 
-    SQLAlchemy's ``rollback()`` of it would roll the objects of the whole session back, with all
-    that waits in it. The transaction around it is closed by who has begun it.
+    SQLAlchemy's ``rollback()`` of it would roll back the objects of the whole session, pending ones
+    included. The :class:`.WritingCall` that has begun the transaction around it closes that.
     """
 
     def rollback(self, *args: Any, **kwargs: Any) -> None:

@@ -16,7 +16,7 @@ Callback = Callable[[], object]
 
 
 class SessionThatCalls(Protocol):
-    """What calling back needs of a session."""
+    """What :class:`after_end` needs of a session."""
 
     @property
     def callbacks(self) -> Callbacks: ...
@@ -37,7 +37,8 @@ class Callbacks:
 class after_end(AbstractContextManager[None]):
     """Delay ``on_commit()`` and ``on_rollback()`` callbacks until the transaction has ended.
 
-    It surrounds what may end the transaction. A class, for each end of a transaction goes by it.
+    It surrounds each call that may end the transaction. It is a class, and no generator function,
+    because that is faster.
 
     :param session: The session.
     :param only_log: Whether errors of the callbacks are only logged, because another error is
@@ -66,7 +67,7 @@ class after_end(AbstractContextManager[None]):
         calls, callbacks.waiting = callbacks.waiting, []
         first: Exception | None = None
         for index, call in enumerate(calls):
-            if not self._session.may_call_back():  # one has begun a transaction, and left it open
+            if not self._session.may_call_back():  # a callback has left a transaction open
                 callbacks.waiting[:0] = calls[index:]
                 break
             try:
@@ -88,8 +89,8 @@ def check_callback(function: Any, taker: str) -> None:
     """Refuse what can't be called after the end of a transaction.
 
     :param function: The function.
-    :param taker: What it was given to.
-    :raises TypeError: if it can't be called, or what it does would come later.
+    :param taker: The name of the method that it was passed to, such as ``on_commit()``.
+    :raises TypeError: if it can't be called, or is ``async`` or a generator function.
     """
     if not callable(function):
         raise TypeError(

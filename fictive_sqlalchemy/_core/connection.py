@@ -1,4 +1,4 @@
-"""Connections in autocommit: statements that stand alone, and the loan."""
+"""The connection: statements that stand alone, streams, and its loan to a session."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class OptInConnection(TransactingConnection):
 
     @property
     def owner(self) -> Owner | None:
-        """The session that has it on loan, so that it goes back when the pool has no spare one."""
+        """The session that has the connection on loan; ``None`` if its user holds it."""
         return self._owner() if self._owner is not None else None
 
     def waits_for_session(self) -> bool:
@@ -86,14 +86,14 @@ class OptInConnection(TransactingConnection):
     def is_held_by_user(self) -> bool:
         return self._owner is None
 
-    # What SQLAlchemy tells
+    # What SQLAlchemy calls
 
     def on_cursor_closed(self, cursor: Any) -> None:
         close_lost_cursor(cursor)
         if self.has_streamed:
             held = self.held
             if held is not None and self.engine.switch.is_aborted(held.dbapi_connection):
-                self._leaves_cursors = True  # the server takes no CLOSE now
+                self._leaves_cursors = True  # the server refuses CLOSE in an aborted transaction
             if self._owner is not None:
                 self.give_back_if_wanted()
 
@@ -170,10 +170,10 @@ class OptInConnection(TransactingConnection):
             )
         held = self.held
         if held is None or self.engine.switch.is_lost(held.dbapi_connection):
-            # Or SQLAlchemy would wrap what the pool says into the statement's error.
+            # Here, because SQLAlchemy would report an error of the pool as the statement's error.
             self.live_connection()
         has_failed = True
-        self._under_way += 1  # several: one may load what another needs for its parameters
+        self._under_way += 1  # a number: what loads a parameter of a statement sends another one
         try:
             if isinstance(parameters, (list, tuple)) and _are_many(cast(Any, parameters)):
                 with self._transaction_around_call():
@@ -205,16 +205,16 @@ class OptInConnection(TransactingConnection):
             if not self._has_sent:
                 self._has_sent = True
                 held = self.held
-                # Or a cursor of the caller's own has sent something, which is part of it.
+                # If BEGIN was sent, a cursor of the caller's has sent something: it would be lost.
                 if held is not None and not self.engine.switch.has_begun(held.dbapi_connection):
                     while self.is_lost():
                         self._begin_on_another(used)
         try:
             return call(statement, parameters, execution_options=execution_options)
-        except exc.PendingRollbackError as error:  # the connection was lost before
+        except exc.PendingRollbackError as error:  # the connection was lost in this transaction
             raise error from self._failure
         except Exception:
-            # A parameter that is missing, for example: perhaps nothing was sent.
+            # Perhaps nothing was sent, for example because a parameter is missing.
             held = self.held
             if held is not None and self.dialect.driver in PSYCOPG:
                 self._has_sent = had_sent or self.engine.switch.has_begun(held.dbapi_connection)
@@ -223,9 +223,10 @@ class OptInConnection(TransactingConnection):
     def _end_begun_by_hand(self, statement: Any, has_failed: bool) -> None:
         """Roll back a transaction that a statement outside has begun by itself.
 
-        The driver knows nothing of it, so nobody would commit it, and it would be lost.
+        The driver knows nothing of the transaction, so nobody would commit it.
 
-        :param statement: The statement; a BEGIN on a raw cursor before it is the user's own.
+        :param statement: The statement. If it has no BEGIN, the user has begun the transaction on a
+            cursor of the DBAPI connection, and has to end it.
         :param has_failed: Whether another error is being raised.
         :raises sqlalchemy.exc.InvalidRequestError: if there is no other error.
         """
@@ -260,11 +261,11 @@ class OptInConnection(TransactingConnection):
             return
         pool = self.engine.pool
         if isinstance(pool, QueuePool):
-            overflow = pool.overflow()  # negative while it may open one more that it would keep
-            if overflow < 0 or overflow < pool.checkedin() or pool.size() == 0:  # or has no limit
+            overflow = pool.overflow()  # negative while the pool has opened fewer than it keeps
+            if overflow < 0 or overflow < pool.checkedin() or pool.size() == 0:  # 0: no limit
                 return
         elif not isinstance(pool, AssertionPool):
-            return  # no other pool refuses one, or makes it wait
+            return  # no other pool has a limit at which a caller waits or is refused
         self.give_back()
 
     def give_back(self) -> None:
@@ -311,7 +312,7 @@ class OptInConnection(TransactingConnection):
 def is_aborted(connection: Connection) -> bool:
     """Tell whether COMMIT would roll back on a connection of SQLAlchemy's own. Sends nothing.
 
-    :param connection: The connection; of psycopg2 and psycopg it is known.
+    :param connection: The connection. Of a driver other than psycopg2 and psycopg it is not known.
     """
     if connection.dialect.driver not in PSYCOPG or connection.closed or connection.invalidated:
         return False

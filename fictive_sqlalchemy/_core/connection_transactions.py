@@ -58,7 +58,7 @@ class OutOfAutocommit(Transaction):
             super().__init__(connection, *args)
             connection.note_begin()
         except BaseException:
-            if connection.get_transaction() is self:  # which an exception has interrupted
+            if connection.get_transaction() is self:  # an exception has interrupted the begin
                 cast(Any, self).is_active = True
                 super().close()
             connection.return_to_autocommit()
@@ -70,11 +70,11 @@ class OutOfAutocommit(Transaction):
         self._end(self._commit)
 
     def rollback(self) -> None:
-        # Or it is over, and an error came after that.
+        # It may have ended already: an error came after COMMIT or ROLLBACK.
         is_open = id(self.connection.get_transaction()) == id(self)
         way = _unless_lost(super().rollback) if is_open else _nothing
         if self.connection.waits_for_session():
-            way()  # and the driver stays out of autocommit, for a cursor of the user's
+            way()  # the driver stays out of autocommit, because of the cursors that the user has
         else:
             self._end(way)
 
@@ -115,7 +115,7 @@ class OptInTransaction(OutOfAutocommit, RootTransaction):  # pyright: ignore
 
 
 class OptInTwoPhaseTransaction(OutOfAutocommit, TwoPhaseTransaction):  # pyright: ignore
-    """The same for two-phase commit."""
+    """A transaction with a two-phase commit."""
 
     __slots__ = ()
 
@@ -126,14 +126,14 @@ class OptInTwoPhaseTransaction(OutOfAutocommit, TwoPhaseTransaction):  # pyright
         try:
             super().prepare()
         except BaseException:
-            self.connection.invalidate()  # psycopg believes that it is prepared
+            self.connection.invalidate()  # psycopg takes the transaction for prepared
             raise
 
     def commit(self) -> None:
         try:
             super().commit()
         except BaseException:
-            self.connection.invalidate()  # the drivers believe that it goes on
+            self.connection.invalidate()  # the drivers take the transaction for open
             raise
 
 
@@ -162,7 +162,7 @@ def _nothing() -> None:
 
 
 def _unless_lost(way: Callable[[], object]) -> Callable[[], object]:
-    """Where the connection is lost there is nothing to roll back any more: the server has."""
+    """Return a call that ignores the loss of the connection: the server has rolled back then."""
 
     def roll_back() -> None:
         try:

@@ -1,4 +1,4 @@
-"""Which driver a URL that names none means."""
+"""Which driver is used for a URL that names none."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .autocommit import PSYCOPG
 
 
 def with_installed_driver(url: str | URL) -> URL:
-    """Name a driver that is installed, where a URL names none and SQLAlchemy's choice is not.
+    """Return a URL whose driver is installed: another one if SQLAlchemy's choice is not.
 
     For ``postgresql://`` that is psycopg2 with SQLAlchemy 2.0 and psycopg with 2.1:
     https://docs.sqlalchemy.org/en/21/changelog/migration_21.html

@@ -63,7 +63,7 @@ def sqlstate(error: BaseException | None) -> str | None:
 
 
 def explain(error: exc.DBAPIError, connection: Connection) -> None:
-    """Add what to do to an error that has one cause here; the error stays what it is.
+    """Add advice to the text of an error whose cause is known; its class stays as it is.
 
     Sends nothing.
 
@@ -74,7 +74,7 @@ def explain(error: exc.DBAPIError, connection: Connection) -> None:
     if code == READ_ONLY:
         if advice := why_read_only(connection):
             error.add_detail(advice)
-    # Without "held_" it is the stream of a block, which has ended.
+    # "held_" is the name of a stream outside. Another one has ended with the block that it was in.
     elif code == _NO_SUCH_CURSOR and "held_" in str(error.orig) and not connection.in_transaction():
         error.add_detail(_POOLER)
 
@@ -96,8 +96,9 @@ def why_read_only(connection: Connection) -> str | None:
 
 
 def begins_to_write(options: Any) -> bool:
-    """Tell whether transactions say READ WRITE, so that no default of the server makes them READ
-    ONLY: those of an engine with ``read_only_outside``, or with that option.
+    """Tell whether an engine's transactions begin with READ WRITE, whatever the server's default.
+
+    They do with ``read_only_outside``, and with the option ``postgresql_readonly=False``.
 
     :param options: The transaction options of an engine.
     """

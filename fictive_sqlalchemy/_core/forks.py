@@ -23,8 +23,8 @@ from .sqlalchemy_private import ConnectionHooks
 from .transactions import open_transactions
 
 _engines: WeakSet[Engine] = WeakSet()
-_entries: WeakSet[Any] = WeakSet()  # of each place in a pool that has had a connection
-_held: WeakSet[ConnectionHooks] = WeakSet()
+_entries: WeakSet[Any] = WeakSet()  # the entries of the pools, which hold the DBAPI connections
+_held: WeakSet[ConnectionHooks] = WeakSet()  # SQLAlchemy's connections
 
 
 def leave_to_parent(engine: Engine) -> None:

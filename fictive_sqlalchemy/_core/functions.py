@@ -16,7 +16,7 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 def runs_later(function: Any) -> bool:
-    """Tell whether a call only makes what is to be awaited, or read, later.
+    """Tell whether a call of a function only makes a coroutine or a generator, which runs later.
 
     :param function: The function.
     """
@@ -28,14 +28,14 @@ def runs_later(function: Any) -> bool:
 
 
 def check_function(function: Any, decorator: str, takes: str = "options by their names") -> None:
-    """Refuse to decorate what is no function, or a generator, which runs after its call.
+    """Refuse to decorate what is no function, or a generator function, which runs after its call.
 
-    An ``async def`` function runs later as well. It is for the decorator to await or refuse.
+    An ``async def`` function is not refused here: the decorator has to await or refuse it.
 
     :param function: What is decorated.
-    :param decorator: By what.
-    :param takes: What the decorator itself takes.
-    :raises TypeError: if it can't be.
+    :param decorator: The name of the decorator, for the error.
+    :param takes: The decorator's own arguments, for the error.
+    :raises TypeError: if it can't be decorated.
     """
     if inspect.isclass(function):
         raise TypeError(
@@ -58,14 +58,14 @@ def check_function(function: Any, decorator: str, takes: str = "options by their
 def finished(result: Any, function: Callable[..., Any], decorator: str) -> Any:
     """Return what a decorated function has returned.
 
-    :param result: It.
+    :param result: What the function has returned.
     :param function: The function.
-    :param decorator: By what it is decorated.
-    :raises TypeError: if that is code which would run after the block.
+    :param decorator: The name of the decorator, for the error.
+    :raises TypeError: if the result is a generator or coroutine, which would run after the block.
     """
     if isinstance(result, (Generator, Coroutine, AsyncGenerator)):
         kind = type(cast(object, result)).__name__
-        if not isinstance(result, AsyncGenerator):  # which has not begun, and needs no end
+        if not isinstance(result, AsyncGenerator):  # one that has not begun needs no close()
             result.close()
         raise TypeError(
             f"{name_of(function)} returned a {kind}, whose code would run after the end of "

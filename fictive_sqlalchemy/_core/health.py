@@ -20,13 +20,13 @@ class Health:
         return not self._down_until
 
     def may_be_tried(self) -> bool:
-        """Tell whether to read from it; of one that is down, one caller at a time finds out."""
+        """Tell whether to try it. If it is down, one caller is told so after each pause."""
         if self.is_up:
             return True
         now = time.monotonic()
         if now < self._down_until:
             return False
-        # Without a lock, which a fork might copy while it is held: if two find out it's no harm.
+        # Without a lock, which a fork might copy while it is held: two callers at once do no harm.
         self._down_until = now + RETRY_AFTER
         return True
 

@@ -17,9 +17,9 @@ class Loans(dict[OptInEngine, OptInConnection]):
     """
 
     def borrow(self, engine: OptInEngine, owner: Owner, options: Any) -> OptInConnection:
-        """Return a connection to a bind. It takes a DBAPI connection with its next statement.
+        """Take a connection to a bind on loan from its pool.
 
-        :param engine: The bind, to which none is on loan.
+        :param engine: The bind, to which no connection is on loan yet.
         :param owner: The session.
         :param options: Execution options for the connection.
         """
@@ -40,12 +40,12 @@ class Loans(dict[OptInEngine, OptInConnection]):
         return [one for one in self.values() if one.is_handed_out and not one.closed]
 
     def leave(self, transaction: object) -> None:
-        """End the part that the connections had in a transaction of the session."""
+        """Have the connections leave a transaction of the session, which has ended."""
         for connection in self.values():
             if connection.session_transaction is transaction:
                 connection.session_transaction = None
                 connection.put_options_back()
-                if connection.get_transaction() is not None:  # an interruption came on its way back
+                if connection.get_transaction() is not None:  # an exception interrupted its end
                     connection.close()
                 elif connection.is_inside():
                     connection.roll_back_rest()
@@ -66,7 +66,7 @@ class Loans(dict[OptInEngine, OptInConnection]):
                 self.end()
 
     def invalidate(self) -> None:
-        """Have the pools drop the DBAPI connections."""
+        """Have the pools close the DBAPI connections."""
         for connection in self.values():
             if not connection.closed:
                 connection.invalidate()

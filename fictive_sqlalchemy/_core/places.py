@@ -7,7 +7,7 @@ from inspect import currentframe
 from types import FrameType
 from typing import NamedTuple
 
-# Whose frames are between the application and the database.
+# The packages whose frames are between the application's and the database.
 _LIBRARIES = frozenset({"fictive_sqlalchemy", "sqlalchemy", "flask_sqlalchemy", "contextlib"})
 
 
@@ -30,10 +30,10 @@ def calling_place() -> Place:
 
 
 def warn_at_calling_place(message: str, category: type[Warning]) -> None:
-    """Warn of the line of the application that is being executed; as a rule once for each line.
+    """Warn, with the line of the application that is being executed; as a rule once for each line.
 
     :param message: What is wrong.
-    :param category: What the filters of ``warnings`` know it by.
+    :param category: The class of the warning.
     """
     frame, _ = _calling_frame(currentframe())
     warnings.warn_explicit(
@@ -51,7 +51,7 @@ def _calling_frame(frame: FrameType | None) -> tuple[FrameType, str]:
     call = frame.f_code.co_name
     while frame.f_back is not None and _is_of_a_library(frame):
         name = frame.f_code.co_name
-        if not name.startswith("_"):  # what list(query) calls says less than what that calls
+        if not name.startswith("_"):  # list(query) calls __iter__(), and that calls execute()
             call = name
         frame = frame.f_back
     return frame, call

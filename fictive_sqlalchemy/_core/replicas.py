@@ -1,8 +1,8 @@
 """Read replicas: where a session's reads outside a transaction go.
 
 A session that has been to the primary stays there, so that it reads what it has written; one that
-has read from a replica keeps to it, so that it does not go back in time. Where it has been is
-told by the connections that it has on loan.
+has read from a replica keeps to it, so that it does not go back in time. The connections that a
+session has on loan tell where it has been.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .sql import evidently_reads, is_reading_function
 #: What ``create_engine(replicas=…)`` takes.
 ReplicaOptions: TypeAlias = "str | Iterable[str | URL | Mapping[str, Any]]"
 
-# What would make each replica's engine connect to the primary.
+# Options of the primary with which a replica's engine would connect to the primary.
 _CONNECTS = ("creator", "pool", "async_creator")
 
 
@@ -102,7 +102,7 @@ def attach(primary: OptInEngine, replicas: Iterable[OptInEngine]) -> None:
                 health.note(up=False)
             elif (
                 sqlstate(context.original_exception) == READ_ONLY
-                and not connection.in_transaction()  # which would be one on the replica itself
+                and not connection.in_transaction()  # begun by the user, on the replica itself
             ):
                 return _went_to_a_replica(connection, context.original_exception)
             return None
@@ -128,8 +128,8 @@ def source_of(primary: OptInEngine, statement: Any, loans: Collection[OptInEngin
     :param statement: What ``get_bind()`` got as ``clause``.
     :param loans: The engines the session has been to.
     """
-    # By the pool: a copy with other execution options is the same database. If that is isolated
-    # for a test, no replica will ever see what is done in it.
+    # Pools are compared, because a copy of the engine with other execution options has the same. If
+    # the pool is isolated for a test, no replica will ever see what is done in it.
     been_there = any(engine.pool is primary.pool for engine in loans)
     if been_there or hasattr(primary.pool, "isolation") or not _only_reads(statement):
         return primary
@@ -164,7 +164,7 @@ def may_write(statement: Any, engine: OptInEngine) -> bool:
     for part in visitors.iterate(statement):
         if isinstance(part, ForUpdateArg):
             return True
-        # To have the SQL takes long, and most statements call nothing that is not known to read.
+        # To compile the statement takes long, and most statements call no other function.
         calls = calls or isinstance(part, TextClause)
         if isinstance(part, FunctionElement):
             name: str = getattr(cast(Any, part), "name", "")  # one of the user's own may have none
@@ -180,8 +180,9 @@ def borrow_to_read(
     """Return a connection to a replica; to another, or to the primary, if it can't be reached.
 
     :param replica: The replica.
-    :param borrow: What lends a connection to an engine.
-    :param loans: The engines the session has been to: from one of them it goes to the primary.
+    :param borrow: Returns the session's connection to an engine.
+    :param loans: The engines the session has been to. If it has been to this replica, it goes to
+        the primary, and not to another replica, which may be behind.
     """
     primary = replica.primary
     assert primary is not None

@@ -1,4 +1,4 @@
-"""Results that are not read yet, when their connection goes back to the pool."""
+"""Results that have to be read before their connection goes back to the pool."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sqlalchemy.engine.cursor import (
     FullyBufferedCursorFetchStrategy,
 )
 
-# Nobody may want results any more that so many have followed.
+# How many results are kept. Beyond that, those that are not read yet are read in full.
 _MOST_UNREAD = 8
 
 
@@ -58,7 +58,7 @@ def is_stream(result: CursorResult[Any]) -> bool:
 
 
 def _read_in_full(result: CursorResult[Any]) -> None:
-    """Read the rows while the connection is there; the caller gets them as before."""
+    """Read the rows while the connection is there; the caller gets them from the result as ever."""
     strategy = result.cursor_strategy
     if not isinstance(strategy, FullyBufferedCursorFetchStrategy):
         result.cursor_strategy = FullyBufferedCursorFetchStrategy(

@@ -1,8 +1,8 @@
 """What a statement leaves on the server's session, where the next borrower would find it.
 
-SQLAlchemy's own transactions hide that: an uncommitted SET ends with the ROLLBACK of the pool. In
+With SQLAlchemy's own transactions, an uncommitted SET ends with the ROLLBACK of the pool. In
 autocommit it stays on the connection, and another request would read with the role, the
-search_path or the locks of this one. So the pool closes such a connection instead.
+search_path or the locks of this one. So the pool closes such a connection.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Left(NamedTuple):
     """Whether a ROLLBACK undoes it."""
 
     may_be_held: bool = True
-    """Whether it is right on a connection that the caller holds, and not a session."""
+    """Whether there is no warning on a connection of ``engine.connect()``, where it is useful."""
 
 
 _SETTING = Left(
@@ -81,7 +81,7 @@ _FUNCTIONS = {
     "PG_REPLICATION_ORIGIN_SESSION_SETUP": _PREPARED,
 }
 
-# Functions that give a lock back which the same statement takes.
+# Functions that release a lock. A statement that takes one and releases it leaves nothing.
 _UNLOCKS = frozenset({"PG_ADVISORY_UNLOCK", "PG_ADVISORY_UNLOCK_SHARED", "PG_ADVISORY_UNLOCK_ALL"})
 
 _TRUE = re.compile(r"\s*'?(?:true|t|on|yes|y|1)'?\s*(?:::\s*bool(?:ean)?)?\s*", re.IGNORECASE)
@@ -104,7 +104,7 @@ _BEFORE_KIND = frozenset({"OR", "REPLACE", "GLOBAL", "LOCAL", "TEMP", "TEMPORARY
 _TEMPORARY_WORDS = frozenset({"TEMP", "TEMPORARY"})
 _IN_PG_TEMP = re.compile(r'\bpg_temp"?\s*\.', re.IGNORECASE)
 
-# Words of PL/pgSQL that a statement follows.
+# Words of PL/pgSQL after which a statement begins.
 _BLOCK_WORDS = frozenset({"BEGIN", "THEN", "ELSE", "LOOP", "PERFORM"})
 
 
@@ -124,9 +124,9 @@ def left_behind(sql: str, parameters: Any) -> Left | None:
 
 @lru_cache(maxsize=2048)
 def examine(sql: str) -> Left | tuple[str | int, ...] | None:
-    """Tell what SQL leaves; or the parameters that tell whether its set_config() are local.
+    """Tell what SQL leaves; or which parameters tell whether its ``set_config()`` are local.
 
-    Each statement asks, so it is remembered for each text.
+    It is cached for each text, because each statement comes here.
 
     :param sql: As :func:`left_behind` takes it.
     """
@@ -145,7 +145,7 @@ def examine(sql: str) -> Left | tuple[str | int, ...] | None:
                 return _SETTING
         elif bound[1] is not None:
             parameters.append(bound[1])
-        else:  # by its position among all
+        else:  # a parameter without a name: its position
             before = sum(map(bool, _POSITIONAL.findall(sql, 0, call.end)))
             parameters.append(before - 1)
     return tuple(parameters) or None
@@ -210,7 +210,7 @@ def _of_body(body: str) -> Left | None:
 
 
 def _is_true(parameters: Any, name: str | int) -> bool:
-    """Tell whether a parameter is true in each of the sets, of which many rows have several."""
+    """Tell whether a parameter is true, in each of the sets if there are many."""
     given: Any = parameters
     sets: list[Any] = given if isinstance(parameters, list) else [given]
     try:

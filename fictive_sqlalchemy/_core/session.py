@@ -1,4 +1,4 @@
-"""The session: its public methods. Where it stands is decided in :mod:`.states`."""
+"""The session: its public methods. Its state is kept in :mod:`.states`."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ class OptInSession(HasAtomic, WritingSession):
         Session = sessionmaker(create_engine(url), class_=OptInSession)
 
     Outside, a read is the statement alone and never writes, ``flush()`` and ``commit()`` store
-    all that is waiting or nothing, ``rollback()`` forgets it. ``with session.begin():`` is a real
-    transaction. Binds that are not made by :func:`.create_engine` behave as SQLAlchemy's do.
+    all that is waiting or nothing, and ``rollback()`` forgets what is waiting.
+    ``with session.begin():`` is a real transaction. Binds that are not made by
+    :func:`.create_engine` behave as SQLAlchemy's do.
 
     It takes the arguments of ``sqlalchemy.orm.Session``, and one more.
 
@@ -85,8 +86,8 @@ class OptInSession(HasAtomic, WritingSession):
             if self.begins_on_write and begins_with is DEFAULT:
                 self.begin_implicitly()
                 return self._begin_savepoint()
-            self.flush()  # as before a savepoint: what waits is no part of it
-            if self.in_transaction():  # to which a stock bind belongs
+            self.flush()  # as before a savepoint: what waits is no part of the block
+            if self.in_transaction():  # of a stock bind, which the flush has written to
                 return self._begin_savepoint()
         self._forget_autobegin()
         transaction = super().begin()
@@ -102,7 +103,7 @@ class OptInSession(HasAtomic, WritingSession):
         return self._with_handed_out(super().begin(nested=True))
 
     def _with_handed_out(self, transaction: SessionTransaction) -> SessionTransaction:
-        """Have the connections join that the user has, or end the transaction where they can't."""
+        """Have the user's connections join the transaction; end it if one of them can't."""
         try:
             self.join_handed_out()
         except BaseException:
@@ -148,11 +149,13 @@ class OptInSession(HasAtomic, WritingSession):
             # Inside a block whose transaction has ended there is nothing left to do.
             if self.entered is not None:
                 return
-            super().begin()  # to roll back: SQLAlchemy notes the first of several changes only
+            # Without a SessionTransaction there is nothing to roll back. SQLAlchemy begins one at
+            # the first of several changes only, and that one may have ended.
+            super().begin()
         super().rollback()
 
     def in_transaction(self) -> bool:
-        """Tell whether a transaction is open: not outside, whatever is pending."""
+        """Tell whether a transaction is open. Outside there is none, whatever is pending."""
         return not self.is_outside
 
     def get_transaction(self) -> SessionTransaction | None:
@@ -211,10 +214,11 @@ class OptInSession(HasAtomic, WritingSession):
     def on_rollback(self, function: Callback) -> None:
         """Call a function if the open transaction or savepoint is rolled back.
 
-        It is called after the outermost transaction has ended, however that was; those of
-        savepoints come before what :meth:`on_commit` has registered. Outside there is nothing to
-        roll back, and it is never called. Errors are treated as those of :meth:`on_commit`; where
-        an error or ``close()`` has ended the transaction, all of them are logged.
+        It is called after the outermost transaction has ended, by COMMIT or ROLLBACK. The functions
+        of savepoints that were rolled back come before those of :meth:`on_commit`. Outside there is
+        nothing to roll back, and the function is never called. Errors of the functions are treated
+        as with :meth:`on_commit`; where an error or ``close()`` has ended the transaction, all of
+        them are logged.
 
         :param function: A function without parameters.
         :raises TypeError: if it can't be called, or would run later than that.
@@ -230,7 +234,7 @@ class OptInSession(HasAtomic, WritingSession):
     # The end
 
     def close(self) -> None:
-        """Close the session as SQLAlchemy does, and end the loans."""
+        """Close the session as SQLAlchemy does, and give its connections back."""
         if self._state is OUTSIDE and not self.callbacks.waiting:  # no transaction ends with it
             self._close()
         else:
@@ -245,7 +249,7 @@ class OptInSession(HasAtomic, WritingSession):
             self._end_loans()
 
     def reset(self) -> None:
-        """Reset the session as SQLAlchemy does, and end the loans."""
+        """Reset the session as SQLAlchemy does, and give its connections back."""
         with after_end(self, only_log=True):
             try:
                 super().reset()
@@ -253,7 +257,7 @@ class OptInSession(HasAtomic, WritingSession):
                 self._end_loans()
 
     def invalidate(self) -> None:
-        """Close the session as SQLAlchemy does, with its connections, which the pool drops."""
+        """Close the session as SQLAlchemy does, and have the pools close its connections."""
         with after_end(self, only_log=True):
             try:
                 super().invalidate()
@@ -262,13 +266,13 @@ class OptInSession(HasAtomic, WritingSession):
                 self._end_loans()
 
     def _forget_autobegin(self) -> None:
-        """End SQLAlchemy's note of what was changed; objects stay as they are, changes and all."""
+        """Close the ``SessionTransaction`` that only notes changes. Objects keep their changes."""
         if (noted := super().get_transaction()) is not None:
             noted.close()
 
     def _check(self, options: TransactionOptions) -> None:
         bind = self._default_bind()
-        if isinstance(bind, OptInEngine):  # each other is asked as it joins
+        if isinstance(bind, OptInEngine):  # other binds are checked when they join
             options.over(bind.transaction_options).check(bind.dialect)
 
     def _already_begun(self) -> str:

@@ -24,7 +24,7 @@ _TOKEN = re.compile(
 # What a statement that only reads begins with.
 _READING = frozenset({"SELECT", "VALUES", "TABLE", "SHOW", "EXPLAIN", "WITH"})
 
-# A word that a statement which only reads does not have: it writes, or it locks.
+# A statement with one of these words writes or locks, unless the word is a name.
 _WRITING = frozenset(
     {"INSERT", "UPDATE", "DELETE", "MERGE", "INTO", "SHARE", "TRUNCATE", "CALL", "DO", "ANALYZE"}
 )
@@ -36,8 +36,8 @@ _WRITING_FUNCTIONS = re.compile(
     r"|TXID_CURRENT|PG_CURRENT_XACT_ID|PG_LOGICAL_\w+|PG_REPLICATION_\w+|PG_CREATE_\w+|SETSEED"
 )
 
-# Functions that only read. One that is not among them may be the user's own, and called for what
-# it does: in a SELECT without FROM, or as the source of the rows.
+# Functions that only read, and keywords that a parenthesis may follow. Another function may be the
+# user's own, and called for what it does: in a SELECT without FROM, or as the source of the rows.
 _READING_NAMES = """
     ABS AGE ANY ARRAY ARRAY_AGG AVG BOOL_AND BOOL_OR CARDINALITY CAST CEIL CLOCK_TIMESTAMP COALESCE
     CONCAT COUNT CURRENT_DATABASE CURRENT_SCHEMA CURRENT_SCHEMAS CURRENT_SETTING CURRENT_TIMESTAMP
@@ -56,10 +56,10 @@ _READING_NAMES = """
 """
 _READING_FUNCTIONS = frozenset(_READING_NAMES.split())
 
-# What a function that is the source of rows comes after.
+# Words before a function that is the source of rows.
 _SOURCES = frozenset({"FROM", "JOIN", "LATERAL"})
 
-# What comes after one of these is a name, whatever it says, unless a parenthesis is between.
+# The word after one of these is a name, even if it looks like a keyword; not after "FROM (".
 _BEFORE_A_NAME = frozenset({"AS", "FROM", "JOIN"})
 
 # Words that begin a statement which changes rows.

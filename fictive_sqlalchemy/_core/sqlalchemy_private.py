@@ -24,20 +24,20 @@ from sqlalchemy.pool import PoolProxiedConnection
 
 
 class ConnectionHooks(Connection):
-    """A ``Connection`` that never begins by itself, and may lend its DBAPI connection back."""
+    """A ``Connection`` that never autobegins, and may give its DBAPI connection back meanwhile."""
 
     if TYPE_CHECKING:
         held: PoolProxiedConnection | None
         """The DBAPI connection; ``None`` if it was given back, or is lost, or closed."""
     else:
-        # `connection` is public and takes another one from the pool where there is none. A property
-        # without a Python function, because each statement reads it.
+        # The public `connection` takes one from the pool where there is none. attrgetter is no
+        # Python function, which would be slower: each statement reads this.
         held = property(attrgetter("_dbapi_connection"))
 
     def replace_held(self, another: PoolProxiedConnection | None) -> None:
         """Go on with another DBAPI connection, or with none until the next statement needs one.
 
-        The public way there, ``invalidate()``, closes the one that is held.
+        The public ``invalidate()`` would close the one that is held.
         """
         self._dbapi_connection = another
 
@@ -59,7 +59,7 @@ class ConnectionHooks(Connection):
     """Whether it has had a cursor on the server that outlives its statement."""
 
     def on_cursor_closed(self, cursor: Any) -> None:
-        """A stream was read to its end or closed, or a cursor is left open."""
+        """Do what follows the end of a stream; also called for a cursor that is left open."""
 
     def _handle_dbapi_exception(
         self, e: BaseException, statement: Any, parameters: Any, cursor: Any, *args: Any, **kw: Any
@@ -74,15 +74,15 @@ class ConnectionHooks(Connection):
             raise
 
     def before_error(self, error: BaseException, statement: Any, cursor: Any, context: Any) -> None:
-        """An error has interrupted a statement, or a fetch; SQLAlchemy knows nothing of it yet."""
+        """Do what has to come before SQLAlchemy handles an error of a statement, or of a fetch."""
 
     def on_error(self, error: exc.DBAPIError, cursor: Any) -> None:
-        """The driver has raised an error, which SQLAlchemy is about to raise as its own."""
+        """Change an error of the driver that SQLAlchemy is about to raise as its own."""
 
     def connect_anew(self) -> PoolProxiedConnection:
         """Return another DBAPI connection. What the driver says is raised as SQLAlchemy's error.
 
-        The public way there, ``Connection.connection``, refuses in a transaction.
+        The public ``Connection.connection`` refuses in a transaction.
         """
         try:
             return self.engine.raw_connection()
@@ -99,7 +99,8 @@ class ConnectionHooks(Connection):
         return (message,)
 
     def _rollback_impl(self) -> None:
-        # Called, logged, and told to listeners, after an error without a transaction, too.
+        # SQLAlchemy calls this after an error outside a transaction, too, logs ROLLBACK, and calls
+        # listeners.
         if self.get_transaction() is not None:
             super()._rollback_impl()
 
@@ -142,18 +143,17 @@ class SessionHooks(Session):
         """
         return super()._connection_for_bind(engine, execution_options, **kw)
 
-    # `new` and `deleted` tell the same and are copies, and each read asks.
+    # The public `new` and `deleted` would tell, but they copy, and each read asks.
     is_clean = Session._is_clean
 
     if TYPE_CHECKING:
         entered: Any
-        """The transaction or savepoint whose ``with`` block was entered last, and is not left.
+        """The transaction or savepoint of the innermost ``with`` block.
 
-        Until that is left SQLAlchemy refuses to go on if it has ended.
+        If it has ended, SQLAlchemy refuses all statements until the block is left.
         """
     else:
-        # SQLAlchemy keeps it there alone, and restores it. Without a Python function to read it,
-        # because each statement does.
+        # SQLAlchemy notes it nowhere else. attrgetter, because each statement reads it.
         entered = property(
             attrgetter("_trans_context_manager"),
             lambda self, entered: setattr(self, "_trans_context_manager", entered),
@@ -162,17 +162,17 @@ class SessionHooks(Session):
     def let_go(self, instances: Iterable[object]) -> None:
         """Expunge objects, and these alone.
 
-        The public ``expunge()`` takes related objects along, which may live on.
+        The public ``expunge()`` expunges related objects, too.
         """
         self._expunge_states([instance_state(instance) for instance in instances])
 
     def flush_only(self, objects: Collection[object]) -> None:
         """Flush these objects alone, as ``flush(objects)`` does, which SQLAlchemy 2.1 deprecates.
 
-        SQLAlchemy has no other way, and its warning would be for the caller, who did not ask.
+        SQLAlchemy has no other way, and would warn the user, who has not called it.
 
-        :param objects: Read after the ``before_flush`` listeners have been called. From an empty
-            one, SQLAlchemy would conclude that everything is to be flushed.
+        :param objects: Read after the ``before_flush`` listeners have been called. If it is empty,
+            SQLAlchemy flushes everything.
         """
         read_late: Any = objects  # SQLAlchemy iterates over them once, and asks for a sequence
         self._flushes_only = True
@@ -210,9 +210,9 @@ class TransactionHooks(SessionTransaction):
         return super()._connection_for_bind(bind, execution_options)
 
     def restore_objects(self) -> None:
-        """Give objects back what they were at the begin, as a rollback does.
+        """Give objects the state that they had at the begin, as a rollback does.
 
-        Once a flush has failed, ``rollback()`` does that with a warning.
+        After a flush that failed, ``rollback()`` would do that, but with a warning.
         """
         self._restore_snapshot(dirty_only=self.nested)
 

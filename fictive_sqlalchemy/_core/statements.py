@@ -1,4 +1,4 @@
-"""What a statement outside a transaction may not do, and what a stream does there instead.
+"""What is done before a statement outside a transaction: refuse it, begin, or hold its cursor.
 
 SQLAlchemy's compiler knows where a statement locks: in itself, in a subquery or in a CTE. Its
 execution context knows which statement reads with a cursor on the server.
@@ -60,12 +60,12 @@ def guard_statements_outside(dialect: Dialect) -> None:
             return super().visit_delete(*args, **kwargs)  # pyright: ignore
 
     class GuardedContext(context):  # type: ignore[misc]
-        declares: Any = None  # the cursor on the server that it declares outside
-        had_cursors = False  # whether another one was on the server before
+        declares: Any = None  # the cursor WITH HOLD that the statement declares
+        had_cursors = False  # whether the connection had another one before
 
         def pre_exec(self) -> None:
             compiled = self.compiled
-            # What is asked of each statement costs no Python function, here and below.
+            # getattr() and lru_cache() call no Python function: each statement comes here.
             if getattr(compiled, "locks", False) or getattr(
                 self.root_connection, "begins_on_write", False
             ):
@@ -102,7 +102,7 @@ def guard_statements_outside(dialect: Dialect) -> None:
             if self.dialect.driver not in PSYCOPG or connection.is_inside():
                 return super().create_server_side_cursor()  # pyright: ignore
             if self.locks_in_vain():
-                return self.create_default_cursor()  # it is only made, and pre_exec() refuses
+                return self.create_default_cursor()  # nothing is sent on it: pre_exec() refuses
             connection.has_streamed = True
             info = connection.connection.info
             self.had_cursors, info[HELD_CURSORS] = HELD_CURSORS in info, True
@@ -112,7 +112,7 @@ def guard_statements_outside(dialect: Dialect) -> None:
             return self.declares
 
         def locks_in_vain(self) -> bool:
-            """Tell whether it locks rows, and no part of it writes."""
+            """Tell whether the statement locks rows, and no part of it writes."""
             compiled = self.compiled
             return getattr(compiled, "locks", False) and not compiled.writes
 

@@ -1,8 +1,8 @@
-"""Where a session stands: outside a transaction, inside one, or on a stock bind.
+"""The state of a session: outside a transaction, inside one, or on a stock bind.
 
-Outside, a session holds no transaction of the database. It holds changes to objects, which
-SQLAlchemy notes down in a ``SessionTransaction`` without a connection, and connections on loan from
-the pool, which are in autocommit.
+Outside, a session has no transaction of the database. SQLAlchemy has a ``SessionTransaction`` then,
+too, but it has no connection and only notes which objects have changed. The session's connections,
+which are on loan from the pool, are in autocommit.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SNAPSHOTS = ("REPEATABLE READ", "SERIALIZABLE")
 
 
 class State(Enum):
-    """Where a session stands.
+    """The state of a session.
 
     ::
 
@@ -53,14 +53,14 @@ class State(Enum):
     """
 
     OUTSIDE = "outside"
-    """No transaction was asked for. What SQLAlchemy calls one here only notes changes."""
+    """No transaction was asked for. SQLAlchemy's ``SessionTransaction`` only notes changes."""
 
     INSIDE = "inside"
     """A transaction is open. Every bind that is used joins, with a real transaction."""
 
     STOCK = "stock"
-    """SQLAlchemy has begun by itself, as ever, on a bind that is not an :class:`.OptInEngine`.
-    For our binds this is still outside."""
+    """SQLAlchemy has begun a transaction by itself, on a bind that is not an :class:`.OptInEngine`.
+    An :class:`.OptInEngine` is still outside."""
 
 
 # Each statement asks, and the attributes of an Enum are slow.
@@ -68,7 +68,7 @@ OUTSIDE, INSIDE, STOCK = State
 
 
 class SessionStates(SessionHooks):
-    """The state machine of a session, and the connections that it has in each state."""
+    """The state machine of a session, and which connection a statement gets in each state."""
 
     begins_on_write: bool
     """Whether the first write outside begins a transaction that lasts until commit()."""
@@ -93,7 +93,7 @@ class SessionStates(SessionHooks):
         self.callbacks = Callbacks()
         super().__init__(*args, **kwargs)
 
-    # The edges that SQLAlchemy's events drive (see the end of this module)
+    # The transitions that SQLAlchemy's events cause (see the end of this module)
 
     def transaction_created(self, transaction: SessionTransaction) -> None:
         """Go inside, if it is the transaction of a ``begin()``."""
@@ -113,7 +113,7 @@ class SessionStates(SessionHooks):
             transaction.__class__ = FlushThatLeavesObjects
 
     def transaction_begun(self, transaction: SessionTransaction, connection: Connection) -> None:
-        """Note that a bind has joined: outside it is a stock one, on which SQLAlchemy began."""
+        """Note that a bind has joined. Outside, only a stock bind does."""
         if isinstance(transaction, Block):
             transaction.begun_on |= {connection}
         if self._state is OUTSIDE and isinstance(transaction, OptInSessionTransaction):
@@ -134,14 +134,14 @@ class SessionStates(SessionHooks):
             self._loans.leave(transaction)
 
     def object_deleted(self, instance: object) -> None:
-        """Note an object whose row is gone, for the end of the call that has deleted it."""
+        """Note an object whose row is deleted, for the end of the :class:`.WritingCall`."""
         if self.writing_call is not None:
             self.writing_call.deleted.append(instance)
 
-    # The edges that a write drives
+    # The transitions that a write causes
 
     def begin_implicitly(self) -> OptInSessionTransaction:
-        """Go inside, because of a write. When that ends is decided in :mod:`.writes`."""
+        """Begin a transaction because of a write. :mod:`.writes` decides when it ends."""
         transaction = self.autobegun()
         self._state = INSIDE
         if self.writing_call is not None:
@@ -152,16 +152,16 @@ class SessionStates(SessionHooks):
         return transaction
 
     def leave_to_stock(self, transaction: OptInSessionTransaction) -> None:
-        """Go back from inside, where none of our binds has joined."""
+        """Leave the state INSIDE, because no :class:`.OptInEngine` has joined the transaction."""
         self._state = STOCK if transaction.has_stock() else OUTSIDE
 
     @contextmanager
     def transaction_around_call(self, connection: OptInConnection) -> Generator[None]:
-        """One transaction around a call that may send several writing statements.
+        """Surround a call that may send several writing statements with one transaction.
 
         :param connection: The connection that sends them.
         """
-        if self._state is STOCK:  # whose transaction would leave this open until commit()
+        if self._state is STOCK:  # the session's transaction would stay open until commit()
             with connection.begin():
                 yield
             return
@@ -182,8 +182,8 @@ class SessionStates(SessionHooks):
     def join_handed_out(self) -> None:
         """Make the connections that the user has part of the transaction, at its begin.
 
-        A raw cursor of the user's can't tell when it is used. Sends nothing; a savepoint sends
-        SAVEPOINT.
+        Nobody sees when the user sends something on a cursor of the DBAPI connection. Sends
+        nothing, or SAVEPOINT where the transaction is a savepoint.
         """
         if self._has_handed_out:
             for connection in self._loans.handed_out():
@@ -198,15 +198,15 @@ class SessionStates(SessionHooks):
 
     @property
     def is_outside(self) -> bool:
-        """Whether no transaction is open, on a stock bind neither."""
+        """Whether no transaction is open, not even on a stock bind."""
         return self._state is OUTSIDE
 
     def noted_transaction(self) -> Any:
-        """Return SQLAlchemy's outermost transaction, which outside only notes changes."""
+        """Return SQLAlchemy's outermost ``SessionTransaction``; outside it only notes changes."""
         return super().get_transaction()
 
     def autobegun(self) -> OptInSessionTransaction:
-        """Return SQLAlchemy's outermost transaction, and have it made if there is none."""
+        """Return SQLAlchemy's outermost ``SessionTransaction``; make one if there is none."""
         transaction = super().get_transaction()
         if transaction is None:
             state = self._state
@@ -225,18 +225,18 @@ class SessionStates(SessionHooks):
             if self.entered is not None and not self.callbacks.ending:
                 raise exc.InvalidRequestError(
                     "The transaction of this block was ended inside it, by commit(), rollback() or "
-                    "close(): leave the block before."
+                    "close(): leave the block before you go on."
                 )
             return None
         innermost = super().get_nested_transaction() or super().get_transaction()
         return innermost if isinstance(innermost, Block) else None
 
     def may_call_back(self) -> bool:
-        """Tell whether no transaction is open, nor a block, so that callbacks may be called."""
+        """Tell whether callbacks may be called: no transaction is open, and no block is entered."""
         return self._state is not INSIDE and self.entered is None
 
     def _changed_binds(self) -> set[Any]:
-        """Return the binds of what waits for a flush, as a flush asks for them."""
+        """Return the binds of the objects that wait for a flush, asked for as a flush does."""
         changed = [*self.new, *self.dirty, *self.deleted]
         return {self.get_bind(mapper) for mapper in set(map(object_mapper, changed))}
 
@@ -247,7 +247,10 @@ class SessionStates(SessionHooks):
             return None
 
     def is_on_ours(self) -> bool:
-        """Tell whether a transaction would be one of our binds, as far as is known before it."""
+        """Tell whether a transaction would include an :class:`.OptInEngine`, as far as is known.
+
+        Known are the default bind and those of the objects that wait for a flush.
+        """
         known = {self._default_bind(), *self._changed_binds()} - {None}
         return not known or any(map(is_opt_in, known))
 
@@ -259,10 +262,10 @@ class SessionStates(SessionHooks):
 
         @property
         def autoflush(self):
-            """Whether SQLAlchemy flushes before a statement; ``None`` outside, where it would not.
+            """Whether SQLAlchemy flushes before a statement.
 
-            SQLAlchemy's ``no_autoflush`` reads it and puts it back later. So ``None``, where it is
-            given back, means on.
+            Outside it is ``None``, which SQLAlchemy reads as off. But ``no_autoflush`` reads the
+            value, and sets it again later: so the setter takes ``None`` for on.
             """
             if not self._autoflushes:
                 return False
@@ -277,7 +280,7 @@ class SessionStates(SessionHooks):
     def _is_stock_waiting(self) -> bool:
         """Tell whether all that waits is for stock binds, where SQLAlchemy flushes as ever."""
         if self.connection_callable is not None:
-            return False  # only a flush can tell, by each object
+            return False  # with shards, each object may have another bind
         try:
             binds = self._changed_binds()
         except exc.UnboundExecutionError:
@@ -299,7 +302,7 @@ class SessionStates(SessionHooks):
         if (
             self.begins_on_write
             and engine.primary is None
-            # On loan, so that it is known what the server's default is.
+            # The connection is borrowed first: its first use tells the server's default level.
             and _has_one_snapshot(self.borrow(engine))
         ):
             self.begin_implicitly()
@@ -317,7 +320,7 @@ class SessionStates(SessionHooks):
         return self.borrow(engine).execution_options(**execution_options)
 
     def borrow(self, engine: OptInEngine) -> OptInConnection:
-        """Return this session's connection to one of its binds, which is on loan.
+        """Return this session's connection to one of its binds; take one on loan if it has none.
 
         :param engine: The bind.
         """
@@ -333,8 +336,8 @@ class SessionStates(SessionHooks):
         """Return the connection to a bind, as SQLAlchemy does.
 
         Outside, each statement on it stands alone. It joins each transaction that the session
-        begins later, cursors of its DBAPI connection included. With ``begin_on_write=True`` it
-        begins the transaction, because nobody sees what is sent on a cursor of its own.
+        begins later, and so do cursors of its DBAPI connection. With ``begin_on_write=True`` this
+        call begins the transaction, because nobody sees what is sent on such a cursor.
 
         :param bind_arguments: As SQLAlchemy takes them.
         :param execution_options: As SQLAlchemy takes them.
@@ -367,7 +370,7 @@ class SessionStates(SessionHooks):
     def get_bind(self, *args: Any, **kwargs: Any) -> Any:
         """Return the engine of a mapper or a statement, as SQLAlchemy does.
 
-        :returns: a replica for a SELECT outside, if the engine has some.
+        :returns: For a SELECT outside, one of the engine's replicas, if it has some.
         """
         bind = super().get_bind(*args, **kwargs)
         if self._state is INSIDE or self._from_primary:
@@ -392,12 +395,12 @@ def is_opt_in(bind: Any) -> bool:
 
 
 def _has_one_snapshot(source: OptInEngine | OptInConnection) -> bool:
-    """Tell whether all statements of a transaction see the same, so that a read begins it, too."""
+    """Tell whether all statements of a transaction see one snapshot, so that a read begins it."""
     level: Any = source.transaction_options.isolation_level
     return (level or getattr(source.dialect, "default_isolation_level", None)) in _SNAPSHOTS
 
 
-# First of all listeners: others may raise.
+# Before all other listeners, because these may raise.
 for _name, _method in (
     ("after_transaction_create", SessionStates.transaction_created),
     ("after_begin", SessionStates.transaction_begun),

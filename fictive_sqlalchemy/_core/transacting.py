@@ -1,4 +1,4 @@
-"""A connection's way into a transaction and back, whatever happens to it meanwhile."""
+"""How a connection enters and leaves a transaction, and recovers from errors and lost servers."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
 
 
 class Phase(Enum):
-    """Where a connection stands, as far as the driver's autocommit is concerned.
+    """Whether the driver of a connection is in autocommit.
 
-    It says so before the driver is taken out of autocommit, and until the driver is back. So a
-    connection whose way back was interrupted, by an exception from a signal handler, is known.
+    It changes before the driver leaves autocommit, and after the driver has returned to it. So if
+    an exception from a signal handler interrupts the return, the phase is still OPEN.
     """
 
     RESTING = "resting"
     """The driver is in autocommit."""
 
     BEGINNING = "beginning"
-    """A transaction begins. Listeners to its begin may send something, which is part of it."""
+    """A transaction begins. What listeners to its begin send is part of it."""
 
     OPEN = "open"
     """A transaction is open, or is being ended."""
@@ -92,7 +92,7 @@ class TransactingConnection(ConnectionHooks):
         if self.get_transaction() is not None:
             return super().begin()  # which raises SQLAlchemy's own error
         if self.transaction_options.isolation_level == "AUTOCOMMIT":
-            return super().begin()  # somebody asked for one that is none
+            return super().begin()  # the user has asked for one that sends no BEGIN
         return OptInTransaction(self)
 
     def begin_nested(self) -> NestedTransaction:
@@ -136,14 +136,14 @@ class TransactingConnection(ConnectionHooks):
         return self
 
     def has_sent_nothing(self) -> bool:
-        """Tell whether the open transaction has sent nothing yet, BEGIN neither."""
+        """Tell whether the open transaction has sent nothing yet, not even BEGIN."""
         held = self.held
         return not self._has_sent and (
             held is None or not self.engine.switch.has_begun(held.dbapi_connection)
         )
 
     def give_options(self, **opt: Any) -> None:
-        """Set execution options in a transaction that has sent nothing yet, as before its begin.
+        """Set execution options in a transaction that has sent nothing yet, which has them then.
 
         :param opt: As :meth:`execution_options` takes them.
         """
@@ -160,7 +160,7 @@ class TransactingConnection(ConnectionHooks):
                 self._options_in_effect = options
                 switch.leave_autocommit(connection, options)
             except BaseException:
-                self.invalidate()  # it may be in autocommit now, and the transaction is open
+                self.invalidate()  # the driver may be in autocommit in an open transaction
                 raise
 
     def leave_autocommit(self) -> None:
@@ -172,7 +172,7 @@ class TransactingConnection(ConnectionHooks):
             if used_by is not None and (other := used_by()) and other.in_transaction():
                 raise exc.InvalidRequestError(
                     "Another transaction is open on the one connection that this pool has for "
-                    "all: end it before, or use a pool that has more."
+                    "all: end that transaction first, or use a pool with more connections."
                 )
             connection.info[USED_BY] = ref(self)
         self._options_in_effect = self.transaction_options
@@ -185,7 +185,7 @@ class TransactingConnection(ConnectionHooks):
         self._phase = OPEN
 
     def return_to_autocommit(self) -> None:
-        """Put the driver back, for the transaction that has ended. Sends nothing."""
+        """Put the driver back into autocommit after a transaction has ended. Sends nothing."""
         try:
             self._failure = None
             held = self.held
@@ -194,8 +194,8 @@ class TransactingConnection(ConnectionHooks):
                     held.dbapi_connection, self._options_in_effect, held.info[STARTED_WITH]
                 )
         except BaseException as failure:
-            # Nobody knows its state: it must not reach the pool. The transaction has ended all
-            # the same, and what it has to say comes before what the driver says.
+            # Nobody knows the connection's state, so it must not reach the pool. An error of the
+            # driver is not raised: the transaction has ended, and its own error is the one to see.
             self.invalidate()
             if not isinstance(failure, self.dialect.loaded_dbapi.Error):
                 raise
@@ -212,7 +212,7 @@ class TransactingConnection(ConnectionHooks):
         return False
 
     def roll_back_rest(self) -> None:
-        """Roll back what was sent past the session's transaction, which has ended now."""
+        """Roll back what a cursor of the user's has sent after the session's rollback."""
         held = self.held
         try:
             if held is not None and self.engine.switch.has_begun(held.dbapi_connection):
@@ -223,26 +223,26 @@ class TransactingConnection(ConnectionHooks):
             self.return_to_autocommit()
 
     def _end_interrupted(self) -> None:
-        """End a transaction that SQLAlchemy has ended, and whose way back was interrupted.
+        """Return to autocommit where an exception has interrupted that.
 
-        :raises sqlalchemy.exc.InvalidRequestError: if it is open on the server.
+        :raises sqlalchemy.exc.InvalidRequestError: if the transaction is still open on the server.
         """
         held = self.held
         if held is not None and self.engine.switch.has_begun(held.dbapi_connection):
             self.invalidate()
             self.return_to_autocommit()
             raise exc.InvalidRequestError(
-                "An exception interrupted the end of the transaction before, which is rolled back "
+                "An exception interrupted the end of the last transaction, which is rolled back "
                 "now. This statement was not sent; the next one will be."
             )
         self.return_to_autocommit()
 
     def is_inside(self) -> bool:
-        """Tell whether a transaction is open, or begins: an event may send something already."""
+        """Tell whether a transaction is open, or is about to be: a listener may send something."""
         return self._phase is not RESTING or self.get_transaction() is not None
 
     def refuse_if_aborted(self) -> None:
-        """Refuse to commit after an error: PostgreSQL would roll back, and no driver says so.
+        """Refuse to commit after an error: PostgreSQL would roll back, and no driver reports that.
 
         :raises sqlalchemy.exc.PendingRollbackError: if a statement of the transaction failed. Its
             cause is the error of that statement.
@@ -269,8 +269,8 @@ class TransactingConnection(ConnectionHooks):
         # SQLAlchemy tells no statement for an error of a later FETCH.
         if declared is None or statement is None or self._is_loss(error, cursor):
             return
-        # There is no cursor on the server: its DECLARE has failed. The drivers would close it in
-        # vain, or ask the server about it.
+        # DECLARE has failed, so there is no cursor on the server. The drivers would try to close
+        # it, or ask the server about it.
         self.undeclared = declared
         if not context.had_cursors:
             held.info.pop(HELD_CURSORS, None)
@@ -307,14 +307,14 @@ class TransactingConnection(ConnectionHooks):
             )
 
     def forget_failure(self) -> None:
-        """Go on after a savepoint was rolled back, which undoes the abort, but no loss."""
+        """Forget the error after ROLLBACK TO SAVEPOINT, unless the connection was lost."""
         if self.held is not None:
             self._failure = None
 
     # What is left on the server's session
 
     def note_left_behind(self, left: Left) -> None:
-        """Warn of what a statement will leave on the server's session, and have it closed later.
+        """Warn of what a statement leaves on the server's session, and have the pool close that.
 
         :param left: What it leaves.
         """
@@ -331,7 +331,7 @@ class TransactingConnection(ConnectionHooks):
             held.info[LEFT_BEHIND] = True
 
     def is_held_by_user(self) -> bool:
-        """Tell whether its user holds it, and closes it; no session has it on loan."""
+        """Tell whether its user holds it and closes it, so that no session has it on loan."""
         raise NotImplementedError
 
     # A DBAPI connection that was lost
@@ -342,16 +342,16 @@ class TransactingConnection(ConnectionHooks):
         return held is None or self.engine.switch.is_lost(held.dbapi_connection)
 
     def live_connection(self) -> PoolProxiedConnection:
-        """Return the DBAPI connection: another one if the server has closed it while it was idle.
+        """Return the DBAPI connection; if the server has closed it while it was idle, another one.
 
         Nothing was sent on it yet, so nothing can be sent twice.
         """
         connection = self.connection
         if self.engine.switch.is_lost(connection.dbapi_connection):
-            # Those that are idle in the pool may have been closed with it.
+            # The server may have closed those that are idle in the pool, too.
             idle: Callable[[], int] = getattr(self.engine.pool, "checkedin", int)
             for _ in range(idle() + 1):
-                self._unread.read()  # from the driver, which has the rows
+                self._unread.read()  # the driver has received the rows already
                 self.invalidate()
                 self._close_lost_streams()
                 connection = self.connection

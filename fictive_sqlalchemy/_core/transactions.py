@@ -13,7 +13,7 @@ OpenTransaction: TypeAlias = SessionTransaction | Transaction
 
 
 class OpenTransactions:
-    """Where connections note the transactions that take them out of autocommit, all of it weak.
+    """The open transactions and their connections, all held by weak references.
 
     Thread-safe without a lock: each change, and the copy, is one operation on one dict.
     """

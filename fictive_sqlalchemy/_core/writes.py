@@ -1,12 +1,13 @@
-"""The one way of a write that is outside a transaction.
+"""How a write outside a transaction is stored: the one mechanism for all writes.
 
 **A write outside begins a transaction. It ends with the call, or with commit(), rollback() or
-close().** The second is for sessions with ``begin_on_write=True``, and for transactions that a
-stock bind has joined, whose end SQLAlchemy leaves to commit() in any case.
+close().** It ends with one of these three in sessions with ``begin_on_write=True``, and where a
+stock bind has joined the transaction, whose end SQLAlchemy leaves to commit() in any case.
 
-A :class:`WritingCall` surrounds each call of a session that may write. A flush, and what may be
-several statements, come to the session's transaction for a connection, and that begins it. A
-statement that is certain to be the only one goes straight to the connection, and stands alone.
+A :class:`WritingCall` surrounds each call of a session that may write. A flush, and a call that may
+send several statements, ask the session's transaction for a connection, and that begins the
+transaction. A statement that is certain to be the only one goes straight to the connection, and
+stands alone.
 """
 
 from __future__ import annotations
@@ -31,15 +32,16 @@ class Kind(Enum):
     """``commit()``: ends the transaction in any mode; objects expire as ever."""
 
     FLUSH = "flush"
-    """``flush()``: COMMIT flushes what listeners have changed meanwhile. Nobody has asked for a
-    commit, and the objects are in use, so they do not expire."""
+    """``flush()``: before COMMIT, what listeners have changed meanwhile is flushed, too. Objects do
+    not expire: nobody has asked for a commit, and the objects are in use."""
 
     STATEMENT = "statement"
-    """One call that writes past the objects: COMMIT leaves alone what still waits, and is none of
-    the session's listeners, who would take that for stored."""
+    """``execute()`` and the like, which write without objects: COMMIT leaves alone what still waits
+    in the session, and calls no listener of the session, who would take that for stored."""
 
     ALONE = "alone"
-    """The same, and a failure leaves all objects as they are: what waits goes on waiting."""
+    """A bulk call, or ``store_alone()``: as STATEMENT, and a failure leaves all objects as they
+    are, so that what waits goes on waiting."""
 
 
 class WritingCall(AbstractContextManager["WritingCall"]):
@@ -65,14 +67,15 @@ class WritingCall(AbstractContextManager["WritingCall"]):
         self._session = session
         self.kind = kind
         self.has_flushed = False
+        """Whether a failure rolls back the session's objects, as a failed flush does."""
         self.transaction: OptInSessionTransaction | None = None
         """The transaction that a write in this call has begun."""
         self.deleted: list[object] = []
-        """The objects whose rows it has deleted, for good once it has ended."""
+        """The objects whose rows it has deleted."""
         self.on_commit: list[Callback] = []
-        """What is called after it, unless it fails or begins a transaction, which takes these."""
+        """What is called after it, unless it fails. If it begins a transaction, these go there."""
         self.on_rollback: list[Callback] = []
-        """What is called after it, if it fails."""
+        """What is called after it, if it fails. If it begins a transaction, these go there."""
 
     def __enter__(self) -> WritingCall:  # noqa: PYI034  # or the one around it
         around: WritingCall | None = self._session.writing_call
@@ -97,7 +100,8 @@ class WritingCall(AbstractContextManager["WritingCall"]):
             finally:
                 session.writing_call = None
         if self.deleted and not failed and self.kind is not Kind.COMMIT and session.is_outside:
-            # As SQLAlchemy's commit() does, but that does so only with expire_on_commit.
+            # Their rows are gone for good. SQLAlchemy's commit() expunges such objects, too, but
+            # only with expire_on_commit.
             session.let_go(self.deleted)
 
     def note_begin(self, transaction: OptInSessionTransaction) -> None:
@@ -117,12 +121,12 @@ class WritingCall(AbstractContextManager["WritingCall"]):
             return  # commit() has ended it
         if transaction is not self.transaction:
             if not failed and session.is_outside:
-                transaction.close()  # it only noted changes, and what was sent is committed
+                transaction.close()  # it has only noted changed objects; what was sent is committed
         elif not transaction.has_ours() and (transaction.has_stock() or transaction.is_active):
             session.leave_to_stock(transaction)
         elif self.kind is not Kind.COMMIT and (session.begins_on_write or transaction.has_stock()):
             if not failed and transaction.has_done_nothing():
-                transaction.close()  # what a flush found changed has the value it had
+                transaction.close()  # the flush found nothing to write
         elif failed:
             self._give_up(transaction)
         else:
@@ -151,11 +155,11 @@ class WritingCall(AbstractContextManager["WritingCall"]):
 
 
 def flush_until_stored(session: Any, objects: Collection[object]) -> None:
-    """Flush these objects alone; as ``commit()`` does, again if listeners have changed them after.
+    """Flush these objects alone, and again as long as listeners change them, as ``commit()`` does.
 
     :param session: The session.
-    :param objects: The objects, which may become more.
-    :raises sqlalchemy.orm.exc.FlushError: if that has no end.
+    :param objects: The objects. Listeners may add to them.
+    :raises sqlalchemy.orm.exc.FlushError: if 100 flushes are not enough.
     """
     for _ in range(100):
         session.flush_only(objects)
@@ -173,5 +177,5 @@ def _roll_back(transaction: OptInSessionTransaction) -> None:
         return
     try:
         transaction.rollback()
-    except exc.InvalidRequestError:  # it is stored: a listener failed after COMMIT
+    except exc.InvalidRequestError:  # it is committed already, and a listener failed after COMMIT
         transaction.close()

@@ -16,7 +16,7 @@ from .writes import Kind, WritingCall, flush_until_stored
 
 
 class WritingSession(SessionStates):
-    """A session each of whose calls that may write goes the way of :mod:`.writes`."""
+    """A session that surrounds each call that may write with a :class:`.WritingCall`."""
 
     def flush(self, objects: Any = None) -> None:
         """Store what is waiting. Outside it is one transaction, committed when the call returns.
@@ -104,7 +104,7 @@ class WritingSession(SessionStates):
             **statement.get_execution_options(),
             **(kwargs.get("execution_options") or {}),
         }:
-            # SQLAlchemy may take it for a bulk call, which goes to the SessionTransaction.
+            # SQLAlchemy may treat it as a bulk call, which needs a SessionTransaction.
             self.autobegun()
         return WritingCall(self, Kind.STATEMENT)
 
@@ -175,7 +175,7 @@ class WritingSession(SessionStates):
 
 
 def _writes(statement: Any) -> bool:
-    """Tell whether a statement writes that is no INSERT, UPDATE or DELETE of SQLAlchemy's."""
+    """Tell whether a statement writes, which is no ``insert()``, ``update()`` or ``delete()``."""
     if isinstance(statement, TextClause):
         return evidently_writes(str(statement))
     return any(getattr(part, "is_dml", False) for part in visitors.iterate(statement))

@@ -1,4 +1,4 @@
-"""Cursors whose statements are surrounded by isolation, of any cursor class."""
+"""Cursors of any class whose statements are isolated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .stand_in import StandIn, State
 
 
 def make_cursor(stand_in: StandIn, factory: Any, *args: Any, **kwargs: Any) -> Any:
-    """Make a cursor whose statements are surrounded by isolation.
+    """Make a cursor whose statements are isolated.
 
     :param stand_in: The stand-in that the cursor belongs to.
     :param factory: The class of the cursor: one of the driver's, or of the user's own.
@@ -43,7 +43,7 @@ class _IsolatedCursor:
         return self.stand_in.for_cursors
 
     def plain(self, query: Any) -> Any:
-        """Return a query as a string where it is bytes or one of the driver's ``sql`` objects."""
+        """Return a query as a string, where it is bytes or one of the driver's ``sql`` objects."""
         if isinstance(query, bytes):
             return query.decode(errors="replace")
         as_string: Any = getattr(query, "as_string", None)
@@ -57,8 +57,8 @@ class _IsolatedCursor:
 
     @contextmanager
     def sending(self, query: object = None, fetches: bool = False) -> Generator[None]:
-        """What surrounds a call that sends something."""
-        if self.is_sending:  # one method calls another, as a class of the user's may do
+        """Surround a call that sends something with what isolates it."""
+        if self.is_sending:  # one method has called another, as a class of the user's may do
             yield
             return
         with self.stand_in.statement(query, fetches):

@@ -88,7 +88,7 @@ class Isolation:
 
     @contextmanager
     def statement(self, stand_in: StandIn, joins: bool = False) -> Generator[None]:
-        """What surrounds a statement of a stand-in.
+        """Surround a statement of a stand-in with what isolates it.
 
         :param stand_in: The stand-in.
         :param joins: Whether the statement may be sent in the middle of the transaction of another
@@ -139,7 +139,8 @@ class Isolation:
             if self._busy is None:
                 self._savepoints.undo_noted()
                 if current is None and self.status == IN_ERROR:
-                    # Only an interruption leads here, and nobody knows what is still to be undone.
+                    # Only an exception from a signal handler leads here, and nobody knows what is
+                    # still to be undone.
                     self.physical.close()
                     continue
                 if current is None or current is stand_in or self._park(current):

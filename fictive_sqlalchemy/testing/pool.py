@@ -41,7 +41,7 @@ def isolated_pool(engine: Engine, patience: float) -> Generator[None]:
         raise
     isolated = IsolatedPool(isolation)
     dispatch: Any = pool.dispatch
-    for name in ("checkout", "checkin"):  # the user's, such as one that sets the tenant's id
+    for name in ("checkout", "checkin"):  # listeners of the user's: one may set the tenant's id
         for listener in getattr(dispatch, name).listeners:
             event.listen(isolated, name, listener)
     try:

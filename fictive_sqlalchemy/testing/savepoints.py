@@ -9,8 +9,8 @@ from .stand_in import IDLE
 
 _MARK = "fictive_sqlalchemy_isolation"
 
-# A test that waits for a lock that it holds itself, on a connection that is not isolated, would
-# wait for ever.
+# Without it a test could wait for ever: for a lock that it holds itself, on a connection that is
+# not isolated.
 _LOCK_TIMEOUT = """
 SELECT pg_catalog.set_config('lock_timeout', '{milliseconds}', true)
 WHERE pg_catalog.current_setting('lock_timeout') = '0'

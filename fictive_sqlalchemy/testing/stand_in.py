@@ -35,7 +35,7 @@ class State(Enum):
     """In no transaction."""
 
     CURRENT = "current"
-    """In a transaction, which has the one savepoint of a transaction that there is."""
+    """In a transaction with a savepoint. One stand-in at a time has one."""
 
     PARKED = "parked"
     """In a transaction that has written nothing, and whose savepoint was released for another
@@ -218,8 +218,8 @@ class StandIn:
     def fileno(self) -> int:
         """Return a socket from which there is never anything to read.
 
-        Whoever looks for a lost connection looks whether there is something to read. On the one
-        connection this may be the answer to another stand-in.
+        A check for a lost connection looks for something to read. On the one connection, that may
+        be the answer to another stand-in.
         """
         return self.isolation.quiet[0].fileno()
 
@@ -244,7 +244,7 @@ class StandIn:
 
     @contextmanager
     def statement(self, query: object = None, fetches: bool = False) -> Generator[None]:
-        """What surrounds a statement on one of its cursors.
+        """Surround a statement on one of its cursors with what isolates it.
 
         :param query: The statement, unless the driver makes it.
         :param fetches: Whether the statement is a FETCH from a cursor on the server.

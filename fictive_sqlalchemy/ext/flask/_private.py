@@ -1,8 +1,8 @@
-"""What nothing public of Flask-SQLAlchemy, Flask and Werkzeug does, by names of our own.
+"""Every private name of Flask-SQLAlchemy, Flask and Werkzeug, behind names of our own.
 
-Every private name of Flask-SQLAlchemy that this package uses is in this module, and so is what
-Flask calls internal. ``tests/test_private_names.py`` shows that each is what it is taken for, and
-that no other module of ``ext/flask`` uses one.
+Nothing public does what is done here. What Flask documents and calls internal is here, too.
+``tests/test_private_names.py`` has a test for each name, and one that no other module of
+``ext/flask`` uses a private name.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class ExtensionHooks(_Extension):
     def _base_of_models(self, model_class: Any, disable_autonaming: bool = False) -> Any:
         """Make ``db.Model``.
 
-        Only here is it known which class is copied for it.
+        Only this method gets the class whose attributes are copied for it.
 
         :param model_class: The class passed to the extension.
         :param disable_autonaming: Leave ``__tablename__`` to the models.
@@ -90,7 +90,7 @@ def extension_of(model: type[Any]) -> SQLAlchemy | None:
 def record_queries_of(engine: Engine) -> None:
     """Have ``get_recorded_queries()`` see an engine that the extension does not know of.
 
-    The extension does this to each engine of its binds; a replica's is no bind's.
+    The extension does this for the engine of each bind, and a replica is no bind.
 
     :param engine: The engine.
     """
@@ -100,8 +100,8 @@ def record_queries_of(engine: Engine) -> None:
     record_queries._listen(engine)  # pyright: ignore[reportPrivateUsage]
 
 
-# The application context itself, to which ``current_app`` and ``g`` belong. Flask documents
-# ``app_ctx``, and calls it internal. An alias, because each use of a scoped session asks.
+# Returns the application context itself, to which ``current_app`` and ``g`` belong. Flask documents
+# ``app_ctx``, and calls it internal. An alias, because each use of a scoped session calls it.
 _app_ctx: Any = app_ctx
 current_app_context: Callable[[], AppContext] = _app_ctx._get_current_object
 

@@ -32,8 +32,8 @@ LOST = (
 )
 ANOTHER = (
     "This request can't be a transaction of its own: it shares the application context, and so the "
-    "session, of code that has begun one. End that before, or send the request outside of its "
-    "`with app.app_context():`."
+    "session, of code that has begun a transaction. End that transaction first, or send the "
+    "request outside of that code's `with app.app_context():`."
 )
 
 V = TypeVar("V", bound=Callable[..., Any])
@@ -63,8 +63,8 @@ class AtomicRequestsMixin:
 
         Call it again to add a blueprint, or more methods.
 
-        :param app: The application, or a blueprint: then it is the requests of its views, and
-            of those of the blueprints in it.
+        :param app: The application, or a blueprint, for the requests of its views and of those of
+            the blueprints in it.
         :param methods: The methods. ``"GET"`` includes HEAD, as in Flask.
         :raises AssertionError: Flask's own, if the application has handled a request already, or
             the blueprint is registered already.
@@ -116,7 +116,7 @@ class AtomicRequestsMixin:
         return _mark(self, view, False)
 
     def session_of_request(self) -> Session:
-        """Return the session whose transaction a request is."""
+        """Return the session of this application context, for the transaction of a request."""
         raise NotImplementedError
 
 
@@ -142,7 +142,7 @@ def atomic_requests_of(owner: AtomicRequestsMixin, app: Flask) -> AtomicRequests
 
 
 class AtomicRequests:
-    """Which requests of an application are a transaction, and those that are under way.
+    """Decides which requests of an application are a transaction; begins and ends these.
 
     :param owner: The extension, or scoped session.
     :param app: The application.
@@ -220,9 +220,9 @@ class AtomicRequests:
         return response
 
     def abandon(self, exception: BaseException | None = None) -> None:
-        """Roll back for an exception that no error handler took: handlers of 500 run outside.
+        """Roll back if no error handler has taken an exception; handlers of 500 run outside.
 
-        Also where the request has ended without a response.
+        Flask also calls it at the end of each request, which may have had no response.
         """
         transaction = self._open.pop(current_request_context(), None)
         if transaction is not None:
@@ -230,7 +230,7 @@ class AtomicRequests:
 
 
 class RequestTransaction:
-    """The transaction of one request. Its end is for the request to decide, and for nobody else.
+    """The transaction of one request, which nobody but the request may end.
 
     :param session: The session. It is watched until the end: ``commit()`` is refused, after
         ``rollback()`` the request goes on in a new transaction.
@@ -245,14 +245,14 @@ class RequestTransaction:
         self._owned.__enter__()
         session.info[_WATCHED_BY] = self
 
-    # What the session tells, by its events (see the end of this module)
+    # What the session's events call (see the end of this module)
 
     def note_end(self, transaction: SessionTransaction) -> None:
         """Note that nothing can be stored any more, unless rollback() has ended the transaction."""
         if transaction is self._current:
             self._is_lost = True
             self._owned.refusal = LOST
-            # What comes now would be stored on its own, if the session is ours.
+            # On an OptInSession, a later statement would be stored on its own.
             event.listen(self._session, "do_orm_execute", _refuse_statement)
 
     def go_on_after_rollback(self, transaction: SessionTransaction) -> None:
@@ -266,7 +266,7 @@ class RequestTransaction:
             event.remove(self._session, "do_orm_execute", _refuse_statement)
 
     def _is_in_a_block(self) -> bool:
-        """Tell whether it was in a begin_nested() block, which can't go on in another one."""
+        """Tell whether ``rollback()`` came in a ``begin_nested()`` block, which can't go on."""
         session = self._session
         return isinstance(session, OptInSession) and session.entered is not self._current
 
@@ -301,7 +301,8 @@ class RequestTransaction:
     def roll_back(self, *, only_log: bool = False) -> None:
         """Roll back.
 
-        :param only_log: Whether an error is under way, which comes before those of on_rollback().
+        :param only_log: Whether errors of callbacks are only logged, because another error is being
+            raised.
         """
         self._stop_watching()
         self._roll_back(only_log=only_log)
@@ -316,7 +317,7 @@ class RequestTransaction:
                 session.rollback()
             except exc.DBAPIError as error:
                 if not error.connection_invalidated:
-                    raise  # but from a lost connection there is nothing left to roll back
+                    raise  # if the connection is lost, the server has rolled back
 
     def _stop_watching(self) -> None:
         self._leave()
@@ -327,7 +328,7 @@ class RequestTransaction:
 
 
 def _entered(transaction: SessionTransaction) -> SessionTransaction:
-    """Enter a transaction as `with` would: once it has ended, its session refuses all but that."""
+    """Enter a transaction as ``with`` would, so that its session refuses to go on after its end."""
     if isinstance(transaction, Block):
         transaction.__enter__()
         transaction.entered_in = None  # Flask may run an async view in a thread of its own
@@ -341,7 +342,7 @@ def _begun_for_request(session: Session) -> SessionTransaction:
     if transaction.origin is SessionTransactionOrigin.BEGIN:
         raise exc.InvalidRequestError(ANOTHER)
     if isinstance(session, OptInSession):
-        return session.begin()  # which says why it can't
+        return session.begin()  # which raises an error that says why
     return transaction  # stock SQLAlchemy has begun by itself, with a read
 
 

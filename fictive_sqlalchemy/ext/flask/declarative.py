@@ -1,4 +1,4 @@
-"""What our mixins share: where they stand, and ``db.Model`` from a base that is a dataclass."""
+"""What our mixins share: a check of their place in the bases, and ``db.Model`` from a dataclass."""
 
 from __future__ import annotations
 
@@ -44,12 +44,13 @@ class DeclarativeBaseMixin(ExtensionHooks):
                 )
             raise TypeError(
                 f"{cls.__name__} is no Flask-SQLAlchemy extension without SQLAlchemy among its "
-                f"bases, of flask_sqlalchemy: write class {cls.__name__}({bases}, SQLAlchemy)."
+                "bases: import it from flask_sqlalchemy, and write "
+                f"class {cls.__name__}({bases}, SQLAlchemy)."
             )
         for mixin in order[order.index(SQLAlchemy) :]:
             if issubclass(mixin, DeclarativeBaseMixin):
                 raise TypeError(
-                    f"In the bases of {cls.__name__} {mixin.__name__} comes after SQLAlchemy, "
+                    f"In the bases of {cls.__name__}, {mixin.__name__} comes after SQLAlchemy, "
                     f"where it has no effect. Put it before: class {cls.__name__}("
                     f"{mixin.__name__}, SQLAlchemy)."
                 )
@@ -68,7 +69,7 @@ class DeclarativeBaseMixin(ExtensionHooks):
 
 @contextmanager
 def _undecorated(model_class: type[Any]) -> Generator[None, None, None]:
-    """Take what the dataclass decorator would refuse to make twice off the class for a while."""
+    """Remove from a class, for a while, what the dataclass decorator would refuse to make again."""
     with _undecorating:
         made = _made_by_dataclass(model_class)
         for name in made:

@@ -40,7 +40,7 @@ class FilterByOrCreate(Generic[T]):
         :raises sqlalchemy.exc.ArgumentError: if there is nothing to search for, or a name is both
             a filter and in ``defaults``. Nothing is sent.
         :raises sqlalchemy.exc.InvalidRequestError: if the model has no attribute of that name, or a
-            related object can't be used here. Nothing is sent.
+            related object can't be used here. Nothing is stored.
         :raises sqlalchemy.exc.MultipleResultsFound: if there is more than one.
         :raises sqlalchemy.exc.DBAPIError: if the database refuses the new row.
         """
@@ -49,7 +49,7 @@ class FilterByOrCreate(Generic[T]):
     def with_created(
         self, /, *, defaults: Mapping[str, Any] | None = None, **filters: Any
     ) -> tuple[T, bool]:
-        """Do the same, and tell whether this call has created the object::
+        """Find or create the object, and tell whether this call has created it::
 
             user, created = User.filter_by_or_create.with_created(email="ada@example.com")
 

@@ -105,7 +105,7 @@ class OptInTransactionMixin(HasAtomic, AtomicRequestsMixin, DeclarativeBaseMixin
         options = dict(options or {})
         class_ = options.get("class_", Session)
         bases = list(dict.fromkeys((OptInSession, class_, FlaskSession)))
-        # Without those that another of them has as a base.
+        # A class that another one of them is derived from is not needed.
         needed = [base for base in bases if sum(issubclass(one, base) for one in bases) == 1]
         options["class_"] = (
             needed[0] if len(needed) == 1 else type(class_.__name__, tuple(needed), {})
@@ -115,7 +115,8 @@ class OptInTransactionMixin(HasAtomic, AtomicRequestsMixin, DeclarativeBaseMixin
         if not is_scoped_by_us:
             return OptInScopedSession(stock.session_factory, stock.registry.scopefunc)
         session = OptInScopedSession(stock.session_factory, current_app_context)
-        # By the context itself: an id() comes again, and its session must not.
+        # The key is the context itself. An id() may be that of a later context, which would get the
+        # session of this one.
         session.registry.registry = WeakKeyDictionary[AppContext, Any]()
         return session
 
@@ -164,7 +165,7 @@ class OptInTransactionMixin(HasAtomic, AtomicRequestsMixin, DeclarativeBaseMixin
                 yield
             finally:
                 if has_app_context():
-                    self.session.remove()  # its objects are of rows that will be no more
+                    self.session.remove()  # the rows of its objects are about to be undone
 
     def init_app(self, app: Flask) -> None:
         """Initialize an application as Flask-SQLAlchemy does. Sends nothing.
@@ -175,7 +176,7 @@ class OptInTransactionMixin(HasAtomic, AtomicRequestsMixin, DeclarativeBaseMixin
         atomic_requests_of(self, app)
 
     def session_of_request(self) -> Session:
-        """Return the session whose transaction a request is."""
+        """Return the session of this application context, for the transaction of a request."""
         return self.session()
 
     def _session_of_extension(self, options: dict[str, Any]) -> OptInScopedSession[Any]:

@@ -36,13 +36,16 @@ class flask_scoped_session(AtomicRequestsMixin, OptInScopedSession[S]):
     ) -> None:
         self._apps: WeakSet[Flask] = WeakSet()
         super().__init__(cast("sessionmaker[S]", session_factory), self._scope)
-        # By the context itself: an id() comes again, and its session must not.
+        # The key is the context itself. An id() may be that of a later context, which would get the
+        # session of this one.
         self.registry.registry = WeakKeyDictionary[AppContext, S]()
         if app is not None:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
-        """Set an application up: ``app.scoped_session`` is this session, and removed in time.
+        """Set an application up: ``app.scoped_session`` is this object.
+
+        At the end of each application context the context's session is removed.
 
         :param app: The application.
         :raises AssertionError: Flask's own, if the application has handled a request already.
@@ -69,7 +72,7 @@ class flask_scoped_session(AtomicRequestsMixin, OptInScopedSession[S]):
         return context
 
     def session_of_request(self) -> S:
-        """Return the session of this context, whose transaction a request is."""
+        """Return the session of this application context, for the transaction of a request."""
         return self()
 
 
