@@ -25,6 +25,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.collections import collection_adapter
 from sqlalchemy.types import TypeDecorator
 
+from ._core.describe import listed, state_of
 from ._core.errors import sqlstate
 from ._core.session import OptInSession
 from ._core.sqlalchemy_private import forget_addition
@@ -121,7 +122,7 @@ class _FindOrCreate(Generic[T]):
         twice = [key for key in self.defaults if key in self.filters]
         if twice:
             raise exc.ArgumentError(
-                f"{name}.filter_by_or_create() searches for {_listed(twice)}, which the new object "
+                f"{name}.filter_by_or_create() searches for {listed(twice)}, which the new object "
                 "gets anyway: leave it out of the defaults."
             )
         mapped = self.mapper.all_orm_descriptors
@@ -129,7 +130,7 @@ class _FindOrCreate(Generic[T]):
         unknown += [key for key in self.defaults if not self.is_accepted(key)]
         if unknown:
             raise exc.InvalidRequestError(
-                f"{name} has no attribute {_listed(unknown)}; it has {_listed(mapped.keys())}. "
+                f"{name} has no attribute {listed(unknown)}; it has {listed(mapped.keys())}. "
                 "Nothing was sent."
             )
 
@@ -271,7 +272,7 @@ class _FindOrCreate(Generic[T]):
 
     def settle(self, created: T) -> None:
         """Let the object have what is stored now, without another SELECT."""
-        values = _state(created).dict
+        values = state_of(created).dict
         for name in self.names_of_null(created):
             if name not in values:  # it was expired, because it was an SQL expression
                 set_committed_value(created, name, None)
@@ -281,7 +282,7 @@ class _FindOrCreate(Generic[T]):
 
         :param created: The new object.
         """
-        values = _state(created).dict
+        values = state_of(created).dict
         for name, value in self.filters.items():
             while name in self.mapper.synonyms:
                 name = self.mapper.synonyms[name].name
@@ -398,7 +399,7 @@ class _Attempt(Collection[object]):
     def make_room(self) -> None:
         """Take out the object of the session that has the primary key of the new one."""
         session = self.session
-        key = _state(self.created).mapper.identity_key_from_instance(self.created)
+        key = state_of(self.created).mapper.identity_key_from_instance(self.created)
         known = session.identity_map.get(key)
         if known is not None and known is not self.created and known not in session.deleted:
             self.known = known
@@ -406,7 +407,7 @@ class _Attempt(Collection[object]):
 
     def add(self) -> None:
         """Add the object to the session, and what it takes along."""
-        session, state = self.session, _state(self.created)
+        session, state = self.session, state_of(self.created)
         self.attached = [
             instance
             for instance, _, related, _ in state.mapper.cascade_iterator(
@@ -446,7 +447,7 @@ class _Attempt(Collection[object]):
                 continue
             if instance in session.deleted:
                 session.add(instance)  # takes back the delete()
-            elif _state(instance).deleted:
+            elif state_of(instance).deleted:
                 make_transient(instance)
                 make_transient_to_detached(instance)
                 session.add(instance)
@@ -465,11 +466,6 @@ class _Attempt(Collection[object]):
         return self.known
 
 
-def _state(instance: Any) -> InstanceState[Any]:
-    state: InstanceState[Any] = inspect(instance)
-    return state
-
-
 def _mapped(value: Any) -> InstanceState[Any] | None:
     """Return the state of an object of a mapped class; ``None`` for anything else."""
     state: Any = inspect(value, raiseerr=False)
@@ -483,7 +479,7 @@ def _is_function(value: Any) -> bool:
 
 def _related(instance: object, name: str | None = None) -> Iterator[Any]:
     """Yield the objects that were put into the relationships of an object that is not flushed."""
-    state = _state(instance)
+    state = state_of(instance)
     for relationship in state.mapper.relationships:
         if name in (None, relationship.key):
             for other in state.attrs[relationship.key].history.added or ():
@@ -493,7 +489,7 @@ def _related(instance: object, name: str | None = None) -> Iterator[Any]:
 
 def _backrefs(new: object) -> Iterator[tuple[object, str, object]]:
     """Yield who has a new object in a relationship of its own, because of a backref."""
-    for relationship in _state(new).mapper.relationships:
+    for relationship in state_of(new).mapper.relationships:
         if relationship.back_populates:
             for other in _related(new, relationship.key):
                 yield other, relationship.back_populates, new
@@ -501,7 +497,7 @@ def _backrefs(new: object) -> Iterator[tuple[object, str, object]]:
 
 def _note_as_stored(other: object, name: str, new: object) -> None:
     """Let a relationship not store an object again that is stored."""
-    state = _state(other)
+    state = state_of(other)
     forget_addition(other, name, new)
     before: Any = state.committed_state.get(name)
     if isinstance(before, list):  # a collection that is loaded
@@ -512,7 +508,7 @@ def _note_as_stored(other: object, name: str, new: object) -> None:
 
 def _take_out(other: object, name: str, new: object) -> None:
     """Take an object out of a relationship, with no event, as if it had never been there."""
-    state = _state(other)
+    state = state_of(other)
     forget_addition(other, name, new)
     value: Any = state.dict.get(name)
     if value is new:
@@ -561,7 +557,3 @@ def _is_taken(error: exc.DBAPIError) -> bool:
     """Tell whether a row that is there already is what the database has against the new one."""
     # SQLite has no code for it.
     return isinstance(error, exc.IntegrityError) and sqlstate(error) in ("", *_TAKEN)
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(repr(name) for name in names)
