@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from sqlalchemy import exc
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
 from ._core.atomic import Atomic, F
 from ._core.callbacks import Callback
+from ._core.options import given_options
 from ._core.session import OptInSession
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._core.options import AtomicOptions, BeginOptions
 
 S = TypeVar("S", bound=Session)
 
@@ -20,36 +26,19 @@ class OptInScopedSession(scoped_session[S]):
     What it adds is for factories of :class:`OptInSession`; a plain ``sessionmaker`` works, too.
     """
 
-    def begin(
-        self,
-        nested: bool = False,
-        *,
-        isolation_level: str | None = None,
-        read_only: bool | None = None,
-        deferrable: bool | None = None,
-    ) -> SessionTransaction:
+    def begin(self, nested: bool = False, **options: Unpack[BeginOptions]) -> SessionTransaction:
         """See :meth:`OptInSession.begin`."""
         session = self()
-        if isolation_level is None and read_only is None and deferrable is None:
-            return session.begin(nested)
-        return _opt_in(session, "isolation_level=, read_only= and deferrable= are options").begin(
-            nested, isolation_level=isolation_level, read_only=read_only, deferrable=deferrable
-        )
+        if given := given_options(options):
+            what = "isolation_level=, read_only= and deferrable= are options"
+            return _opt_in(session, what).begin(nested, **given)
+        return session.begin(nested)
 
     @overload
     def atomic(self, function: F, /) -> F: ...
 
     @overload
-    def atomic(
-        self,
-        /,
-        *,
-        savepoint: bool = True,
-        durable: bool = False,
-        isolation_level: str | None = None,
-        read_only: bool | None = None,
-        deferrable: bool | None = None,
-    ) -> Atomic: ...
+    def atomic(self, /, **options: Unpack[AtomicOptions]) -> Atomic: ...
 
     def atomic(self, function: Any = None, /, **options: Any) -> Any:
         """See :meth:`OptInSession.atomic`. Each call of a function asks for the session."""

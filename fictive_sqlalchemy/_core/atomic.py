@@ -6,13 +6,19 @@ import inspect
 import itertools
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sqlalchemy import exc
 from sqlalchemy.orm import SessionTransaction, SessionTransactionOrigin
 
 from .blocks import OF_ANOTHER_TASK, Block
 from .functions import check_function, finished
+from .options import given_options
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .options import BeginOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -30,14 +36,7 @@ _JOINED_ASKED = (
 class SessionOfAtomic(Protocol):
     """What :class:`Atomic` needs of a session."""
 
-    def begin(
-        self,
-        nested: bool = ...,
-        *,
-        isolation_level: str | None = ...,
-        read_only: bool | None = ...,
-        deferrable: bool | None = ...,
-    ) -> SessionTransaction: ...
+    def begin(self, *args: Any, **options: Any) -> SessionTransaction: ...
     def begin_nested(self) -> SessionTransaction: ...
     def get_transaction(self) -> SessionTransaction | None: ...
     def get_nested_transaction(self) -> SessionTransaction | None: ...
@@ -52,9 +51,7 @@ class Atomic:
     :param session: What returns the session, asked at each begin.
     :param savepoint: As :meth:`.OptInSession.atomic` takes it, and so are the others.
     :param durable: As above.
-    :param isolation_level: As above.
-    :param read_only: As above.
-    :param deferrable: As above.
+    :param options: As above.
     """
 
     def __init__(
@@ -63,21 +60,12 @@ class Atomic:
         *,
         savepoint: bool = True,
         durable: bool = False,
-        isolation_level: str | None = None,
-        read_only: bool | None = None,
-        deferrable: bool | None = None,
+        **options: Unpack[BeginOptions],
     ) -> None:
         self._session = session
         self._savepoint = savepoint
         self._durable = durable
-        given = {
-            "isolation_level": isolation_level,
-            "read_only": read_only,
-            "deferrable": deferrable,
-        }
-        self._options: dict[str, Any] = {
-            name: value for name, value in given.items() if value is not None
-        }
+        self._options = given_options(options)
         self._uses = itertools.count()
         self._block: Block
         self._joins = False

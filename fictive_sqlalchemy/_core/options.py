@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import exc
 from sqlalchemy.engine import Dialect
@@ -13,11 +13,17 @@ if TYPE_CHECKING:
     from typing_extensions import TypedDict
 
     class BeginOptions(TypedDict, total=False):
-        """The options of ``begin()``, ``atomic()`` and ``retry_transaction()``."""
+        """What ``begin()`` takes, and what begins a transaction by it."""
 
         isolation_level: str | None
         read_only: bool | None
         deferrable: bool | None
+
+    class AtomicOptions(BeginOptions, total=False):
+        """The options of ``atomic()``."""
+
+        savepoint: bool
+        durable: bool
 
 
 _EXECUTION_OPTIONS = {
@@ -88,6 +94,16 @@ class TransactionOptions:
 
 
 DEFAULT = TransactionOptions()
+
+
+def given_options(options: BeginOptions) -> BeginOptions:
+    """Return the options that are not ``None``.
+
+    :param options: The options as a caller gave them.
+    :raises TypeError: for a name that is none of theirs.
+    """
+    given = vars(TransactionOptions(**options))
+    return cast("BeginOptions", {name: given[name] for name in options if given[name] is not None})
 
 
 def split_options(options: Mapping[str, Any]) -> tuple[TransactionOptions, dict[str, Any]]:

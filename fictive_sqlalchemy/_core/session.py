@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 from sqlalchemy import exc
 from sqlalchemy.orm import SessionTransaction
@@ -15,6 +15,11 @@ from .options import DEFAULT, TransactionOptions
 from .states import OUTSIDE, refuse_other_task
 from .writes import Kind, WritingCall
 from .writing_session import WritingSession
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .options import AtomicOptions
 
 
 class OptInSession(WritingSession):
@@ -166,16 +171,7 @@ class OptInSession(WritingSession):
     def atomic(self, function: F, /) -> F: ...
 
     @overload
-    def atomic(
-        self,
-        /,
-        *,
-        savepoint: bool = True,
-        durable: bool = False,
-        isolation_level: str | None = None,
-        read_only: bool | None = None,
-        deferrable: bool | None = None,
-    ) -> Atomic: ...
+    def atomic(self, /, **options: Unpack[AtomicOptions]) -> Atomic: ...
 
     def atomic(self, function: Any = None, /, **options: Any) -> Any:
         """Make a block, or each call of a function, a transaction, or a savepoint inside one::

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterat
 from contextlib import contextmanager
 from functools import wraps
 from itertools import chain
-from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar, cast, overload
 
 from sqlalchemy import exc
 from sqlalchemy.orm import Session, SessionTransactionOrigin, scoped_session, sessionmaker
@@ -35,7 +35,13 @@ from .._core.atomic import Atomic
 from .._core.blocks import OptInSessionTransaction
 from .._core.errors import CommitOutcomeUnknown, sqlstate
 from .._core.functions import check_function, finished
+from .._core.options import given_options
 from .._core.session import OptInSession
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._core.options import BeginOptions
 
 __all__ = ["is_serialization_failure", "retry_transaction"]
 
@@ -51,9 +57,7 @@ def retry_transaction(
     session: sessionmaker[S],
     *,
     tries: int = 10,
-    isolation_level: str | None = None,
-    read_only: bool | None = None,
-    deferrable: bool | None = None,
+    **options: Unpack[BeginOptions],
 ) -> Callable[[Callable[Concatenate[S, P], R]], Callable[P, R]]: ...
 
 
@@ -62,9 +66,7 @@ def retry_transaction(
     session: OptInSession | scoped_session[Any],
     *,
     tries: int = 10,
-    isolation_level: str | None = None,
-    read_only: bool | None = None,
-    deferrable: bool | None = None,
+    **options: Unpack[BeginOptions],
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 
 
@@ -72,9 +74,7 @@ def retry_transaction(
     session: Any,
     *,
     tries: int = 10,
-    isolation_level: str | None = None,
-    read_only: bool | None = None,
-    deferrable: bool | None = None,
+    **options: Unpack[BeginOptions],
 ) -> Any:
     """Make each call of a function a transaction, which is run again if others were in its way.
 
@@ -95,9 +95,8 @@ def retry_transaction(
         ``sessionmaker``: then each try has a new session, which the function gets as its first
         argument.
     :param tries: How often it is run at most.
-    :param isolation_level: As :meth:`.OptInSession.begin`, and so are the next two.
-    :param read_only: As above.
-    :param deferrable: As above.
+    :param options: ``isolation_level=``, ``read_only=`` and ``deferrable=``, as
+        :meth:`.OptInSession.begin` takes them.
     :returns: A decorator. The function raises the last error, which tells the number of tries.
         If a transaction is open already, or the session has changes waiting, which a rollback
         would forget, it raises ``sqlalchemy.exc.InvalidRequestError``. For an argument that can be
@@ -112,11 +111,7 @@ def retry_transaction(
         raise TypeError(f"{_NAME} needs the session first: write @retry_transaction(db.session).")
     if tries < 1:
         raise ValueError(f"tries is how often the transaction is run at most, and not {tries!r}.")
-    options: dict[str, Any] = {
-        "isolation_level": isolation_level,
-        "read_only": read_only,
-        "deferrable": deferrable,
-    }
+    options = given_options(options)
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         check_function(function, _NAME)
@@ -168,7 +163,7 @@ class _Tried:
         self._block: OptInSessionTransaction | None = None
 
     @contextmanager
-    def transaction(self, session: OptInSession, options: dict[str, Any]) -> Generator[None]:
+    def transaction(self, session: OptInSession, options: BeginOptions) -> Generator[None]:
         """The transaction of one try."""
         self._may_be_stored, self._block = False, None
         _refuse_what_is_open(session)

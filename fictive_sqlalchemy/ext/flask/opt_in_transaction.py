@@ -25,6 +25,11 @@ from ._private import current_app_context, record_queries_of
 from .atomic_requests import AtomicRequestsMixin, atomic_requests_of
 from .declarative import DeclarativeBaseMixin
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..._core.options import AtomicOptions
+
 
 class Session(OptInSession, FlaskSession):
     """What ``db.session`` is made of: Flask-SQLAlchemy's session, which finds the bind by the
@@ -58,16 +63,7 @@ class OptInTransactionMixin(AtomicRequestsMixin, DeclarativeBaseMixin):
     def atomic(self, function: F, /) -> F: ...
 
     @overload
-    def atomic(
-        self,
-        /,
-        *,
-        savepoint: bool = True,
-        durable: bool = False,
-        isolation_level: str | None = None,
-        read_only: bool | None = None,
-        deferrable: bool | None = None,
-    ) -> Atomic: ...
+    def atomic(self, /, **options: Unpack[AtomicOptions]) -> Atomic: ...
 
     def atomic(self, function: Any = None, /, **options: Any) -> Any:
         """Make a block, or each call of a function, a transaction, or a savepoint inside one::
