@@ -54,7 +54,7 @@ nitpick_ignore_regex = [
     # What signatures name: builtins, and what modules import for type checkers alone.
     (r"py:class", r"bool|dict|float|int|list|object|set|str|tuple|type|[A-Z][A-Za-z]*Error"),
     (r"py:class", r"CoreExecuteOptionsParameter|Dialect|Engine|Flask|Pool|URL|sessionmaker|_\w+"),
-    (r"py:class", r"(.*\.)?(OpenTransactions|TransactionOptions|Unpack|(Begin|Atomic)Options)"),
+    (r"py:class", r"(.*\.)?(OpenTransactions|TransactionOptions)"),
     (r"py:class", r"(.*\.)?[A-Z]"),  # type variables
 ]
 # A … stands for anything in what is sent or printed; no lexer knows it.

@@ -555,5 +555,5 @@ def _passing_over(insert: str) -> str:
 
 def _is_taken(error: exc.DBAPIError) -> bool:
     """Tell whether a row that is there already is what the database has against the new one."""
-    # SQLite has no code for it.
-    return isinstance(error, exc.IntegrityError) and sqlstate(error) in ("", *_TAKEN)
+    # SQLite has no SQLSTATE. If another constraint is violated, the search finds no row.
+    return isinstance(error, exc.IntegrityError) and sqlstate(error) in (None, *_TAKEN)

@@ -6,7 +6,7 @@ be stored although the rest fails. It works on the sessions of SQLAlchemy as wel
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 from sqlalchemy import event, exc
 from sqlalchemy.engine import Connection
@@ -116,14 +116,18 @@ def _after_begin(session: Session, _: SessionTransaction, connection: Connection
 
 
 def listen_to_sessions() -> None:
-    """Listen to all sessions, from when something is owned first.
+    """Listen to all sessions, from when something is owned first."""
+    listen_once("before_commit", _before_commit)
+    listen_once("after_begin", _after_begin)
+
+
+def listen_once(name: str, listener: Callable[..., None]) -> None:
+    """Listen to an event of all sessions, unless this listener does so already.
 
     To listen on one session and to stop again takes longer than a transaction.
+
+    :param name: The name of the event.
+    :param listener: What is called.
     """
-    listeners: tuple[tuple[str, Any], ...] = (
-        ("before_commit", _before_commit),
-        ("after_begin", _after_begin),
-    )
-    for name, listener in listeners:
-        if not event.contains(Session, name, listener):
-            event.listen(Session, name, listener)
+    if not event.contains(Session, name, listener):
+        event.listen(Session, name, listener)

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy import exc
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
-from ._core.atomic import Atomic, F
+from ._core.atomic import HasAtomic
 from ._core.callbacks import Callback
-from ._core.options import given_options
+from ._core.options import BeginOptions, given_options
 from ._core.session import OptInSession
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ._core.options import AtomicOptions, BeginOptions
-
 S = TypeVar("S", bound=Session)
 
 
-class OptInScopedSession(scoped_session[S]):
+class OptInScopedSession(HasAtomic, scoped_session[S]):
     """A ``scoped_session`` with what :class:`OptInSession` adds.
 
     What it adds is for factories of :class:`OptInSession`; a plain ``sessionmaker`` works, too.
@@ -29,21 +27,13 @@ class OptInScopedSession(scoped_session[S]):
     def begin(self, nested: bool = False, **options: Unpack[BeginOptions]) -> SessionTransaction:
         """See :meth:`OptInSession.begin`."""
         session = self()
-        if given := given_options(options):
-            what = "isolation_level=, read_only= and deferrable= are options"
-            return _opt_in(session, what).begin(nested, **given)
-        return session.begin(nested)
+        if not given_options("begin()", options):
+            return session.begin(nested)
+        what = "isolation_level=, read_only= and deferrable= are options"
+        return _opt_in(session, what).begin(nested, **options)
 
-    @overload
-    def atomic(self, function: F, /) -> F: ...
-
-    @overload
-    def atomic(self, /, **options: Unpack[AtomicOptions]) -> Atomic: ...
-
-    def atomic(self, function: Any = None, /, **options: Any) -> Any:
-        """See :meth:`OptInSession.atomic`. Each call of a function asks for the session."""
-        atomic = Atomic(lambda: _opt_in(self(), "atomic() is a method"), **options)
-        return atomic if function is None else atomic(function)
+    def atomic_session(self) -> OptInSession:
+        return _opt_in(self(), "atomic() is a method")
 
     def set_rollback(self) -> None:
         """See :meth:`OptInSession.set_rollback`."""

@@ -249,6 +249,8 @@ class Model:
         self.connected = False
         self.sent = False
         self.sent_second = False
+        self.sent_in_vain = False
+        """Whether a cursor of the driver was used after a flush has failed, before the end."""
         self.aborted = False
         self.dead = False
         self.noticed = False
@@ -272,11 +274,15 @@ class Model:
 
     @property
     def out_of_autocommit(self) -> bool:
-        return self.connected and not self.noticed and not self.levels[0].failed
+        return (
+            self.connected and not self.noticed and (not self.levels[0].failed or self.handed_out)
+        )
 
     @property
     def in_database(self) -> bool:
         """Whether the server has a transaction open for it, as far as the client knows."""
+        if self.out_of_autocommit and self.levels[0].failed:
+            return self.sent_in_vain
         return self.sent and self.out_of_autocommit
 
     def waiting(self) -> list[Thing]:
@@ -378,6 +384,7 @@ class Model:
             self.sent = True  # as far as the driver tells
             raise Fails(RawCursorFailed, exc.InvalidRequestError)
         self.sent = True
+        self.sent_in_vain = self.levels[0].failed
         if self.aborted:
             raise Fails(RawCursorFailed)
         self.take_snapshot()
@@ -626,6 +633,8 @@ class Model:
         level.extras.clear()
         self.restore(level, all_of_them=len(self.levels) == 1)
         self.roll_back_on_server(level)
+        if len(self.levels) == 1:
+            self.aborted, self.snapshot = False, None
 
     def roll_back_on_server(self, level: Level) -> None:
         """The ROLLBACK, or ROLLBACK TO, of a level that sent something.

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import exc, func, insert, select, text, update
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.functions import FunctionElement
 
 from fictive_sqlalchemy import OptInEngine, OptInSession, create_engine
 from fictive_sqlalchemy.testing import isolate
@@ -30,6 +32,17 @@ from tests.wire import WireProxy
 
 READ = select(Author.name).where(Author.id == 1)
 WRITE = insert(authors).values(name="new")
+
+
+class NamelessFunction(FunctionElement[Any]):
+    """A function of the user's own, as SQLAlchemy's documentation makes ``utcnow``."""
+
+    inherit_cache = True
+
+
+@compiles(NamelessFunction)
+def compile_nameless_function(element: Any, compiler: Any, **kwargs: Any) -> str:
+    return "now()"
 
 
 def begun(engine: Any, **options: Any) -> OptInSession:
@@ -231,8 +244,9 @@ class TestReplicas:
             select(func.initcap(Author.name)),
             select(text("count(*)")).select_from(Author),
             select(Author).where(text("age > 1")),
+            select(NamelessFunction()),
         ],
-        ids=["count", "function", "fragment", "criteria"],
+        ids=["count", "function", "fragment", "criteria", "function without a name"],
     )
     def test_what_reads_goes_to_a_replica(
         self, engine: OptInEngine, replica_wire: WireProxy, statement: Any

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
@@ -1377,6 +1378,26 @@ def test_sqlite(create: Callable[..., sa.Engine]) -> None:
         "ada@x",
         "bob@x",
     ]
+    store.session.close()
+    engine.dispose()
+
+
+@pytest.mark.parametrize("create", [create_engine, sa.create_engine])
+def test_sqlite_finds_a_row_that_another_session_has_created_meanwhile(
+    create: Callable[..., sa.Engine], tmp_path: Path
+) -> None:
+    engine = create(f"sqlite:///{tmp_path}/database")
+    Base.metadata.create_all(engine, [Base.metadata.tables["users"]])
+    store = Store(engine)
+
+    def create_it_meanwhile() -> str:
+        with Session(engine) as other:
+            other.add(User(email="ada@x", name="Ada"))
+            other.commit()
+        return "Bob"
+
+    found, created = store.ask(User, {"name": create_it_meanwhile}, email="ada@x")
+    assert (found.name, created) == ("Ada", False)
     store.session.close()
     engine.dispose()
 

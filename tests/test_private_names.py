@@ -267,18 +267,6 @@ class TestSession:
         session.delete(note)
         assert not session._is_clean()
 
-    def test__flushing(self, session: SpySession) -> None:
-        """While it is set, ``commit()`` does not flush."""
-        assert session._flushing is False
-        note = Note(text="new")
-        session.add(note)
-        session._flushing = True
-        session.commit()
-        session._flushing = False
-        assert note in session.new
-        session.commit()
-        assert note not in session.new
-
     def test__flush(self, session: SpySession) -> None:
         """Writes some objects alone, and reads which these are after ``before_flush``."""
 

@@ -2072,6 +2072,40 @@ class TestTheLoan:
         del session
         assert_at_rest(engine)
 
+    @pytest.mark.parametrize("begin_on_write", [False, True])
+    @pytest.mark.parametrize("way", ["read", "unread", "partly", "rows", "handed out", "commit"])
+    def test_a_session_that_is_forgotten_gives_it_back_without_the_garbage_collector(
+        self, engine: OptInEngine, way: str, begin_on_write: bool
+    ) -> None:
+        def use(session: OptInSession) -> None:
+            if way == "read":
+                session.scalars(sa.select(Author)).all()
+            elif way == "unread":
+                session.scalars(sa.select(Author))
+            elif way == "partly":
+                session.execute(sa.select(authors)).fetchone()
+            elif way == "rows":
+                session.scalars(sa.select(Author)).first()
+            elif way == "handed out":
+                session.connection().execute(sa.select(authors))
+            add(session, "new")
+            session.commit()
+
+        gc.collect()
+        gc.disable()
+        try:
+            use(OptInSession(engine, begin_on_write=begin_on_write))
+            assert checked_out(engine) == 0
+        finally:
+            gc.enable()
+
+    def test_a_result_of_a_session_that_is_forgotten_can_be_read(self, engine: OptInEngine) -> None:
+        stream = sa.select(Author.id).order_by(Author.id).execution_options(yield_per=1)
+        result, rows = OptInSession(engine).scalars(stream), OptInSession(engine).scalars(stream)
+        assert next(rows) == 1
+        assert list(result) == [1, 2, 3]
+        assert list(rows) == [2, 3]
+
     @pytest.mark.filterwarnings("ignore::ResourceWarning")  # psycopg's, of the old pool
     def test_a_disposed_engine_goes_on_with_new_connections(
         self, session: OptInSession, engine: OptInEngine, wire: WireProxy

@@ -15,6 +15,7 @@ import importlib
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
+from hypothesis.errors import StopTest
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
@@ -70,6 +72,10 @@ SHRINKS = os.environ.get("MODEL_SHRINKS", "1") == "1"
 
 #: Who waits longer than this for a lock gets an error, so that one thread can play all parts.
 LOCK_TIMEOUT = 10
+
+#: Whether a savepoint on two binds looks at both before it releases the first. It does not yet, so
+#: that :meth:`Sessions.leave` leaves it out.
+RELEASE_LOOKS_AHEAD = os.environ.get("MODEL_RELEASE", "0") == "1"
 
 #: The schemas of two tenants, whose tables are the same.
 SCHEMAS = ("public", "acme")
@@ -472,6 +478,8 @@ class Sessions(RuleBasedStateMachine):
         if session.info:
             model.called = list(session.info["inserted"])
         self.sessions[who] = self.make_session(who)
+        if len(TRANSACTION_CONNECTIONS):
+            gc.collect()  # the exception may still keep a connection that is closed
 
     def write_in_block(self, session: OptInSession, dicts: list[dict[str, Any]]) -> None:
         with session.begin():
@@ -998,9 +1006,10 @@ class Sessions(RuleBasedStateMachine):
     def connection(self, who: int) -> OptInConnection | None:
         """The connection that the session has handed out, if it can still be used."""
         model, connection = self.models[who], self.handed_out[who]
-        if connection is None or connection.closed or not model.usable:
+        if connection is None or connection.closed or model.spent:
             return None
-        return connection
+        # After a flush has failed in a savepoint, it sends in what is around the savepoint.
+        return connection if model.usable or len(model.levels) == 1 else None
 
     def use_handed_out(self, who: int, number: int, amount: int, writes: bool) -> None:
         who, _, model = self.pick(who)
@@ -1240,6 +1249,8 @@ class Sessions(RuleBasedStateMachine):
         who, _, model = self.pick(who)
         if not self.blocks[who]:
             return
+        if model.sent_second and len(model.levels) > 1 and not RELEASE_LOOKS_AHEAD:
+            error = error or model.aborted or model.dead
         block = self.blocks[who].pop()
 
         def real() -> None:
@@ -1347,6 +1358,8 @@ class Sessions(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not self.sessions:
             return
+        if not SHRINKS and sys.exc_info()[0] not in (None, StopTest):
+            traceback.print_exc()  # Hypothesis says nothing of what does not fail again
         try:
             self.leave_everything()
             self.check_end()

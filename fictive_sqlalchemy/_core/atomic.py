@@ -6,19 +6,17 @@ import inspect
 import itertools
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from sqlalchemy import exc
 from sqlalchemy.orm import SessionTransaction, SessionTransactionOrigin
 
-from .blocks import OF_ANOTHER_TASK, Block
+from .blocks import Block
 from .functions import check_function, finished
-from .options import given_options
+from .options import BeginOptions, given_options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-    from .options import BeginOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -36,7 +34,7 @@ _JOINED_ASKED = (
 class SessionOfAtomic(Protocol):
     """What :class:`Atomic` needs of a session."""
 
-    def begin(self, *args: Any, **options: Any) -> SessionTransaction: ...
+    def begin(self, nested: bool = ..., **options: Unpack[BeginOptions]) -> SessionTransaction: ...
     def begin_nested(self) -> SessionTransaction: ...
     def get_transaction(self) -> SessionTransaction | None: ...
     def get_nested_transaction(self) -> SessionTransaction | None: ...
@@ -65,7 +63,7 @@ class Atomic:
         self._session = session
         self._savepoint = savepoint
         self._durable = durable
-        self._options = given_options(options)
+        self._options = given_options("atomic()", options)
         self._uses = itertools.count()
         self._block: Block
         self._joins = False
@@ -136,8 +134,7 @@ class Atomic:
                 f"{', '.join(self._options)} can only be given to the outermost atomic(), and a "
                 "transaction is open: it has begun with options of its own."
             )
-        if around.is_of_another_task():
-            raise exc.InvalidRequestError(OF_ANOTHER_TASK)
+        around.refuse_other_task()
 
     def __exit__(
         self,
@@ -161,6 +158,55 @@ class Atomic:
             block.__exit__(type_, error, traceback)
         if misplaced is not None:
             raise misplaced
+
+
+class HasAtomic:
+    """What has ``atomic()``: a session, a ``scoped_session``, an extension of Flask-SQLAlchemy."""
+
+    def atomic_session(self) -> SessionOfAtomic:
+        """Return the session, which is asked for at each begin."""
+        raise NotImplementedError
+
+    @overload
+    def atomic(self, function: F, /) -> F: ...
+
+    @overload
+    def atomic(
+        self,
+        /,
+        *,
+        savepoint: bool = True,
+        durable: bool = False,
+        **options: Unpack[BeginOptions],
+    ) -> Atomic: ...
+
+    def atomic(self, function: Any = None, /, **options: Any) -> Any:
+        """Make a block, or each call of a function, a transaction, or a savepoint inside one::
+
+            @session.atomic
+            def rename(user, name):
+                user.name = name
+
+            with session.atomic():
+                rename(session.get(User, 1), "Ada")
+
+        Functions that each need atomicity compose: outermost it is :meth:`.OptInSession.begin`,
+        inside it is :meth:`.OptInSession.begin_nested`, and an error that is caught outside the
+        inner block undoes just that.
+
+        :param function: The function, where this is a decorator without arguments.
+        :param options: ``savepoint=False`` joins an open transaction without a savepoint; an error
+            then undoes the block around, too. ``durable=True`` is an error unless this is
+            outermost: what is done is stored at its end. ``isolation_level``, ``read_only`` and
+            ``deferrable`` are those of :meth:`.OptInSession.begin`, and refused inside.
+        :returns: A context manager that gives SQLAlchemy's ``SessionTransaction``, and decorates
+            functions; or the decorated function.
+        :raises TypeError: if what is decorated is a generator, or an option is unknown.
+        :raises sqlalchemy.exc.InvalidRequestError: at the begin, if ``durable`` or an option is
+            given inside; at the end, if a savepoint that was begun inside is still open.
+        """
+        atomic = Atomic(self.atomic_session, **options)
+        return atomic if function is None else atomic(function)
 
 
 def _misplaced(block: Block) -> exc.InvalidRequestError | None:

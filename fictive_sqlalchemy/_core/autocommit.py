@@ -83,10 +83,14 @@ class Switch:
         """
         level = options.isolation_level or self.dialect.default_isolation_level
         self.dialect.set_isolation_level(connection, level)
-        if options.read_only is not None:
-            self.dialect.set_readonly(connection, options.read_only)
-        if options.deferrable is not None:
-            self.dialect.set_deferrable(connection, options.deferrable)
+        self._set_flags(connection, options.read_only, options.deferrable)
+
+    def _set_flags(self, connection: Any, read_only: bool | None, deferrable: bool | None) -> None:
+        """Set the flags that are not ``None``."""
+        if read_only is not None:
+            self.dialect.set_readonly(connection, read_only)
+        if deferrable is not None:
+            self.dialect.set_deferrable(connection, deferrable)
 
     def has_begun(self, connection: Any) -> bool:
         """Tell whether the driver has sent BEGIN, as far as it says. Sends nothing.
@@ -95,7 +99,7 @@ class Switch:
         """
         return False
 
-    def aborted(self, connection: Any) -> bool:
+    def is_aborted(self, connection: Any) -> bool:
         """Tell whether COMMIT would roll back, because a statement failed. Sends nothing.
 
         :param connection: The DBAPI connection.
@@ -109,7 +113,7 @@ class Switch:
         """
         return False
 
-    def lost(self, connection: Any) -> bool:
+    def is_lost(self, connection: Any) -> bool:
         """Tell whether the server has closed an idle connection, as far as it has said so.
 
         Sends nothing, and waits for nothing.
@@ -175,10 +179,7 @@ class PsycopgSwitch(Switch):
         _, isolation_level, read_only, deferrable = started_with
         if isolation_level is not None:  # from here on psycopg2 does tell the server, as at first
             connection.isolation_level = isolation_level
-        if read_only is not None:
-            self.dialect.set_readonly(connection, read_only)
-        if deferrable is not None:
-            self.dialect.set_deferrable(connection, deferrable)
+        self._set_flags(connection, read_only, deferrable)
 
     def leave_autocommit(self, connection: Any, options: TransactionOptions) -> None:
         connection.autocommit = False
@@ -186,18 +187,15 @@ class PsycopgSwitch(Switch):
             return
         if options.isolation_level is not None:
             self.dialect.set_isolation_level(connection, options.isolation_level)
-        if options.read_only is not None:
-            self.dialect.set_readonly(connection, options.read_only)
-        if options.deferrable is not None:
-            self.dialect.set_deferrable(connection, options.deferrable)
+        self._set_flags(connection, options.read_only, options.deferrable)
 
-    def aborted(self, connection: Any) -> bool:
+    def is_aborted(self, connection: Any) -> bool:
         return self._status(connection) == _IN_ERROR
 
     def is_busy(self, connection: Any) -> bool:
         return self._status(connection) == _ACTIVE
 
-    def lost(self, connection: Any) -> bool:
+    def is_lost(self, connection: Any) -> bool:
         if connection.closed:
             return True
         descriptor = connection.fileno()

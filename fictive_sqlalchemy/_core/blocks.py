@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from sqlalchemy import exc
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, TwoPhaseTransaction
 
 from .callbacks import Callback, SessionThatCalls, after_end
 from .connection import OptInConnection, is_aborted
@@ -214,6 +214,19 @@ class Block(TransactionHooks):
             around = around._around
         session.entered = around
 
+    def refuse_other_task(self) -> None:
+        """Refuse to begin a savepoint in a block that another thread or asyncio task has entered.
+
+        :raises sqlalchemy.exc.InvalidRequestError: if it entered this block, or one around it.
+        """
+        now = here()
+        block: Any = self
+        while block is not None:
+            entered_in = block.entered_in if isinstance(block, Block) else None
+            if entered_in is not None and not entered_in.includes(now):
+                raise exc.InvalidRequestError(OF_ANOTHER_TASK)
+            block = block.parent
+
     # What is known of it
 
     def look_before_commit(self) -> None:
@@ -225,17 +238,6 @@ class Block(TransactionHooks):
 
     def is_stored_in_part(self) -> bool:
         """Tell whether one bind is committed, and another one is not."""
-        return False
-
-    def is_of_another_task(self) -> bool:
-        """Tell whether the block, or one around it, was entered by another task or thread."""
-        now = here()
-        block: Any = self
-        while block is not None:
-            entered_in = block.entered_in if isinstance(block, Block) else None
-            if entered_in is not None and not entered_in.includes(now):
-                return True
-            block = block.parent
         return False
 
     # What it hands on
@@ -256,7 +258,7 @@ class Block(TransactionHooks):
             around.on_commit = [*around.on_commit, *on_commit]
             around.on_rollback = [*around.on_rollback, *on_rollback]
 
-    def has_ended(self) -> None:
+    def note_end(self) -> None:
         """Note what is to be called: a listener may have registered it after COMMIT or ROLLBACK."""
         self.is_open = False
         if self._is_committed:
@@ -327,6 +329,31 @@ class OptInSessionTransaction(Block):
 
     def _is_opt_in(self, connection: Connection) -> bool:
         return isinstance(connection, OptInConnection) and connection.owner is self.session
+
+    def commit_connections(self) -> None:
+        """Commit what was sent, while changes to objects wait that were not.
+
+        The session's ``commit()`` would flush these, and call listeners that take them for stored.
+
+        :raises Exception: what the database says.
+        """
+        if len(self.begun_on) > 1:
+            self.look_before_commit()
+        begun = [found for one in self.joined if (found := one.get_transaction()) is not None]
+        for transaction in begun:
+            if isinstance(transaction, TwoPhaseTransaction):
+                transaction.prepare()
+        try:
+            for transaction in begun:
+                transaction.commit()
+        except BaseException as error:
+            if isinstance(error, CommitOutcomeUnknown) or self.is_stored_in_part():
+                self.on_commit = self.on_rollback = ()
+            for transaction in begun:
+                transaction.close()
+            raise
+        self.hand_over_callbacks()
+        self.close()
 
     def provide_connection(self, bind: Any, execution_options: Any) -> Connection:
         if not isinstance(bind, OptInEngine):

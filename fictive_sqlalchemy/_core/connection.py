@@ -70,6 +70,11 @@ class OptInConnection(TransactingConnection):
         self._owner = ref(owner)
         self.begins_on_write = owner.begins_on_write
 
+    def go_on_alone(self) -> None:
+        """Note that the session is gone. Its user may have the connection, and go on with it."""
+        self._owner = None
+        self._unread.forget()
+
     @property
     def owner(self) -> Owner | None:
         """The session that has it on loan, so that it goes back when the pool has no spare one."""
@@ -87,7 +92,7 @@ class OptInConnection(TransactingConnection):
         close_lost_cursor(cursor)
         if self.has_streamed:
             held = self.held
-            if held is not None and self.engine.switch.aborted(held.dbapi_connection):
+            if held is not None and self.engine.switch.is_aborted(held.dbapi_connection):
                 self._leaves_cursors = True  # the server takes no CLOSE now
             if self._owner is not None:
                 self.give_back_if_wanted()
@@ -133,7 +138,7 @@ class OptInConnection(TransactingConnection):
                 "more can belong to it. Leave the block, or commit() or rollback() the session."
             )
         held = self.held
-        if held is None or self.engine.switch.lost(held.dbapi_connection):
+        if held is None or self.engine.switch.is_lost(held.dbapi_connection):
             # Or SQLAlchemy would wrap what the pool says into the statement's error.
             self.live_connection()
         has_failed = True
@@ -274,7 +279,7 @@ def is_aborted(connection: Connection) -> bool:
     """
     if connection.dialect.driver not in PSYCOPG or connection.closed or connection.invalidated:
         return False
-    return switch_for(connection.dialect).aborted(connection.connection.dbapi_connection)
+    return switch_for(connection.dialect).is_aborted(connection.connection.dbapi_connection)
 
 
 def _are_many(parameters: Sequence[Any]) -> bool:

@@ -29,6 +29,12 @@ class Loans(dict[OptInEngine, OptInConnection]):
             connection.execution_options(**options)
         return connection
 
+    def __del__(self) -> None:
+        # The session is gone, without close(). Results refer to their connections, and these to
+        # what was not read: without this, only the garbage collector would give them back.
+        for connection in self.values():
+            connection.go_on_alone()
+
     def handed_out(self) -> Collection[OptInConnection]:
         """Return the connections that the session has given to its user."""
         return [one for one in self.values() if one.is_handed_out and not one.closed]

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, TypedDict, cast
 
 from sqlalchemy import exc
 from sqlalchemy.engine import Dialect
 
-if TYPE_CHECKING:
-    from typing_extensions import TypedDict
 
-    class BeginOptions(TypedDict, total=False):
-        """What ``begin()`` takes, and what begins a transaction by it."""
+class BeginOptions(TypedDict, total=False):
+    """What ``begin()``, ``atomic()`` and ``retry_transaction()`` take for the transaction.
 
-        isolation_level: str | None
-        read_only: bool | None
-        deferrable: bool | None
+    Those that are left out, or ``None``, are the server's default.
+    """
 
-    class AtomicOptions(BeginOptions, total=False):
-        """The options of ``atomic()``."""
+    isolation_level: str | None
+    """In SQLAlchemy's spelling, such as ``"REPEATABLE READ"``."""
 
-        savepoint: bool
-        durable: bool
+    read_only: bool | None
+    """Whether the server refuses writes."""
+
+    deferrable: bool | None
+    """Whether a serializable, read-only transaction waits for a snapshot with which it can't
+    fail."""
 
 
 _EXECUTION_OPTIONS = {
@@ -96,14 +97,22 @@ class TransactionOptions:
 DEFAULT = TransactionOptions()
 
 
-def given_options(options: BeginOptions) -> BeginOptions:
-    """Return the options that are not ``None``.
+def given_options(call: str, options: BeginOptions) -> BeginOptions:
+    """Return the options that a call was given, without those that are ``None``.
 
-    :param options: The options as a caller gave them.
-    :raises TypeError: for a name that is none of theirs.
+    :param call: The call, for the error.
+    :param options: Its keywords.
+    :raises TypeError: if it does not take one of them.
     """
-    given = vars(TransactionOptions(**options))
-    return cast("BeginOptions", {name: given[name] for name in options if given[name] is not None})
+    known = BeginOptions.__annotations__
+    for name in options:
+        if name not in known:
+            raise TypeError(
+                f"{call} got an unexpected keyword argument {name!r}: for the transaction it takes "
+                f"{', '.join(known)}."
+            )
+    given = {name: value for name, value in options.items() if value is not None}
+    return cast(BeginOptions, given)
 
 
 def split_options(options: Mapping[str, Any]) -> tuple[TransactionOptions, dict[str, Any]]:

@@ -19,6 +19,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.selectable import ForUpdateArg
 
 from .connection import OptInConnection
+from .describe import listed
 from .engine import OptInEngine
 from .errors import READ_ONLY, begins_to_write, reported, sqlstate
 from .health import Health
@@ -62,7 +63,7 @@ def options_of_replicas(
 def _url(given: object, which: str, options: Mapping[str, Any]) -> URL:
     """Return the URL of a replica. No error shows a value, which may have a password in it."""
     if given is None:
-        has = f"has {', '.join(map(repr, options))}" if options else "is empty"
+        has = f"has {listed(options)}" if options else "is empty"
         raise exc.ArgumentError(f"A replica needs a URL: {{'url': …}}, but {which} {has}.")
     if not isinstance(given, (str, URL)):
         raise exc.ArgumentError(
@@ -165,7 +166,9 @@ def may_write(statement: Any, engine: OptInEngine) -> bool:
             return True
         # To have the SQL takes long, and most statements call nothing that is not known to read.
         calls = calls or isinstance(part, TextClause)
-        calls = calls or (isinstance(part, FunctionElement) and not is_reading_function(part.name))
+        if isinstance(part, FunctionElement):
+            name: str = getattr(cast(Any, part), "name", "")  # one of the user's own may have none
+            calls = calls or not is_reading_function(name)
     return calls and not evidently_reads(str(statement.compile(dialect=engine.dialect)))
 
 

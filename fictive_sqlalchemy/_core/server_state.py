@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from typing import Any, NamedTuple
 
 from .places import warn_at_calling_place
-from .sql import Word, statements
+from .sql import Word, calls, statements
 
 
 class SessionStateWarning(UserWarning):
@@ -84,18 +84,16 @@ _FUNCTIONS = {
 # Functions that give a lock back which the same statement takes.
 _UNLOCKS = frozenset({"PG_ADVISORY_UNLOCK", "PG_ADVISORY_UNLOCK_SHARED", "PG_ADVISORY_UNLOCK_ALL"})
 
-# The name of set_config() and all that is between its parentheses, up to the next level of them.
-_SET_CONFIG = re.compile(r"\bset_config\s*\(((?:[^()']|'[^']*'|\([^()]*\))*)\)", re.IGNORECASE)
-_ARGUMENT = re.compile(r"(?:[^,()']|'[^']*'|\([^()]*\))+")
 _TRUE = re.compile(r"\s*'?(?:true|t|on|yes|y|1)'?\s*(?:::\s*bool(?:ean)?)?\s*", re.IGNORECASE)
 _TRUTH = (True, "true", "t", "on", "yes", "1")
+_POSITIONAL = re.compile(r"%%|(%s)")
 _BOUND = re.compile(r"\s*%(?:\((\w+)\))?[sb]\s*(?:::\s*bool(?:ean)?)?\s*", re.IGNORECASE)
 
 # A statement without one of these words leaves nothing, and most have none.
 _ANY = re.compile(
     r"\b(?:SET|RESET|DISCARD|LISTEN|TEMP|TEMPORARY|PG_TEMP\w*|PREPARE|LOAD|HOLD|SETSEED|SET_LIMIT"
     r"|SET_CONFIG|PG_(?:TRY_)?ADVISORY_LOCK(?:_SHARED)?|DBLINK_CONNECT(?:_U)?"
-    r"|PG_REPLICATION_ORIGIN_SESSION_SETUP)\b",
+    r"|PG_REPLICATION_ORIGIN_SESSION_SETUP|PG_SETTINGS)\b",
     re.IGNORECASE,
 )
 
@@ -138,18 +136,18 @@ def examine(sql: str) -> Left | tuple[str | int, ...] | None:
         if (left := _of_statement(words, sql)) is not None:
             return left
     parameters: list[str | int] = []
-    for call in _SET_CONFIG.finditer(sql):
-        arguments = _ARGUMENT.findall(call[1])
-        if len(arguments) != 3:
+    for call in calls(sql, "SET_CONFIG"):
+        if len(call.arguments) != 3:
             return _SETTING
-        bound = _BOUND.fullmatch(arguments[2])
+        bound = _BOUND.fullmatch(call.arguments[2])
         if bound is None:
-            if not _TRUE.fullmatch(arguments[2]):
+            if not _TRUE.fullmatch(call.arguments[2]):
                 return _SETTING
         elif bound[1] is not None:
             parameters.append(bound[1])
         else:  # by its position among all
-            parameters.append(len(re.findall("%s", sql[: call.end()])) - 1)
+            before = sum(map(bool, _POSITIONAL.findall(sql, 0, call.end)))
+            parameters.append(before - 1)
     return tuple(parameters) or None
 
 
@@ -159,6 +157,8 @@ def _of_statement(words: list[Word], sql: str) -> Left | None:
     if first == "DO":
         bodies = (body[2] or body[3] or "" for body in _BODY.finditer(sql))
         return next(filter(None, map(_of_body, bodies)), None)
+    if ("UPDATE", "PG_SETTINGS") in pairwise(names):  # which does what SET does
+        return _SETTING
     if first in ("SET", "RESET"):
         if first == "SET" and names[1:2] in (["LOCAL"], ["TRANSACTION"], ["CONSTRAINTS"]):
             return None
@@ -201,7 +201,11 @@ def _of_body(body: str) -> Left | None:
         rest = words[at + 1 :]
         if rest and (left := _of_statement(rest, body)) is not None:
             return left
-    found = examine("SELECT " + body) if _SET_CONFIG.search(body) else None
+        if any(word.text == "EXECUTE" for word in words):
+            made = (string[2] or string[3] or "" for string in _BODY.finditer(body))
+            if left := next(filter(None, map(_of_body, made)), None):
+                return left
+    found = examine("SELECT " + body) if any(calls(body, "SET_CONFIG")) else None
     return found if isinstance(found, Left) else None
 
 

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import TYPE_CHECKING, cast
 
 from sqlalchemy import exc
 from sqlalchemy.orm import SessionTransaction
 
-from .atomic import Atomic, F
+from .atomic import HasAtomic
 from .blocks import Block, OptInSessionTransaction
 from .callbacks import Callback, after_end, check_callback
 from .engine import OptInEngine
-from .options import DEFAULT, TransactionOptions
-from .states import OUTSIDE, refuse_other_task
+from .options import DEFAULT, BeginOptions, TransactionOptions, given_options
+from .states import OUTSIDE
 from .writes import Kind, WritingCall
 from .writing_session import WritingSession
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from .options import AtomicOptions
 
-
-class OptInSession(WritingSession):
+class OptInSession(HasAtomic, WritingSession):
     """A session on which nothing is a transaction unless you ask; what you ask for is one.
 
     Use it wherever SQLAlchemy takes a session class::
@@ -47,10 +45,7 @@ class OptInSession(WritingSession):
     def begin(
         self,
         nested: bool = False,
-        *,
-        isolation_level: str | None = None,
-        read_only: bool | None = None,
-        deferrable: bool | None = None,
+        **options: Unpack[BeginOptions],
     ) -> SessionTransaction:
         """Begin a transaction: a context manager that commits, or rolls back on an exception.
 
@@ -58,10 +53,9 @@ class OptInSession(WritingSession):
         there was a BEGIN. Objects loaded before stay attached, pending ones are stored inside.
 
         :param nested: As :meth:`begin_nested`.
-        :param isolation_level: In SQLAlchemy's spelling, such as ``"REPEATABLE READ"``.
-        :param read_only: Whether the server refuses writes.
-        :param deferrable: Whether a serializable, read-only transaction waits for a snapshot
-            with which it can't fail.
+        :param options: ``isolation_level``, in SQLAlchemy's spelling, such as ``"REPEATABLE
+            READ"``; ``read_only``: whether the server refuses writes; ``deferrable``: whether a
+            serializable, read-only transaction waits for a snapshot with which it can't fail.
         :returns: SQLAlchemy's ``SessionTransaction``.
         :raises sqlalchemy.exc.ArgumentError: if the database does not know a value, or ``nested``
             is not a bool. Nothing is sent.
@@ -72,13 +66,12 @@ class OptInSession(WritingSession):
                 f"begin() got {nested!r} for nested, which is True or False. An isolation level is "
                 "given by its name: begin(isolation_level=…)."
             )
-        options = DEFAULT
-        if isolation_level is not None or read_only is not None or deferrable is not None:
-            options = TransactionOptions(isolation_level, read_only, deferrable)
+        given = given_options("begin()", options) if options else None
+        begins_with = TransactionOptions(**given) if given else DEFAULT
         if self._state is not OUTSIDE:
             if not nested:
                 raise exc.InvalidRequestError(self._already_begun())
-            if options is not DEFAULT:
+            if begins_with is not DEFAULT:
                 raise exc.InvalidRequestError(
                     "A savepoint has the isolation level and the flags of its transaction: give "
                     "them to the begin() of that."
@@ -86,10 +79,10 @@ class OptInSession(WritingSession):
             return self._begin_savepoint()
         if nested and not self.is_on_ours():
             return super().begin(nested=True)
-        if options is not DEFAULT:
-            self._check(options)
+        if begins_with is not DEFAULT:
+            self._check(begins_with)
         if nested:
-            if self.begins_on_write and options is DEFAULT:
+            if self.begins_on_write and begins_with is DEFAULT:
                 self.begin_implicitly()
                 return self._begin_savepoint()
             self.flush()  # as before a savepoint: what waits is no part of it
@@ -98,11 +91,12 @@ class OptInSession(WritingSession):
         self._forget_autobegin()
         transaction = super().begin()
         assert isinstance(transaction, OptInSessionTransaction)
-        transaction.options = options
+        transaction.options = begins_with
         return self._with_handed_out(transaction) if self._has_handed_out else transaction
 
     def _begin_savepoint(self) -> SessionTransaction:
-        refuse_other_task(self.innermost())
+        if (innermost := self.innermost()) is not None:
+            innermost.refuse_other_task()
         if not self.is_inside:
             self.begin_implicitly()
         return self._with_handed_out(super().begin(nested=True))
@@ -167,41 +161,8 @@ class OptInSession(WritingSession):
 
     # What is atomic, and what comes after
 
-    @overload
-    def atomic(self, function: F, /) -> F: ...
-
-    @overload
-    def atomic(self, /, **options: Unpack[AtomicOptions]) -> Atomic: ...
-
-    def atomic(self, function: Any = None, /, **options: Any) -> Any:
-        """Make a block, or each call of a function, a transaction, or a savepoint inside one::
-
-            @session.atomic
-            def rename(user, name):
-                user.name = name
-
-            with session.atomic():
-                rename(session.get(User, 1), "Ada")
-
-        Functions that each need atomicity compose: outermost it is :meth:`begin`, inside it is
-        :meth:`begin_nested`, and an error that is caught outside the inner block undoes just that.
-
-        :param function: The function, where this is a decorator without arguments.
-        :param savepoint: ``False`` joins an open transaction without a savepoint; an error then
-            undoes the block around, too.
-        :param durable: ``True`` is an error unless this is outermost: what is done is stored at
-            its end.
-        :param isolation_level: As :meth:`begin`. This and the next two are refused inside.
-        :param read_only: As :meth:`begin`.
-        :param deferrable: As :meth:`begin`.
-        :returns: A context manager that gives SQLAlchemy's ``SessionTransaction``, and decorates
-            functions; or the decorated function.
-        :raises TypeError: if what is decorated is a generator.
-        :raises sqlalchemy.exc.InvalidRequestError: at the begin, if ``durable`` or an option is
-            given inside; at the end, if a savepoint that was begun inside is still open.
-        """
-        atomic = Atomic(lambda: self, **options)
-        return atomic if function is None else atomic(function)
+    def atomic_session(self) -> OptInSession:
+        return self
 
     def set_rollback(self) -> None:
         """Ask for a rollback, without an error, at the end of the innermost block.

@@ -14,7 +14,8 @@ _TOKEN = re.compile(
     | [eE]'(?:[^'\\]|\\.)*' | '[^']*' | \$(?P<tag>\w*)\$.*?\$(?P=tag)\$
     | %\(\w+\)s | :\w+
     | (?P<qualifier>(?:(?:[^\W\d][\w$]*|"[^"]*")\s*\.\s*)+)?
-      (?:(?P<word>[^\W\d][\w$]*)|"(?P<quoted>[^"]*)") (?P<call>\s*\()?
+      (?:(?P<word>[^\W\d][\w$]*)|"(?P<quoted>[^"]*)")
+      (?P<call>(?:\s|--[^\n]*\n|/\*(?:(?!\*/).)*\*/)*\()?
     | (?P<mark>[();])
     """,
     re.VERBOSE | re.DOTALL,
@@ -65,6 +66,16 @@ _BEFORE_A_NAME = frozenset({"AS", "FROM", "JOIN"})
 _CHANGES = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE", "TRUNCATE", "CALL", "DO", "COPY"})
 
 
+class Call(NamedTuple):
+    """One call of a function."""
+
+    arguments: list[str]
+    """The SQL of each argument."""
+
+    end: int
+    """Where the last argument ends."""
+
+
 class Word(NamedTuple):
     """A word of a statement, in capitals."""
 
@@ -108,6 +119,33 @@ def statements(sql: str) -> Iterator[list[Word]]:
             depth = 0
     if words:
         yield words
+
+
+def calls(sql: str, function: str) -> Iterator[Call]:
+    """Yield each call of a function, those in comments and strings left out.
+
+    :param sql: One statement or more.
+    :param function: Its name, in capitals.
+    """
+    tokens = list(_TOKEN.finditer(sql))
+    for at, token in enumerate(tokens):
+        if token["call"] is None or (token["word"] or token["quoted"]).upper() != function:
+            continue
+        arguments: list[str] = []
+        depth, start, position = 1, token.end(), token.end()
+        for after in tokens[at + 1 :]:
+            while depth == 1 and (comma := sql.find(",", position, after.start())) >= 0:
+                arguments.append(sql[start:comma])
+                start = position = comma + 1
+            position = after.end()
+            if after["call"] is not None or after["mark"] == "(":
+                depth += 1
+            elif after["mark"] == ")":
+                depth -= 1
+                if not depth:
+                    arguments.append(sql[start : after.start()])
+                    break
+        yield Call(arguments, position)
 
 
 @lru_cache(maxsize=2048)

@@ -11,8 +11,8 @@ so that it costs nothing.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Generator, Iterable
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Collection, Iterable
+from contextlib import AbstractContextManager
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -165,15 +165,6 @@ class SessionHooks(Session):
         The public ``expunge()`` takes related objects along, which may live on.
         """
         self._expunge_states([instance_state(instance) for instance in instances])
-
-    @contextmanager
-    def nothing_flushed(self) -> Generator[None]:
-        """A ``commit()`` in here does not flush what waits; nothing public keeps it from that."""
-        before, self._flushing = self._flushing, True
-        try:
-            yield
-        finally:
-            self._flushing = before
 
     def flush_only(self, objects: Collection[object]) -> None:
         """Flush these objects alone, as ``flush(objects)`` does, which SQLAlchemy 2.1 deprecates.

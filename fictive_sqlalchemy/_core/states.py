@@ -17,7 +17,6 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.orm import SessionTransaction, SessionTransactionOrigin, object_mapper
 
 from .blocks import (
-    OF_ANOTHER_TASK,
     Block,
     FlushThatLeavesObjects,
     OptInSavepoint,
@@ -129,7 +128,7 @@ class SessionStates(SessionHooks):
     def transaction_ended(self, transaction: SessionTransaction) -> None:
         """Go outside, if it is the outermost one."""
         if isinstance(transaction, Block):
-            transaction.has_ended()
+            transaction.note_end()
         if isinstance(transaction, OptInSessionTransaction):
             self._state = OUTSIDE
             self._loans.leave(transaction)
@@ -146,7 +145,7 @@ class SessionStates(SessionHooks):
         transaction = self.autobegun()
         self._state = INSIDE
         if self.writing_call is not None:
-            self.writing_call.has_begun(transaction)
+            self.writing_call.note_begin(transaction)
         if self.begins_on_write:
             transaction.begun_at = calling_place()
         self.join_handed_out()
@@ -396,16 +395,6 @@ def _has_one_snapshot(source: OptInEngine | OptInConnection) -> bool:
     """Tell whether all statements of a transaction see the same, so that a read begins it, too."""
     level: Any = source.transaction_options.isolation_level
     return (level or getattr(source.dialect, "default_isolation_level", None)) in _SNAPSHOTS
-
-
-def refuse_other_task(block: Block | None) -> None:
-    """Refuse to begin a savepoint in the block of another thread or task.
-
-    :param block: The innermost block.
-    :raises sqlalchemy.exc.InvalidRequestError: if it is of another one.
-    """
-    if block is not None and block.is_of_another_task():
-        raise exc.InvalidRequestError(OF_ANOTHER_TASK)
 
 
 # First of all listeners: others may raise.

@@ -251,7 +251,7 @@ class TransactingConnection(ConnectionHooks):
         if held is None:
             if self._failure is not None:
                 raise exc.PendingRollbackError(LOST_INSIDE) from self._failure
-        elif self.engine.switch.aborted(held.dbapi_connection):
+        elif self.engine.switch.is_aborted(held.dbapi_connection):
             raise exc.PendingRollbackError(NOTHING_STORED) from self._failure
 
     def before_error(self, error: BaseException, statement: Any, cursor: Any, context: Any) -> None:
@@ -294,7 +294,7 @@ class TransactingConnection(ConnectionHooks):
         """Note the error that has aborted the open transaction; say it again with later ones."""
         held = self.held
         if not error.connection_invalidated and (
-            held is None or not self.engine.switch.aborted(held.dbapi_connection)
+            held is None or not self.engine.switch.is_aborted(held.dbapi_connection)
         ):
             return
         if self._failure is None:
@@ -339,7 +339,7 @@ class TransactingConnection(ConnectionHooks):
     def is_lost(self) -> bool:
         """Tell whether the server has closed the connection, as far as is known. Sends nothing."""
         held = self.held
-        return held is None or self.engine.switch.lost(held.dbapi_connection)
+        return held is None or self.engine.switch.is_lost(held.dbapi_connection)
 
     def live_connection(self) -> PoolProxiedConnection:
         """Return the DBAPI connection: another one if the server has closed it while it was idle.
@@ -347,7 +347,7 @@ class TransactingConnection(ConnectionHooks):
         Nothing was sent on it yet, so nothing can be sent twice.
         """
         connection = self.connection
-        if self.engine.switch.lost(connection.dbapi_connection):
+        if self.engine.switch.is_lost(connection.dbapi_connection):
             # Those that are idle in the pool may have been closed with it.
             idle: Callable[[], int] = getattr(self.engine.pool, "checkedin", int)
             for _ in range(idle() + 1):
@@ -355,7 +355,7 @@ class TransactingConnection(ConnectionHooks):
                 self.invalidate()
                 self._close_lost_streams()
                 connection = self.connection
-                if not self.engine.switch.lost(connection.dbapi_connection):
+                if not self.engine.switch.is_lost(connection.dbapi_connection):
                     break
         return connection
 

@@ -12,7 +12,7 @@ statement that is certain to be the only one goes straight to the connection, an
 from __future__ import annotations
 
 from collections.abc import Collection
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from enum import Enum
 from types import TracebackType
 from typing import Any
@@ -35,7 +35,8 @@ class Kind(Enum):
     commit, and the objects are in use, so they do not expire."""
 
     STATEMENT = "statement"
-    """One call that writes past the objects: COMMIT leaves alone what still waits."""
+    """One call that writes past the objects: COMMIT leaves alone what still waits, and is none of
+    the session's listeners, who would take that for stored."""
 
     ALONE = "alone"
     """The same, and a failure leaves all objects as they are: what waits goes on waiting."""
@@ -99,7 +100,7 @@ class WritingCall(AbstractContextManager["WritingCall"]):
             # As SQLAlchemy's commit() does, but that does so only with expire_on_commit.
             session.let_go(self.deleted)
 
-    def has_begun(self, transaction: OptInSessionTransaction) -> None:
+    def note_begin(self, transaction: OptInSessionTransaction) -> None:
         """Note the transaction that a write in this call has begun."""
         self.transaction = transaction
         for function in self.on_commit:
@@ -122,10 +123,8 @@ class WritingCall(AbstractContextManager["WritingCall"]):
         elif self.kind is not Kind.COMMIT and (session.begins_on_write or transaction.has_stock()):
             if not failed and transaction.has_done_nothing():
                 transaction.close()  # what a flush found changed has the value it had
-        elif failed and self.kind is not Kind.COMMIT and not self.has_flushed:
-            transaction.close()  # which sends ROLLBACK, and leaves the objects alone
         elif failed:
-            _roll_back(transaction)
+            self._give_up(transaction)
         else:
             self._commit(transaction)
 
@@ -134,16 +133,21 @@ class WritingCall(AbstractContextManager["WritingCall"]):
         expire_on_commit = session.expire_on_commit
         session.expire_on_commit = False
         try:
-            with nullcontext() if self.kind is Kind.FLUSH else session.nothing_flushed():
+            if self.kind is Kind.FLUSH or session.is_clean():
                 transaction.commit()
-        except BaseException:
-            if self.kind is Kind.ALONE:
-                transaction.close()  # a rollback would take what waits out of the session
             else:
-                _roll_back(transaction)
+                transaction.commit_connections()
+        except BaseException:
+            self._give_up(transaction)
             raise
         finally:
             session.expire_on_commit = expire_on_commit
+
+    def _give_up(self, transaction: OptInSessionTransaction) -> None:
+        if self.kind is not Kind.COMMIT and not self.has_flushed:
+            transaction.close()  # which sends ROLLBACK, and leaves the objects alone
+        else:
+            _roll_back(transaction)
 
 
 def flush_until_stored(session: Any, objects: Collection[object]) -> None:

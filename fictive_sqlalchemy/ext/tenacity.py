@@ -35,13 +35,11 @@ from .._core.atomic import Atomic
 from .._core.blocks import OptInSessionTransaction
 from .._core.errors import CommitOutcomeUnknown, sqlstate
 from .._core.functions import check_function, finished
-from .._core.options import given_options
+from .._core.options import BeginOptions, given_options
 from .._core.session import OptInSession
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-    from .._core.options import BeginOptions
 
 __all__ = ["is_serialization_failure", "retry_transaction"]
 
@@ -95,7 +93,7 @@ def retry_transaction(
         ``sessionmaker``: then each try has a new session, which the function gets as its first
         argument.
     :param tries: How often it is run at most.
-    :param options: ``isolation_level=``, ``read_only=`` and ``deferrable=``, as
+    :param options: ``isolation_level``, ``read_only`` and ``deferrable``, as
         :meth:`.OptInSession.begin` takes them.
     :returns: A decorator. The function raises the last error, which tells the number of tries.
         If a transaction is open already, or the session has changes waiting, which a rollback
@@ -111,7 +109,7 @@ def retry_transaction(
         raise TypeError(f"{_NAME} needs the session first: write @retry_transaction(db.session).")
     if tries < 1:
         raise ValueError(f"tries is how often the transaction is run at most, and not {tries!r}.")
-    options = given_options(options)
+    given_options(_NAME, options)
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         check_function(function, _NAME)

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
-_TOKEN = re.compile(
-    r"""
-      --[^\n]* | /\*.*?\*/
-    | [eE]'(?:[^'\\]|\\.)*' | '[^']*' | "[^"]*" | \$(?P<tag>\w*)\$.*?\$(?P=tag)\$
-    | (?P<word>[^\W\d][\w$]*) | (?P<mark>[();])
-    """,
-    re.VERBOSE | re.DOTALL,
-)
+from .._core.sql import statements
 
 # The effect of these statements ends with the transaction, although they write no row.
 _BOUND_TO_TRANSACTION = re.compile(r"\b(?:SAVEPOINT|SET|set_config)\b", re.IGNORECASE)
@@ -20,30 +14,16 @@ _BOUND_TO_TRANSACTION = re.compile(r"\b(?:SAVEPOINT|SET|set_config)\b", re.IGNOR
 def first_words(query: str) -> list[list[str]]:
     """Return the first words of each statement in a string of SQL.
 
-    Comments, quoted strings and everything in parentheses are skipped where they could be mistaken
-    for the end of a statement.
-
     :param query: One statement, or several that are separated by semicolons.
     :returns: For each statement a list of up to three words, in capitals.
     """
-    statements: list[list[str]] = []
-    words: list[str] = []
-    depth = 0
-    for token in _TOKEN.finditer(query):
-        if token["word"]:
-            words.append(token["word"].upper())
-            if words[0] == "CREATE" and words[-2:] == ["BEGIN", "ATOMIC"]:
-                break  # the body of an SQL function: its statements end in END, which is no COMMIT
-        elif token["mark"] == "(":
-            depth += 1
-        elif token["mark"] == ")":
-            depth -= 1
-        elif token["mark"] and not depth and words:
-            statements.append(words[:3])
-            words = []
-    if words:
-        statements.append(words[:3])
-    return statements
+    found: list[list[str]] = []
+    for statement in statements(query):
+        words = [word.text for word in statement]
+        found.append(words[:3])
+        if words[0] == "CREATE" and ("BEGIN", "ATOMIC") in pairwise(words):
+            break  # the body of an SQL function: its statements end in END, which is no COMMIT
+    return found
 
 
 def begins_or_ends_transaction(words: list[str]) -> bool:

@@ -100,6 +100,13 @@ class TestViews:
         ]
         assert names(onlooker) == ["one"]
 
+    def test_options_count_where_the_function_is_given_with_them(self, app: Flask) -> None:
+        atomic: Any = db.atomic
+        function = atomic(lambda: None, durable=True)
+        refused = pytest.raises(InvalidRequestError, match="has to be outermost")
+        with app.app_context(), db.session.begin(), refused:
+            function()
+
     def test_each_request_has_its_own_session(
         self, app: Flask, client: FlaskClient, onlooker: Onlooker
     ) -> None:

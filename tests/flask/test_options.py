@@ -334,7 +334,8 @@ def test_its_get_bind_chooses_the_bind(
 def test_a_subclass_of_our_own_session_is_used_as_it_is(make_app: MakeApp, url: str) -> None:
     class OwnSession(Session):
         def begin(self, nested: bool = False, **options: Any) -> Any:
-            return super().begin(nested, **{"isolation_level": "SERIALIZABLE", **options})
+            given: Any = {"isolation_level": "SERIALIZABLE", **options}
+            return super().begin(nested, **given)
 
     db: Any = Database(session_options={"class_": OwnSession})
     with make_app(db, url).app_context():

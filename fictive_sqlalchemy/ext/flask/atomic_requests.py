@@ -16,7 +16,7 @@ from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction, Session
 from ..._core.blocks import Block
 from ..._core.callbacks import after_end
 from ..._core.session import OptInSession
-from ...owned import Owned, listen_to_sessions
+from ...owned import Owned, listen_once, listen_to_sessions
 from ._private import before_handlers_of_500, come_first, current_request_context
 
 NO_COMMIT = (
@@ -247,16 +247,16 @@ class RequestTransaction:
 
     # What the session tells, by its events (see the end of this module)
 
-    def has_ended(self, transaction: SessionTransaction) -> None:
-        """Note that nothing can be stored any more, unless it turns out to be a rollback()."""
+    def note_end(self, transaction: SessionTransaction) -> None:
+        """Note that nothing can be stored any more, unless rollback() has ended the transaction."""
         if transaction is self._current:
             self._is_lost = True
             self._owned.refusal = LOST
             # What comes now would be stored on its own, if the session is ours.
             event.listen(self._session, "do_orm_execute", _refuse_statement)
 
-    def has_rolled_back(self, transaction: SessionTransaction) -> None:
-        """Go on in a new one."""
+    def go_on_after_rollback(self, transaction: SessionTransaction) -> None:
+        """Begin another transaction for the rest of the request, after a ``rollback()``."""
         if transaction is self._current and not self._is_in_a_block():
             self._leave()
             self._current = _entered(self._session.begin())
@@ -349,17 +349,14 @@ def _refuse_statement(execution: ORMExecuteState) -> None:
     raise exc.InvalidRequestError(LOST)
 
 
-# On all sessions once, because to listen on one and to stop again takes longer than a transaction.
-
-
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
     if watched_by := _watched_by(session):
-        watched_by.has_ended(transaction)
+        watched_by.note_end(transaction)
 
 
 def _after_soft_rollback(session: Session, previous_transaction: SessionTransaction) -> None:
     if watched_by := _watched_by(session):
-        watched_by.has_rolled_back(previous_transaction)
+        watched_by.go_on_after_rollback(previous_transaction)
 
 
 def _watched_by(session: Session) -> RequestTransaction | None:
@@ -369,9 +366,5 @@ def _watched_by(session: Session) -> RequestTransaction | None:
 def _watch_sessions() -> None:
     """Listen to all sessions, from when something first asks for requests that are transactions."""
     listen_to_sessions()
-    for name, listener in (
-        ("after_transaction_end", _after_transaction_end),
-        ("after_soft_rollback", _after_soft_rollback),
-    ):
-        if not event.contains(Session, name, listener):
-            event.listen(Session, name, listener)
+    listen_once("after_transaction_end", _after_transaction_end)
+    listen_once("after_soft_rollback", _after_soft_rollback)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 from weakref import WeakKeyDictionary
 
 import sqlalchemy
@@ -14,7 +14,7 @@ from flask_sqlalchemy.session import Session as FlaskSession
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError
 
-from ..._core.atomic import Atomic, F
+from ..._core.atomic import HasAtomic
 from ..._core.create import engine_from_config
 from ..._core.engine import OptInEngine
 from ..._core.session import OptInSession
@@ -25,11 +25,6 @@ from ._private import current_app_context, record_queries_of
 from .atomic_requests import AtomicRequestsMixin, atomic_requests_of
 from .declarative import DeclarativeBaseMixin
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from ..._core.options import AtomicOptions
-
 
 class Session(OptInSession, FlaskSession):
     """What ``db.session`` is made of: Flask-SQLAlchemy's session, which finds the bind by the
@@ -39,7 +34,7 @@ class Session(OptInSession, FlaskSession):
     """
 
 
-class OptInTransactionMixin(AtomicRequestsMixin, DeclarativeBaseMixin):
+class OptInTransactionMixin(HasAtomic, AtomicRequestsMixin, DeclarativeBaseMixin):
     """Put it before ``SQLAlchemy`` in the bases of your extension::
 
         class Database(OptInTransactionMixin, SQLAlchemy): ...
@@ -59,26 +54,8 @@ class OptInTransactionMixin(AtomicRequestsMixin, DeclarativeBaseMixin):
         # What create_scoped_session() makes; Flask-SQLAlchemy declares its own.
         session: OptInScopedSession[Session]  # type: ignore[assignment]  # pyright: ignore
 
-    @overload
-    def atomic(self, function: F, /) -> F: ...
-
-    @overload
-    def atomic(self, /, **options: Unpack[AtomicOptions]) -> Atomic: ...
-
-    def atomic(self, function: Any = None, /, **options: Any) -> Any:
-        """Make a block, or each call of a function, a transaction, or a savepoint inside one::
-
-            @db.atomic
-            def register(email):
-                db.session.add(User(email=email))
-
-            with db.atomic():
-                register("ada@example.com")
-                register("grace@example.com")
-
-        See :meth:`fictive_sqlalchemy.OptInSession.atomic`.
-        """
-        return self.session.atomic(**options) if function is None else self.session.atomic(function)
+    def atomic_session(self) -> Session:
+        return self.session()
 
     def set_rollback(self) -> None:
         """Ask for a rollback at the end of the innermost block, without an error.
