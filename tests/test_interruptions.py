@@ -225,7 +225,7 @@ class Tries:
             assert_at_rest(self.engine)
         except AssertionError as failure:
             found.append(f"not at rest: {str(failure)[:200]}")
-            TRANSACTION_CONNECTIONS._transactions._taken.clear()
+            TRANSACTION_CONNECTIONS._transactions._joined.clear()
             self.engine.dispose()
             self.engine.connect().close()
         self.onlooker.run("DELETE FROM author WHERE id > 3")

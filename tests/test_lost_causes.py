@@ -1,16 +1,17 @@
-"""A connection is lost inside a block, and the block goes on: the error at its end says why."""
+"""A block goes on after an error, such as a lost connection: the error at its end says why."""
 
 # ruff: noqa: PT012 (what is lost, and when, takes several statements)
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Literal
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, PendingRollbackError
+from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
-from fictive_sqlalchemy import OptInSession
+from fictive_sqlalchemy import OptInEngine, OptInSession
 from tests.library import Author, Onlooker
 from tests.wire import Message, WireProxy
 
@@ -59,4 +60,22 @@ def test_a_loss_that_was_caught_before_the_end(
         with pytest.raises(DBAPIError):
             session.execute(sa.text("SELECT 1"))
     assert isinstance(caught.value.__cause__, DBAPIError)
+    assert onlooker.names() == []
+
+
+def test_an_error_after_which_a_library_closes_its_exit_stack(
+    engine: OptInEngine, onlooker: Onlooker
+) -> None:
+    """As pandas' to_sql() does: the block is not told of the error, and is to commit."""
+    stack = ExitStack()
+    connection = stack.enter_context(engine.connect())
+    stack.enter_context(connection.begin())
+    connection.execute(sa.insert(Author).values(name="one"))
+    with pytest.raises(PendingRollbackError) as caught:
+        try:
+            connection.execute(sa.insert(Author).values(name="Ada"))
+        finally:
+            stack.close()
+    assert isinstance(caught.value.__cause__, IntegrityError)
+    assert "author_name_key" in str(caught.value.__cause__)
     assert onlooker.names() == []

@@ -129,6 +129,19 @@ def test_it_stays_after_errors_and_rollbacks(session: OptInSession) -> None:
             session.execute(WRITE)
 
 
+@pytest.mark.parametrize("sql", ["RESET ALL", "DISCARD ALL"])
+def test_what_resets_the_setting_holds_for_its_connection_alone(
+    engine: OptInEngine, onlooker: Onlooker, sql: str
+) -> None:
+    with OptInSession(engine) as session:
+        with pytest.warns(SessionStateWarning):
+            session.execute(sa.text(sql))
+        session.execute(WRITE)
+    assert onlooker.names() == ["stray"]
+    with OptInSession(engine) as session, pytest.raises(InternalError, match="wrap it in"):
+        session.execute(WRITE)
+
+
 def test_a_role_that_only_reads_by_default_gets_the_same_advice(
     wire_url: str, onlooker: Onlooker
 ) -> None:

@@ -23,7 +23,13 @@ from sqlalchemy.exc import (
 from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import Session, sessionmaker
 
-from fictive_sqlalchemy import CommitOutcomeUnknown, OptInEngine, OptInSession, create_engine
+from fictive_sqlalchemy import (
+    CommitOutcomeUnknown,
+    OptInEngine,
+    OptInScopedSession,
+    OptInSession,
+    create_engine,
+)
 from tests.library import (
     Author,
     Document,
@@ -580,6 +586,20 @@ class TestACommitThatWasRefusedBeforeAnythingWasSent:
         event.remove(session, "before_flush", refuse)
         session.commit()
         assert onlooker.names() == ["one"]
+
+    def test_leaves_it_readable_when_the_scope_is_removed(self, sessions: Sessions) -> None:
+        scope = OptInScopedSession(sessions)
+        ada = scope.get_one(Author, 1)
+        scope.add(Author(name="one"))
+
+        def refuse(*_: Any) -> None:
+            raise ValueError("refused")
+
+        event.listen(scope(), "before_flush", refuse)
+        with pytest.raises(ValueError, match="refused"):
+            scope.commit()
+        scope.remove()
+        assert ada.name == "Ada"
 
 
 def test_eighty_thousand_callbacks_take_time_in_proportion(session: OptInSession) -> None:

@@ -327,11 +327,11 @@ class OptInSessionTransaction(Block):
 
     def has_ours(self) -> bool:
         """Tell whether a bind of :func:`.create_engine` has joined."""
-        return any(map(self._is_ours, self.begun_on))
+        return any(map(self._is_opt_in, self.begun_on))
 
     def has_stock(self) -> bool:
         """Tell whether a bind that :func:`.create_engine` has not made has joined."""
-        return not all(map(self._is_ours, self.begun_on))
+        return not all(map(self._is_opt_in, self.begun_on))
 
     def has_done_nothing(self) -> bool:
         """Tell whether nothing would be lost without it: no statement, and no callback."""
@@ -342,7 +342,7 @@ class OptInSessionTransaction(Block):
             and all(connection.has_sent_nothing() for connection in self.joined)
         )
 
-    def _is_ours(self, connection: Connection) -> bool:
+    def _is_opt_in(self, connection: Connection) -> bool:
         return isinstance(connection, OptInConnection) and connection.owner is self.session
 
     def commit_connections(self) -> None:

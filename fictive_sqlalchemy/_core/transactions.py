@@ -19,24 +19,24 @@ class OpenTransactions:
     """
 
     def __init__(self) -> None:
-        self._taken: dict[ref[Connection], ref[OpenTransaction]] = {}
+        self._joined: dict[ref[Connection], ref[OpenTransaction]] = {}
 
     def add(self, connection: Connection, transaction: OpenTransaction) -> None:
         """Note that a transaction took a connection out of autocommit."""
-        self._taken[ref(connection, self._forget)] = ref(transaction)
+        self._joined[ref(connection, self._forget)] = ref(transaction)
 
     def discard(self, connection: Connection) -> None:
         """Note that a connection is back in autocommit; harmless if nothing was noted."""
-        self._taken.pop(ref(connection), None)
+        self._joined.pop(ref(connection), None)
 
     def _forget(self, gone: ref[Connection]) -> None:
-        self._taken.pop(gone, None)
+        self._joined.pop(gone, None)
 
     def snapshot(self) -> dict[OpenTransaction, frozenset[Connection]]:
         """Return what is open now."""
         found: dict[OpenTransaction, frozenset[Connection]] = {}
-        for taken, taken_by in self._taken.copy().items():
-            connection, transaction = taken(), taken_by()
+        for joined, session_transaction in self._joined.copy().items():
+            connection, transaction = joined(), session_transaction()
             if connection is not None and transaction is not None:
                 found[transaction] = found.get(transaction, frozenset()) | {connection}
         return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,7 @@ class WritingSession(SessionStates):
             innermost.failure = error
 
     @contextmanager
-    def _noting_failure(self) -> Iterator[None]:
+    def _noting_failure(self) -> Generator[None]:
         try:
             yield
         except BaseException as error:
