@@ -255,7 +255,7 @@ class Block(TransactionHooks):
         return False
 
     def is_stored_in_part(self) -> bool:
-        """Tell whether one bind is or may be committed, and another one is not."""
+        """Tell whether one bind is committed, and another one is not."""
         return False
 
     # What it hands on
@@ -302,9 +302,6 @@ class OptInSessionTransaction(Block):
     stored_on: int = 0
     """On how many of the binds it is committed."""
 
-    is_committing: bool = False
-    """Whether COMMIT is under way. It stays so where a signal handler interrupts it."""
-
     begun_at: Place | None = None
     """The line of the application whose write has begun it (with ``begin_on_write=True``)."""
 
@@ -323,7 +320,7 @@ class OptInSessionTransaction(Block):
         return 0 < self.stored_on == len(self.begun_on)
 
     def is_stored_in_part(self) -> bool:
-        return self.is_committing or 0 < self.stored_on < len(self.begun_on)
+        return 0 < self.stored_on < len(self.begun_on)
 
     def has_ours(self) -> bool:
         """Tell whether a bind of :func:`.create_engine` has joined."""

@@ -15,8 +15,6 @@ from .transactions import open_transactions
 class TransactionOfSession(Protocol):
     """What a connection's transaction needs of the session's, if it was begun for one."""
 
-    is_committing: bool
-
     @property
     def stored_on(self) -> int: ...
     def note_stored(self) -> None: ...
@@ -92,19 +90,14 @@ class OutOfAutocommit(Transaction):
         connection = self.connection
         of_session: TransactionOfSession | None = connection.session_transaction
         lost_before = connection.is_lost()
-        if of_session is not None:
-            of_session.is_committing = True
         try:
             super().commit()
         except exc.DBAPIError as error:
-            if of_session is not None:
-                of_session.is_committing = False
             if not error.connection_invalidated:
                 raise
             partly = of_session is not None and of_session.stored_on > 0
             raise _lost(error, before_commit=lost_before, partly=partly) from error
         if of_session is not None:
-            of_session.is_committing = False
             of_session.note_stored()
 
 
