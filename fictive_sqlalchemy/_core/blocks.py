@@ -119,8 +119,8 @@ class Block(TransactionHooks):
         try:
             super().commit(*args, **kwargs)
         except BaseException as error:
-            if isinstance(error, CommitOutcomeUnknown) or self.is_stored_in_part():
-                self.on_commit = self.on_rollback = ()  # neither is known to be right
+            if isinstance(error, CommitOutcomeUnknown) or self.is_stored_in_part_or_unknown():
+                self.on_commit = self.on_rollback = ()
             elif self.is_stored():
                 self.hand_over_callbacks()  # somebody's listener failed after COMMIT
             raise
@@ -254,8 +254,8 @@ class Block(TransactionHooks):
         """Tell whether all that was done in it is committed."""
         return False
 
-    def is_stored_in_part(self) -> bool:
-        """Tell whether one bind is committed, and another one is not."""
+    def is_stored_in_part_or_unknown(self) -> bool:
+        """Tell whether one bind is committed and another one is not, or nobody knows of one."""
         return False
 
     # What it hands on
@@ -302,6 +302,9 @@ class OptInSessionTransaction(Block):
     stored_on: int = 0
     """On how many of the binds it is committed."""
 
+    is_outcome_unknown: bool = False
+    """Whether an exception, such as that of a signal handler, has interrupted its COMMIT."""
+
     begun_at: Place | None = None
     """The line of the application whose write has begun it (with ``begin_on_write=True``)."""
 
@@ -319,8 +322,12 @@ class OptInSessionTransaction(Block):
     def is_stored(self) -> bool:
         return 0 < self.stored_on == len(self.begun_on)
 
-    def is_stored_in_part(self) -> bool:
-        return 0 < self.stored_on < len(self.begun_on)
+    def is_stored_in_part_or_unknown(self) -> bool:
+        return self.is_outcome_unknown or 0 < self.stored_on < len(self.begun_on)
+
+    def note_outcome_unknown(self) -> None:
+        """Note that the COMMIT of a bind was interrupted: it may be stored or not."""
+        self.is_outcome_unknown = True
 
     def has_ours(self) -> bool:
         """Tell whether a bind of :func:`.create_engine` has joined."""
@@ -359,7 +366,7 @@ class OptInSessionTransaction(Block):
             for transaction in begun:
                 transaction.commit()
         except BaseException as error:
-            if isinstance(error, CommitOutcomeUnknown) or self.is_stored_in_part():
+            if isinstance(error, CommitOutcomeUnknown) or self.is_stored_in_part_or_unknown():
                 self.on_commit = self.on_rollback = ()
             for transaction in begun:
                 transaction.close()
