@@ -62,18 +62,18 @@ class OptInConnection(TransactingConnection):
         self._under_way = 0
         super().__init__(engine)
 
-    def lend_to(self, owner: Owner) -> None:
+    def lend_to(self, owner: Owner) -> object:
         """Note the session that has it on loan.
 
         :param owner: The session.
+        :returns: The results that are not read yet, for the session to keep. They refer to their
+            connection: if it kept them itself, only the garbage collector would give it back when
+            the session is forgotten.
         """
         self._owner = ref(owner)
         self.begins_on_write = owner.begins_on_write
-
-    def go_on_alone(self) -> None:
-        """Note that the session is gone. Its user may have the connection, and go on with it."""
-        self._owner = None
-        self._unread.forget()
+        unread, self._unread_of_its_own = self._unread_of_its_own, None
+        return unread
 
     @property
     def owner(self) -> Owner | None:
@@ -149,7 +149,9 @@ class OptInConnection(TransactingConnection):
                     return self._send_inside(call, statement, parameters, execution_options)
             result = call(statement, parameters, execution_options=execution_options)
             if isinstance(result, CursorResult) and result.cursor is not None:
-                self._unread.note(result)  # pyright: ignore[reportUnknownArgumentType]
+                unread = self._unread()
+                if unread is not None:
+                    unread.note(result)  # pyright: ignore[reportUnknownArgumentType]
             has_failed = False
             return result  # pyright: ignore[reportUnknownVariableType]
         finally:
@@ -240,9 +242,10 @@ class OptInConnection(TransactingConnection):
         lent = self.held
         if lent is None or self._under_way or self.is_inside():
             return
-        if any(self._unread.streams()):
+        unread = self._unread()
+        if unread is None or any(unread.streams()):  # None: its user has it, the session is gone
             return
-        self._unread.read()
+        unread.read()
         self._note_closed_cursors()
         self.replace_held(None)
         lent.close()
@@ -257,7 +260,8 @@ class OptInConnection(TransactingConnection):
         """Close the connection: end its streams, roll back, and give it back to the pool."""
         try:
             if self.has_streamed and not self.closed:
-                for result in self._unread.forget():
+                unread = self._unread()
+                for result in () if unread is None else unread.forget():
                     if self.invalidated:
                         close_lost_cursor(result.cursor)
                     else:

@@ -16,6 +16,11 @@ class Loans(dict[OptInEngine, OptInConnection]):
     after a statement when the pool has none.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        # What the connections have not read yet; see OptInConnection.lend_to().
+        self._unread: dict[OptInEngine, object] = {}
+
     def borrow(self, engine: OptInEngine, owner: Owner, options: Any) -> OptInConnection:
         """Return a connection to a bind. It takes a DBAPI connection with its next statement.
 
@@ -24,16 +29,10 @@ class Loans(dict[OptInEngine, OptInConnection]):
         :param options: Execution options for the connection.
         """
         connection = self[engine] = engine.connect()
-        connection.lend_to(owner)
+        self._unread[engine] = connection.lend_to(owner)
         if options:
             connection.execution_options(**options)
         return connection
-
-    def __del__(self) -> None:
-        # The session is gone, without close(). Results refer to their connections, and these to
-        # what was not read: without this, only the garbage collector would give them back.
-        for connection in self.values():
-            connection.go_on_alone()
 
     def handed_out(self) -> Collection[OptInConnection]:
         """Return the connections that the session has given to its user."""

@@ -75,7 +75,9 @@ class TransactingConnection(ConnectionHooks):
         self._leaves_something = False
         # What the open transaction has begun with.
         self._options_in_effect = engine.transaction_options
-        self._unread = UnreadResults()
+        self._unread_of_its_own: UnreadResults | None = UnreadResults()
+        # A session that has it on loan keeps them; a connection that outlives it has none.
+        self._unread = ref(self._unread_of_its_own)
         self._has_sent = False
         # The error that has aborted the open transaction.
         self._failure: exc.DBAPIError | None = None
@@ -351,7 +353,8 @@ class TransactingConnection(ConnectionHooks):
             # Those that are idle in the pool may have been closed with it.
             idle: Callable[[], int] = getattr(self.engine.pool, "checkedin", int)
             for _ in range(idle() + 1):
-                self._unread.read()  # from the driver, which has the rows
+                if (unread := self._unread()) is not None:
+                    unread.read()  # from the driver, which has the rows
                 self.invalidate()
                 self._close_lost_streams()
                 connection = self.connection
@@ -380,7 +383,8 @@ class TransactingConnection(ConnectionHooks):
 
     def _close_lost_streams(self) -> None:
         """Close the cursors of streams whose connection is gone: their next row is an error."""
-        for stream in self._unread.streams():
+        unread = self._unread()
+        for stream in () if unread is None else unread.streams():
             close_lost_cursor(stream.cursor)
 
     # The log
