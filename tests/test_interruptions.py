@@ -270,6 +270,36 @@ class TestInterruption:
         tries.run(tries.engine.connect, OF_CONNECTION[call], exception)
 
 
+@pytest.mark.parametrize("call", ["a block", "atomic", "begin, commit"])
+@pytest.mark.parametrize("begin_on_write", [False, True])
+def test_no_line_that_is_interrupted_makes_callbacks_say_what_is_wrong(
+    engine: OptInEngine, onlooker: Onlooker, call: str, begin_on_write: bool
+) -> None:
+    wrong: list[str] = []
+    number = 0
+    while True:
+        number += 1
+        called: list[str] = []
+        session = OptInSession(engine, begin_on_write=begin_on_write)
+
+        @sa.event.listens_for(session, "before_flush")
+        def register(session: Any, *_: object, called: list[str] = called) -> None:
+            if not called:
+                session.on_commit(lambda: called.append("commit"))
+                session.on_rollback(lambda: called.append("rollback"))
+
+        interruption = Interruption(number, SoftLimit)
+        interruption.run(lambda: OF_SESSION[call](session))  # noqa: B023
+        session.close()
+        stored = bool(onlooker.names())
+        if ("rollback" if stored else "commit") in called:
+            wrong.append(f"{interruption.place}: {called}, and stored is {stored}")
+        onlooker.run("DELETE FROM author WHERE id > 3")
+        if interruption.place is None:
+            break
+    assert not wrong, "\n".join(wrong)
+
+
 SLEEP = "SELECT pg_sleep(5)"
 
 
@@ -358,3 +388,31 @@ class TestWhileTheDriverWaits:
             signal.signal(signal.SIGALRM, before)
         assert onlooker.names() == ["after"]
         assert len(TRANSACTION_CONNECTIONS) == 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="Windows has no such signal")
+@pytest.mark.parametrize("begin_on_write", [False, True])
+def test_an_interrupted_commit_calls_neither_on_commit_nor_on_rollback(
+    engine: OptInEngine, onlooker: Onlooker, wire: WireProxy, begin_on_write: bool
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise SoftLimit("too slow")
+
+    called: list[str] = []
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with OptInSession(engine, begin_on_write=begin_on_write) as session:
+            with pytest.raises(SoftLimit), session.begin():
+                session.add(Author(name="new"))
+                session.flush()
+                session.on_commit(lambda: called.append("commit"))
+                session.on_rollback(lambda: called.append("rollback"))
+                wire.delay = 0.4
+                signal.setitimer(signal.ITIMER_REAL, 0.2)
+            wire.delay = 0
+            assert session.scalar(sa.text("SELECT pg_sleep(0.6)")) is not None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert onlooker.names() == ["new"]
+    assert not called

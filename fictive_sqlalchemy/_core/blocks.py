@@ -119,7 +119,7 @@ class Block(TransactionHooks):
         try:
             super().commit(*args, **kwargs)
         except BaseException as error:
-            if isinstance(error, CommitOutcomeUnknown) or self.is_stored_in_part():
+            if isinstance(error, CommitOutcomeUnknown) or self.is_stored_in_part_or_unknown():
                 self.on_commit = self.on_rollback = ()
             elif self.is_stored():
                 self.hand_over_callbacks()  # somebody's listener failed after COMMIT
@@ -223,8 +223,8 @@ class Block(TransactionHooks):
         """Tell whether all that was done in it is committed."""
         return False
 
-    def is_stored_in_part(self) -> bool:
-        """Tell whether one bind is committed, and another one is not."""
+    def is_stored_in_part_or_unknown(self) -> bool:
+        """Tell whether one bind is committed and another one is not, or nobody knows of one."""
         return False
 
     def is_of_another_task(self) -> bool:
@@ -282,6 +282,9 @@ class OptInSessionTransaction(Block):
     stored_on: int = 0
     """How many of the binds have committed what was done in it."""
 
+    is_outcome_unknown: bool = False
+    """Whether an exception, such as that of a signal handler, has interrupted its COMMIT."""
+
     begun_at: Place | None = None
     """The line of the application that has begun it implicitly, with a write."""
 
@@ -305,8 +308,12 @@ class OptInSessionTransaction(Block):
     def is_stored(self) -> bool:
         return 0 < self.stored_on == len(self.begun_on)
 
-    def is_stored_in_part(self) -> bool:
-        return 0 < self.stored_on < len(self.begun_on)
+    def is_stored_in_part_or_unknown(self) -> bool:
+        return self.is_outcome_unknown or 0 < self.stored_on < len(self.begun_on)
+
+    def note_outcome_unknown(self) -> None:
+        """Note that the COMMIT of a bind was interrupted: it may be stored or not."""
+        self.is_outcome_unknown = True
 
     def has_ours(self) -> bool:
         """Tell whether a bind of :func:`.create_engine` has joined."""

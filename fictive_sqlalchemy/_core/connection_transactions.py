@@ -18,6 +18,7 @@ class TransactionOfSession(Protocol):
     @property
     def stored_on(self) -> int: ...
     def note_stored(self) -> None: ...
+    def note_outcome_unknown(self) -> None: ...
 
 
 class InAutocommit(Protocol):
@@ -33,6 +34,7 @@ class InAutocommit(Protocol):
     def forget_failure(self) -> None: ...
     def waits_for_session(self) -> bool: ...
     def is_lost(self) -> bool: ...
+    def is_open_on_server(self) -> bool: ...
     def invalidate(self) -> None: ...
     def get_transaction(self) -> Transaction | None: ...
 
@@ -89,16 +91,21 @@ class OutOfAutocommit(Transaction):
     def _commit(self) -> None:
         connection = self.connection
         of_session: TransactionOfSession | None = connection.session_transaction
-        lost_before = connection.is_lost()
+        lost_before, was_open = connection.is_lost(), connection.is_open_on_server()
         try:
             super().commit()
+            if of_session is not None:
+                of_session.note_stored()
         except exc.DBAPIError as error:
             if not error.connection_invalidated:
                 raise
             partly = of_session is not None and of_session.stored_on > 0
             raise _lost(error, before_commit=lost_before, partly=partly) from error
-        if of_session is not None:
-            of_session.note_stored()
+        except BaseException:
+            # That of a signal handler, or a timeout of gevent, may come when COMMIT is sent.
+            if of_session is not None and was_open and not connection.is_open_on_server():
+                of_session.note_outcome_unknown()
+            raise
 
 
 class OptInTransaction(OutOfAutocommit, RootTransaction):  # pyright: ignore

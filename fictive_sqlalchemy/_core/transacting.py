@@ -343,6 +343,11 @@ class TransactingConnection(ConnectionHooks):
         held = self.held
         return held is None or self.engine.switch.lost(held.dbapi_connection)
 
+    def is_open_on_server(self) -> bool:
+        """Tell whether BEGIN was sent, and neither COMMIT nor ROLLBACK yet. Sends nothing."""
+        held = self.held
+        return held is not None and self.engine.switch.has_begun(held.dbapi_connection)
+
     def live_connection(self) -> PoolProxiedConnection:
         """Return the DBAPI connection: another one if the server has closed it while it was idle.
 
