@@ -260,3 +260,36 @@ def test_a_raw_cursor_after_a_flush_that_failed_is_undone_with_the_block(
         connection.execute(sa.insert(authors).values(name="after"))
         session.commit()
         assert onlooker.names() == ["after"]
+
+
+def test_a_raw_cursor_never_goes_on_in_the_transaction_of_another_session(
+    wire_url: str, onlooker: Onlooker
+) -> None:
+    with opened(wire_url, pool_size=1, max_overflow=0, pool_timeout=0.1) as engine:
+        with OptInSession(engine) as session, OptInSession(engine) as other:
+            cursor = session.connection().connection.cursor()
+            assert session.scalar(sa.text("SELECT 1")) == 1
+            with pytest.raises(sa.exc.TimeoutError), other.begin():
+                other.add(Author(name="of the other"))
+                other.flush()
+            cursor.execute("INSERT INTO author (name) VALUES ('new')")
+            cursor.close()
+            assert onlooker.names() == ["new"]
+            session.close()
+            assert other.scalar(sa.text("SELECT 2")) == 2
+
+
+def test_one_whose_cursors_nobody_has_goes_back_when_the_pool_has_no_spare_one(
+    wire_url: str,
+) -> None:
+    with opened(wire_url, pool_size=1, max_overflow=0, pool_timeout=0.1) as engine:
+        with OptInSession(engine) as session, OptInSession(engine) as other:
+            connection = session.connection()
+            with session.begin():
+                by_statement(connection)
+            session.add(Author(name="newer"))
+            session.commit()
+            for stream in (False, True):
+                names = sa.select(Author.name).execution_options(stream_results=stream)
+                assert len(connection.execute(names).all()) == 5
+                assert other.scalar(sa.text("SELECT 2")) == 2
