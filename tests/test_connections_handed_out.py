@@ -9,7 +9,13 @@ from collections.abc import Callable
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
+from sqlalchemy.exc import (
+    DBAPIError,
+    IntegrityError,
+    InvalidRequestError,
+    PendingRollbackError,
+    TimeoutError,
+)
 from sqlalchemy.orm import sessionmaker
 
 from fictive_sqlalchemy import OptInEngine, OptInSession
@@ -269,7 +275,7 @@ def test_a_raw_cursor_never_goes_on_in_the_transaction_of_another_session(
         with OptInSession(engine) as session, OptInSession(engine) as other:
             cursor = session.connection().connection.cursor()
             assert session.scalar(sa.text("SELECT 1")) == 1
-            with pytest.raises(sa.exc.TimeoutError), other.begin():
+            with pytest.raises(TimeoutError), other.begin():
                 other.add(Author(name="of the other"))
                 other.flush()
             cursor.execute("INSERT INTO author (name) VALUES ('new')")
@@ -293,3 +299,25 @@ def test_one_whose_cursors_nobody_has_goes_back_when_the_pool_has_no_spare_one(
                 names = sa.select(Author.name).execution_options(stream_results=stream)
                 assert len(connection.execute(names).all()) == 5
                 assert other.scalar(sa.text("SELECT 2")) == 2
+
+
+@pytest.mark.parametrize("begin_on_write", [False, True])
+def test_after_a_flush_that_failed_it_names_the_error_of_the_flush(
+    engine: OptInEngine, onlooker: Onlooker, begin_on_write: bool
+) -> None:
+    with OptInSession(engine, begin_on_write=begin_on_write) as session:
+        connection = session.connection()
+        session.rollback()
+        with pytest.raises(PendingRollbackError):
+            with session.begin():
+                session.connection()
+                session.add(Author(name="Ada"))
+                with pytest.raises(IntegrityError) as failure:
+                    session.flush()
+                with pytest.raises(PendingRollbackError, match="had failed") as refused:
+                    by_statement(connection)
+                assert refused.value.__cause__ is failure.value
+        assert onlooker.names() == []
+        by_statement(session.connection())
+        session.commit()
+    assert onlooker.names() == ["new"]

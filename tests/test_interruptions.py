@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import event
 from sqlalchemy.exc import ResourceClosedError, StatementError
 from sqlalchemy.orm import sessionmaker
 
@@ -282,7 +283,7 @@ def test_no_line_that_is_interrupted_makes_callbacks_say_what_is_wrong(
         called: list[str] = []
         session = OptInSession(engine, begin_on_write=begin_on_write)
 
-        @sa.event.listens_for(session, "before_flush")
+        @event.listens_for(session, "before_flush")
         def register(session: Any, *_: object, called: list[str] = called) -> None:
             if not called:
                 session.on_commit(lambda: called.append("commit"))

@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection, CursorResult
 from sqlalchemy.pool import AssertionPool, QueuePool
 
 from .autocommit import HELD_CURSORS, PSYCOPG, switch_for
-from .errors import close_lost_cursor
+from .errors import NOTHING_STORED, close_lost_cursor
 from .resting import RestingEngine
 from .transacting import OPEN, RESTING, TransactingConnection
 
@@ -145,6 +145,9 @@ class OptInConnection(TransactingConnection):
             if self.session_transaction is None:
                 self._end_interrupted()
         if self.session_transaction is not None:
+            failure = getattr(self.session_transaction, "failure", None)
+            if failure is not None:  # of a flush
+                raise exc.PendingRollbackError(NOTHING_STORED) from failure
             raise exc.InvalidRequestError(
                 "The transaction of the session was ended by hand, on its connection: nothing "
                 "more can belong to it. Leave the block, or commit() or rollback() the session."
