@@ -401,8 +401,9 @@ class OptInSessionTransaction(Block):
         try:
             super().provide_connection(connection, execution_options)
         except BaseException:
-            connection.session_transaction = None
-            connection.put_options_back()
+            connection.session_transaction = joined_before
+            if joined_before is None:
+                connection.put_options_back()
             # An exception in a listener to after_begin, or from a signal handler. SQLAlchemy has
             # begun the connection's transaction, and would forget it.
             if (begun := connection.get_transaction()) is not None:

@@ -82,7 +82,7 @@ def guard_statements_outside(dialect: Dialect) -> None:
                 if left is not None and isinstance(self.root_connection, NotesWhatIsLeft):
                     self.root_connection.note_left_behind(left)
             if ends_transaction(sql):
-                connection = self.root_connection
+                connection: Any = self.root_connection
                 if getattr(connection, "session_transaction", None) is not None:
                     connection.refuse_to_end_by_statement()
             super().pre_exec()  # pyright: ignore
