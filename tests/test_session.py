@@ -1802,17 +1802,20 @@ class TestTheLoan:
                 "stream": lambda session: session.scalars(
                     sa.select(Author).execution_options(yield_per=1)
                 ).all(),
+                "connection": lambda session: session.connection().scalar(sa.text("SELECT 1")),
+                "exec_driver_sql": lambda session: session.connection().exec_driver_sql("SELECT 1"),
             }
             for name, statement in statements.items():
                 with OptInSession(engine) as session:
                     statement(session)
                     assert checked_out(engine) == 0, name
 
-    def test_is_kept_once_it_was_handed_out(self, wire_url: str) -> None:
+    def test_is_kept_once_its_dbapi_connection_was_handed_out(self, wire_url: str) -> None:
         with opened(wire_url, pool_size=1, max_overflow=0, pool_timeout=1) as engine:
             with OptInSession(engine) as session:
-                session.connection().exec_driver_sql("SELECT 1")
+                cursor = session.connection().connection.cursor()
                 session.get(Author, 1)
+                cursor.close()
                 assert checked_out(engine) == 1  # its user may have a cursor of it
                 session.give_back()
                 assert checked_out(engine) == 0

@@ -258,12 +258,7 @@ class OptInConnection(TransactingConnection):
     # The loan
 
     def give_back_if_wanted(self) -> None:
-        """Give the DBAPI connection back to the pool, if the pool has no spare one.
-
-        One that was handed out is kept: a cursor that its user has would be somebody else's.
-        """
-        if self.is_handed_out:
-            return
+        """Give the DBAPI connection back to the pool, if the pool has no spare one."""
         pool = self.engine.pool
         if isinstance(pool, QueuePool):
             overflow = pool.overflow()  # negative while the pool has opened fewer than it keeps
