@@ -83,6 +83,18 @@ class OptInConnection(TransactingConnection):
     def waits_for_session(self) -> bool:
         return self.is_handed_out and self.session_transaction is not None
 
+    if not TYPE_CHECKING:  # the base class has it
+
+        @property
+        def connection(self):
+            """The DBAPI connection, as SQLAlchemy's.
+
+            A session does not give it back any more before its end: the caller may have a cursor of
+            it, which would go on in the transaction of the next borrower.
+            """
+            self.is_seen = True
+            return self.taken
+
     def is_held_by_user(self) -> bool:
         return self._owner is None
 
@@ -237,7 +249,7 @@ class OptInConnection(TransactingConnection):
         """
         if self.is_inside() or not _BEGINS.search(str(statement)):
             return
-        cursor = self.connection.cursor()
+        cursor = self.taken.cursor()
         try:
             cursor.execute("ROLLBACK")
         finally:
@@ -259,6 +271,8 @@ class OptInConnection(TransactingConnection):
 
     def give_back_if_wanted(self) -> None:
         """Give the DBAPI connection back to the pool, if the pool has no spare one."""
+        if self.is_seen and self.is_handed_out:
+            return
         pool = self.engine.pool
         if isinstance(pool, QueuePool):
             overflow = pool.overflow()  # negative while the pool has opened fewer than it keeps

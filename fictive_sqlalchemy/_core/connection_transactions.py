@@ -25,6 +25,7 @@ class InAutocommit(Protocol):
     """What a transaction needs of its connection, which is a ``Connection`` besides."""
 
     session_transaction: Any
+    is_seen: bool
 
     def leave_autocommit(self) -> None: ...
     def note_begin(self) -> None: ...
@@ -52,6 +53,7 @@ class OutOfAutocommit(Transaction):
     connection: Any  # an InAutocommit
 
     def __init__(self, connection: Any, *args: Any) -> None:
+        is_seen = connection.is_seen  # SQLAlchemy, which asks for it here, is not its user
         try:
             open_transactions.add(connection, connection.session_transaction or self)
             connection.leave_autocommit()
@@ -63,6 +65,8 @@ class OutOfAutocommit(Transaction):
                 super().close()
             connection.return_to_autocommit()
             raise
+        finally:
+            connection.is_seen = is_seen
 
     def commit(self) -> None:
         self.connection.refuse_if_aborted()
@@ -82,9 +86,11 @@ class OutOfAutocommit(Transaction):
         self._end(_unless_lost(super().close))
 
     def _end(self, way: Callable[[], object]) -> None:
+        is_seen = self.connection.is_seen
         try:
             way()
         finally:
+            self.connection.is_seen = is_seen
             if not self.is_active:
                 self.connection.return_to_autocommit()
 

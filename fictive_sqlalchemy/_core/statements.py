@@ -104,11 +104,11 @@ def guard_statements_outside(dialect: Dialect) -> None:
             if self.locks_in_vain():
                 return self.create_default_cursor()  # nothing is sent on it: pre_exec() refuses
             connection.has_streamed = True
-            info = connection.connection.info
+            info = connection.taken.info
             self.had_cursors, info[HELD_CURSORS] = HELD_CURSORS in info, True
             # Random: behind a pooler several clients share a server session, so fixed names would
             # collide.
-            self.declares = connection.connection.cursor(f"held_{token_hex(8)}", withhold=True)
+            self.declares = connection.taken.cursor(f"held_{token_hex(8)}", withhold=True)
             return self.declares
 
         def locks_in_vain(self) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from weakref import ref
 
 from sqlalchemy import exc
-from sqlalchemy.engine import NestedTransaction, RootTransaction, TwoPhaseTransaction
+from sqlalchemy.engine import Connection, NestedTransaction, RootTransaction, TwoPhaseTransaction
 from sqlalchemy.orm import SessionTransaction
 from sqlalchemy.pool import PoolProxiedConnection, SingletonThreadPool, StaticPool
 
@@ -61,6 +61,12 @@ class TransactingConnection(ConnectionHooks):
 
     transaction_options: TransactionOptions
     """What its transactions begin with."""
+
+    taken = Connection.connection
+    """The DBAPI connection, taken from the pool where there is none, for ourselves."""
+
+    is_seen = False
+    """Whether its user may have the DBAPI connection, or a cursor of it."""
 
     session_transaction: SessionTransaction | None
     """The session's open transaction, if the connection has joined one."""
@@ -282,7 +288,7 @@ class TransactingConnection(ConnectionHooks):
     def _is_loss(self, error: BaseException, cursor: Any) -> bool:
         dialect: Any = self.dialect
         return not isinstance(error, dialect.loaded_dbapi.Error) or dialect.is_disconnect(
-            error, self.connection.dbapi_connection, cursor
+            error, self.taken.dbapi_connection, cursor
         )
 
     def on_error(self, error: exc.DBAPIError, cursor: Any) -> None:
@@ -325,7 +331,7 @@ class TransactingConnection(ConnectionHooks):
         if left.rolls_back and self._phase is not RESTING:
             self._leaves_something = True
         else:
-            self.connection.info[LEFT_BEHIND] = True
+            self.taken.info[LEFT_BEHIND] = True
 
     def keep_what_is_left(self) -> None:
         """Note that what the transaction has set stays, because it is about to be committed."""
@@ -353,7 +359,7 @@ class TransactingConnection(ConnectionHooks):
 
         Nothing was sent on it yet, so nothing can be sent twice.
         """
-        connection = self.connection
+        connection = self.taken
         if self.engine.switch.is_lost(connection.dbapi_connection):
             # The server may have closed those that are idle in the pool, too.
             idle: Callable[[], int] = getattr(self.engine.pool, "checkedin", int)
@@ -362,7 +368,7 @@ class TransactingConnection(ConnectionHooks):
                     unread.read()  # the driver has received the rows already
                 self.invalidate()
                 self._close_lost_streams()
-                connection = self.connection
+                connection = self.taken
                 if not self.engine.switch.is_lost(connection.dbapi_connection):
                     break
         return connection
@@ -407,6 +413,6 @@ class TransactingConnection(ConnectionHooks):
         begin, self._begin_to_log = self._begin_to_log, None
         if begin is None:
             return [message]
-        if self.engine.switch.has_begun(self.connection.dbapi_connection):
+        if self.engine.switch.has_begun(self.taken.dbapi_connection):
             return [begin, message]  # a cursor of the caller's own has sent something
         return []
