@@ -302,7 +302,7 @@ class OptInConnection(TransactingConnection):
     def _note_closed_cursors(self) -> None:
         """Spare the pool the CLOSE ALL, if all cursors on the server are closed."""
         if self.has_streamed and not self._leaves_cursors:
-            self.info.pop(HELD_CURSORS, None)
+            self.taken.info.pop(HELD_CURSORS, None)
         self._leaves_cursors = False
 
     def close(self) -> None:

@@ -77,21 +77,19 @@ class OutOfAutocommit(Transaction):
         # It may have ended already: an error came after COMMIT or ROLLBACK.
         is_open = id(self.connection.get_transaction()) == id(self)
         way = _unless_lost(super().rollback) if is_open else _nothing
-        if self.connection.waits_for_session():
-            way()  # the driver stays out of autocommit, because of the cursors that the user has
-        else:
-            self._end(way)
+        # Or the driver stays out of autocommit, because of the cursors that the user has.
+        self._end(way, returns=not self.connection.waits_for_session())
 
     def close(self) -> None:
         self._end(_unless_lost(super().close))
 
-    def _end(self, way: Callable[[], object]) -> None:
+    def _end(self, way: Callable[[], object], *, returns: bool = True) -> None:
         is_seen = self.connection.is_seen
         try:
             way()
         finally:
             self.connection.is_seen = is_seen
-            if not self.is_active:
+            if returns and not self.is_active:
                 self.connection.return_to_autocommit()
 
     def _commit(self) -> None:
