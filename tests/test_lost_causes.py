@@ -38,6 +38,20 @@ def test_a_loss_at_the_rollback_of_a_savepoint(
     assert onlooker.names() == []
 
 
+def test_a_loss_at_the_rollback_of_a_savepoint_that_an_error_had_aborted(
+    session: OptInSession, wire: WireProxy, onlooker: Onlooker
+) -> None:
+    with pytest.raises(PendingRollbackError) as caught, session.begin():
+        with pytest.raises(IntegrityError), session.begin_nested():
+            cut_at(wire, "ROLLBACK TO")
+            session.execute(sa.insert(Author).values(name="Ada"))
+        session.execute(sa.insert(Author).values(name="two"))
+    cause = caught.value.__cause__
+    assert isinstance(cause, DBAPIError)
+    assert cause.connection_invalidated
+    assert onlooker.names() == []
+
+
 def test_a_loss_that_was_caught_before_another_statement(
     session: OptInSession, wire: WireProxy, onlooker: Onlooker
 ) -> None:

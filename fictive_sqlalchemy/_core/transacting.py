@@ -301,9 +301,10 @@ class TransactingConnection(ConnectionHooks):
     def _note_failure(self, error: exc.DBAPIError) -> None:
         """Note the error that has aborted the open transaction; say it again with later ones."""
         held = self.held
-        if not error.connection_invalidated and (
-            held is None or not self.engine.switch.is_aborted(held.dbapi_connection)
-        ):
+        if error.connection_invalidated:
+            self._failure = error  # it outlives what the rollback of a savepoint undoes
+            return
+        if held is None or not self.engine.switch.is_aborted(held.dbapi_connection):
             return
         if self._failure is None:
             self._failure = error
