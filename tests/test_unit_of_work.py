@@ -24,6 +24,7 @@ from typing_extensions import assert_type
 
 from fictive_sqlalchemy import OptInEngine, OptInScopedSession, OptInSession, unit_of_work
 from fictive_sqlalchemy.ext.flask.scoped_session import current_session, flask_scoped_session
+from tests.core.test_autocommit import Interrupter, Interruption, chain
 from tests.library import (
     Author,
     Base,
@@ -35,7 +36,6 @@ from tests.library import (
     opened,
     sent,
 )
-from tests.test_autocommit import Interrupter, Interruption, chain
 from tests.wire import WireProxy
 
 Factory = Callable[[], Session]

@@ -1,8 +1,8 @@
 """Every private name of SQLAlchemy that this package uses, behind names of our own.
 
 Nothing public does what is done here. Each name has its reason beside it, and a test in
-``tests/test_private_names.py`` that fails by the private name when SQLAlchemy changes it. No other
-module of the package uses a private name of SQLAlchemy; a test says so.
+``tests/core/test_private_names.py`` that fails by the private name when SQLAlchemy changes it. No
+other module of the package uses a private name of SQLAlchemy; a test says so.
 
 The classes are bases with hooks. A hook that each statement passes is an alias instead of a call,
 so that it costs nothing.

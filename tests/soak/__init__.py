@@ -4,7 +4,7 @@
 
 * the *bank*: threads and processes move money through a proxy that cuts connections at random
   messages, see :mod:`tests.soak.bank`;
-* the *state machine* of ``tests/test_state_machine.py`` with random seeds, see
+* the *state machine* of ``tests/core/test_state_machine.py`` with random seeds, see
   :mod:`tests.soak.machine`.
 
 Whatever fails prints the command, with its seed, that repeats it.

@@ -1,4 +1,4 @@
-"""The state machine of ``tests/test_state_machine.py`` with random seeds, in a process of its own.
+"""The state machine of ``tests/core`` with random seeds, in a process of its own.
 
 Hypothesis shrinks what fails, so one process is enough to say what is wrong.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from random import Random
 
 _ROOT = Path(__file__).parents[2]
-_TEST = "tests/test_state_machine.py"
+_TEST = "tests/core/test_state_machine.py"
 
 
 class StateMachine:

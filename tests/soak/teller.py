@@ -14,6 +14,8 @@ from sqlalchemy.orm import sessionmaker
 
 from fictive_sqlalchemy import CommitOutcomeUnknown, OptInEngine, OptInSession
 from fictive_sqlalchemy.filter_by_or_create import filter_by_or_create
+from tests.core.test_autocommit import chain
+from tests.core.test_threads import is_lost
 from tests.soak.records import Outcome, Record, Report
 from tests.soak.tables import (
     ACCOUNTS,
@@ -26,8 +28,6 @@ from tests.soak.tables import (
     Label,
     Transfer,
 )
-from tests.test_autocommit import chain
-from tests.test_threads import is_lost
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _CONFLICTS = ("40001", "40P01")  # serialization_failure, deadlock_detected

@@ -5,7 +5,7 @@ model in ``model.py``, which says what must come of it: a result, an error, the 
 database, the state of each object. After each step the two are compared, as are the connections
 with where they have to rest; after each run nothing may be left open.
 
-``MODEL_EXAMPLES=5000 MODEL_SEED=7 pytest tests/test_state_machine.py`` runs more of it.
+``MODEL_EXAMPLES=5000 MODEL_SEED=7 pytest tests/core/test_state_machine.py`` runs more of it.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ from fictive_sqlalchemy import (
 )
 from fictive_sqlalchemy.filter_by_or_create import filter_by_or_create
 from fictive_sqlalchemy.testing import isolate
+from tests.core.test_autocommit import Interrupter, Interruption, chain
 from tests.library import (
     Author,
     Onlooker,
@@ -44,7 +45,6 @@ from tests.library import (
     opened,
     set_flags,
 )
-from tests.test_autocommit import Interrupter, Interruption, chain
 from tests.wire import WireProxy
 
 WORD = re.compile(r"0x[0-9a-f]+|\[.*?\] |pid \d+")

@@ -5,8 +5,7 @@ Hypothesis chooses the steps. Each is done to SQLAlchemy's own ``Session`` and t
 is committed, the results and errors, the states of the objects and the values they hold, and the
 events of the session.
 
-``LIKE_STOCK_EXAMPLES=5000 LIKE_STOCK_SEED=7 pytest tests/test_begin_on_write_like_stock.py`` runs
-more of it.
+``LIKE_STOCK_EXAMPLES=5000 LIKE_STOCK_SEED=7 pytest`` of this file runs more of it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Tests of the package fictive_sqlalchemy.testing."""
