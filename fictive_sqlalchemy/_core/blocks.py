@@ -271,7 +271,7 @@ class Block(TransactionHooks):
         while around is not None and not isinstance(around, Block):
             around = around.parent  # the subtransaction of a flush
         if around is None:
-            self.session.callbacks.waiting += on_commit
+            self.session.callbacks.extend(on_commit)
         else:
             around.on_commit = [*around.on_commit, *on_commit]
             around.on_rollback = [*around.on_rollback, *on_rollback]
@@ -282,7 +282,7 @@ class Block(TransactionHooks):
         if self._is_committed:
             self.hand_over_callbacks()
         else:
-            self.session.callbacks.waiting += self.on_rollback
+            self.session.callbacks.extend(self.on_rollback)
             self.on_commit = self.on_rollback = ()
 
 
@@ -314,10 +314,6 @@ class OptInSessionTransaction(Block):
             transaction = connection.get_transaction()
             if transaction is not None and connection.is_lost():
                 transaction.commit()  # which raises, before anything is stored
-
-    def note_stored(self) -> None:
-        """Note that it is committed on one more bind."""
-        self.stored_on += 1
 
     def is_stored(self) -> bool:
         return 0 < self.stored_on == len(self.begun_on)

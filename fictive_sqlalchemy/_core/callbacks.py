@@ -23,15 +23,11 @@ class SessionThatCalls(Protocol):
     def may_call_back(self) -> bool: ...
 
 
-class Callbacks:
+class Callbacks(list[Callback]):
     """The functions that one session calls after the end of its transaction, in their order."""
 
-    __slots__ = ("ending", "waiting")
-
-    def __init__(self) -> None:
-        self.waiting: list[Callback] = []
-        self.ending = 0
-        """How many calls that may end the transaction are under way, one inside the other."""
+    ending = 0
+    """How many calls that may end the transaction are under way, one inside the other."""
 
 
 class after_end(AbstractContextManager[None]):
@@ -59,16 +55,17 @@ class after_end(AbstractContextManager[None]):
     def __exit__(self, type_: object, *error: object) -> None:
         callbacks = self._callbacks
         callbacks.ending -= 1
-        if callbacks.waiting and not callbacks.ending and self._session.may_call_back():
+        if callbacks and not callbacks.ending and self._session.may_call_back():
             self._call(self._only_log or type_ is not None)
 
     def _call(self, only_log: bool) -> None:
         callbacks = self._callbacks
-        calls, callbacks.waiting = callbacks.waiting, []
+        calls = callbacks.copy()
+        callbacks.clear()
         first: Exception | None = None
         for index, call in enumerate(calls):
             if not self._session.may_call_back():  # a callback has left a transaction open
-                callbacks.waiting[:0] = calls[index:]
+                callbacks[:0] = calls[index:]
                 break
             try:
                 call()

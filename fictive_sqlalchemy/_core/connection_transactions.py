@@ -15,9 +15,8 @@ from .transactions import open_transactions
 class TransactionOfSession(Protocol):
     """What a connection's transaction needs of the session's, if it was begun for one."""
 
-    @property
-    def stored_on(self) -> int: ...
-    def note_stored(self) -> None: ...
+    stored_on: int
+
     def note_outcome_unknown(self) -> None: ...
 
 
@@ -69,8 +68,10 @@ class OutOfAutocommit(Transaction):
             connection.is_seen = is_seen
 
     def commit(self) -> None:
-        self.connection.refuse_if_aborted()
-        self.connection.keep_what_is_left()
+        connection = self.connection
+        connection.refuse_if_aborted()
+        if connection.leaves_something:
+            connection.keep_what_is_left()
         self._end(self._commit)
 
     def rollback(self) -> None:
@@ -95,11 +96,12 @@ class OutOfAutocommit(Transaction):
     def _commit(self) -> None:
         connection = self.connection
         of_session: TransactionOfSession | None = connection.session_transaction
-        lost_before, was_open = connection.is_lost(), connection.is_open_on_server()
+        lost_before, held = connection.is_lost(), connection.held
+        was_open = held is not None and connection.engine.switch.has_begun(held.dbapi_connection)
         try:
             super().commit()
             if of_session is not None:
-                of_session.note_stored()
+                of_session.stored_on += 1
         except exc.DBAPIError as error:
             if not error.connection_invalidated:
                 raise

@@ -16,37 +16,33 @@ from sqlalchemy.engine.cursor import (
 _MOST_UNREAD = 8
 
 
-class UnreadResults:
+class UnreadResults(list[CursorResult[Any]]):
     """The results of one connection that have not been read to their end."""
-
-    def __init__(self) -> None:
-        self._results: list[CursorResult[Any]] = []
 
     def note(self, result: CursorResult[Any]) -> None:
         """Note a result that has just come."""
-        results = self._results
-        while results and results[-1].cursor is None:  # it was read meanwhile
-            results.pop()
-        if len(results) > _MOST_UNREAD:
+        while self and self[-1].cursor is None:  # it was read meanwhile
+            self.pop()
+        if len(self) > _MOST_UNREAD:
             self.read()
-        self._results.append(result)
+        self.append(result)
 
     def read(self) -> None:
         """Read all but streams from the driver: afterwards they need no connection."""
-        for result in self._results:
+        for result in self:
             if result.cursor is not None and not is_stream(result):
                 with suppress(Exception):  # whoever reads the result gets the error
                     _read_in_full(result)
-        self._results = list(self.streams())
+        self[:] = self.streams()
 
     def streams(self) -> Iterator[CursorResult[Any]]:
         """Yield the streams, whose next rows are still on the server."""
-        return filter(is_stream, self._results)
+        return filter(is_stream, self)
 
     def forget(self) -> list[CursorResult[Any]]:
         """Forget all results, and return the streams among them."""
         streams = list(self.streams())
-        self._results = []
+        self.clear()
         return streams
 
 

@@ -207,7 +207,7 @@ class OptInSession(HasAtomic, WritingSession):
         elif self.writing_call is not None:  # a listener to a statement
             self.writing_call.on_commit.append(function)
         elif self.callbacks.ending:  # a listener to the end of a transaction
-            self.callbacks.waiting.append(function)
+            self.callbacks.append(function)
         else:
             function()
 
@@ -235,7 +235,7 @@ class OptInSession(HasAtomic, WritingSession):
 
     def close(self) -> None:
         """Close the session as SQLAlchemy does, and give its connections back."""
-        if self._state is OUTSIDE and not self.callbacks.waiting:  # no transaction ends with it
+        if self._state is OUTSIDE and not self.callbacks:  # no transaction ends with it
             self._close()
         else:
             with after_end(self, only_log=True):

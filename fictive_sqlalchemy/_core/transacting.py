@@ -78,7 +78,7 @@ class TransactingConnection(ConnectionHooks):
         self.has_streamed = False
         self._phase = RESTING
         # Whether the open transaction leaves something on the server's session if it is committed.
-        self._leaves_something = False
+        self.leaves_something = False
         # What the open transaction has begun with.
         self._options_in_effect = engine.transaction_options
         self._unread_of_its_own: UnreadResults | None = UnreadResults()
@@ -184,7 +184,7 @@ class TransactingConnection(ConnectionHooks):
                 )
             connection.info[USED_BY] = ref(self)
         self._options_in_effect = self.transaction_options
-        self._has_sent = self._leaves_something = False
+        self._has_sent = self.leaves_something = False
         self._phase = BEGINNING
         self.engine.switch.leave_autocommit(connection.dbapi_connection, self.transaction_options)
 
@@ -330,13 +330,13 @@ class TransactingConnection(ConnectionHooks):
         if not left.may_be_held or not self.is_held_by_user():
             warn(left)
         if left.rolls_back and self._phase is not RESTING:
-            self._leaves_something = True
+            self.leaves_something = True
         else:
             self.taken.info[LEFT_BEHIND] = True
 
     def keep_what_is_left(self) -> None:
         """Note that what the transaction has set stays, because it is about to be committed."""
-        if self._leaves_something and (held := self.held) is not None:
+        if self.leaves_something and (held := self.held) is not None:
             held.info[LEFT_BEHIND] = True
 
     def is_held_by_user(self) -> bool:

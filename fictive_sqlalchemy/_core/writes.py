@@ -115,7 +115,7 @@ class WritingCall(AbstractContextManager["WritingCall"]):
 
     def _end(self, failed: bool) -> None:
         session = self._session
-        session.callbacks.waiting += self.on_rollback if failed else self.on_commit
+        session.callbacks.extend(self.on_rollback if failed else self.on_commit)
         transaction: OptInSessionTransaction | None = session.noted_transaction()
         if transaction is None:
             return  # commit() has ended it
