@@ -87,7 +87,13 @@ class ConnectionHooks(Connection):
         try:
             return self.engine.raw_connection()
         except self.dialect.loaded_dbapi.Error as error:
-            self._handle_dbapi_exception_noconnection(error, self.dialect, self.engine)
+            self.raise_wrapped(error)
+
+    def raise_wrapped(self, error: BaseException) -> NoReturn:
+        """Raise SQLAlchemy's error for one of the driver's; any other error as it is."""
+        if not isinstance(error, self.dialect.loaded_dbapi.Error):
+            raise error
+        self._handle_dbapi_exception_noconnection(error, self.dialect, self.engine)
 
     def _log_info(self, message: str, *arg: Any, **kw: Any) -> None:
         # SQLAlchemy logs BEGIN when it may be sent later, and COMMIT where nothing was sent.

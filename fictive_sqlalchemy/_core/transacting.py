@@ -183,10 +183,15 @@ class TransactingConnection(ConnectionHooks):
                     "all: end that transaction first, or use a pool with more connections."
                 )
             connection.info[USED_BY] = ref(self)
-        self._options_in_effect = self.transaction_options
+        options = self._options_in_effect = self.transaction_options
         self._has_sent = self.leaves_something = False
         self._phase = BEGINNING
-        self.engine.switch.leave_autocommit(connection.dbapi_connection, self.transaction_options)
+        try:
+            self.engine.switch.leave_autocommit(connection.dbapi_connection, options)
+        except self.dialect.loaded_dbapi.Error as error:
+            if not self.engine.switch.is_lost(connection.dbapi_connection):
+                self.raise_wrapped(error)
+            self._begin_on_another(options)  # lost since the look above, and nothing was sent on it
 
     def note_begin(self) -> None:
         """Note that the transaction is open."""
@@ -388,9 +393,9 @@ class TransactingConnection(ConnectionHooks):
         another = self.connect_anew()
         try:
             self.engine.switch.leave_autocommit(another.dbapi_connection, options)
-        except BaseException:
+        except BaseException as error:
             another.close()
-            raise
+            self.raise_wrapped(error)
         self.replace_held(another)
 
     def _close_lost_streams(self) -> None:

@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Literal
+from itertools import count
+from typing import Any, Literal
 
 import pytest
 import sqlalchemy as sa
@@ -93,3 +94,35 @@ def test_an_error_after_which_a_library_closes_its_exit_stack(
     assert isinstance(caught.value.__cause__, IntegrityError)
     assert "author_name_key" in str(caught.value.__cause__)
     assert onlooker.names() == []
+
+
+class TestALossWhileTheDriverLeavesAutocommit:
+    """The server goes between the look at the socket and the driver's own."""
+
+    @pytest.fixture(params=[1, 2], ids=["once", "and again"])
+    def closings(self, request: pytest.FixtureRequest, engine: OptInEngine) -> int:
+        closings = count(request.param, -1)
+        leave = engine.switch.leave_autocommit
+
+        def close_first(connection: Any, options: Any) -> None:
+            if next(closings) > 0:
+                connection.close()
+            leave(connection, options)
+            connection.isolation_level  # noqa: B018  # what the driver looks at where it is set
+
+        engine.switch.leave_autocommit = close_first  # type: ignore[method-assign]
+        return int(request.param)
+
+    def test_is_noticed_by_nobody_or_is_sqlalchemys_error(
+        self, session: OptInSession, onlooker: Onlooker, closings: int
+    ) -> None:
+        if closings == 1:
+            with session.begin(isolation_level="SERIALIZABLE"):
+                session.execute(sa.insert(Author).values(name="one"))
+        else:
+            with pytest.raises(DBAPIError), session.begin(isolation_level="SERIALIZABLE"):
+                session.execute(sa.insert(Author).values(name="one"))
+            assert not session.in_transaction()
+        with session.begin():
+            session.execute(sa.insert(Author).values(name="two"))
+        assert onlooker.names() == (["one", "two"] if closings == 1 else ["two"])
