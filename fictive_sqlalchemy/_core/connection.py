@@ -91,8 +91,14 @@ class OptInConnection(TransactingConnection):
 
             A session does not give it back any more before its end: the caller may have a cursor of
             it, which would go on in the transaction of the next borrower.
+
+            :raises sqlalchemy.exc.InvalidRequestError: if the connection was lost, and the session
+                is still in the transaction that was lost with it: what a cursor of another
+                connection sends would be stored by itself.
             """
             self.is_seen = True
+            if self.held is None and self.get_transaction() is None:
+                self._refuse_if_ended()
             return self.taken
 
     def is_held_by_user(self) -> bool:
@@ -175,14 +181,7 @@ class OptInConnection(TransactingConnection):
                 return self._send_inside(call, statement, parameters, execution_options)
             if self.session_transaction is None:
                 self._end_interrupted()
-        if self.session_transaction is not None:
-            failure = getattr(self.session_transaction, "failure", None)
-            if failure is not None:  # of a flush
-                raise exc.PendingRollbackError(NOTHING_STORED) from failure
-            raise exc.InvalidRequestError(
-                "The transaction of the session was ended by hand, on its connection: nothing "
-                "more can belong to it. Leave the block, or commit() or rollback() the session."
-            )
+        self._refuse_if_ended()
         held = self.held
         if held is None or self.engine.switch.is_lost(held.dbapi_connection):
             # Here, because SQLAlchemy would report an error of the pool as the statement's error.
@@ -207,6 +206,18 @@ class OptInConnection(TransactingConnection):
                 self._end_begun_by_hand(statement, has_failed)
             if self._owner is not None:
                 self.give_back_if_wanted()
+
+    def _refuse_if_ended(self) -> None:
+        """Raise the error for use in a session's transaction that has ended on its connection."""
+        if self.session_transaction is None:
+            return
+        failure = getattr(self.session_transaction, "failure", None)
+        if failure is not None:  # of a flush
+            raise exc.PendingRollbackError(NOTHING_STORED) from failure
+        raise exc.InvalidRequestError(
+            "The transaction of the session was ended by hand, on its connection: nothing "
+            "more can belong to it. Leave the block, or commit() or rollback() the session."
+        )
 
     def _send_inside(
         self, call: Callable[..., Any], statement: Any, parameters: Any, execution_options: Any

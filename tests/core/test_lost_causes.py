@@ -126,3 +126,25 @@ class TestALossWhileTheDriverLeavesAutocommit:
         with session.begin():
             session.execute(sa.insert(Author).values(name="two"))
         assert onlooker.names() == (["one", "two"] if closings == 1 else ["two"])
+
+
+@pytest.mark.parametrize("begin_on_write", [False, True], ids=["begin", "begin on write"])
+def test_a_cursor_after_a_flush_lost_its_connection_sends_nothing(
+    engine: OptInEngine, onlooker: Onlooker, begin_on_write: bool
+) -> None:
+    # SQLAlchemy takes another connection here, on which the cursor's INSERT would be stored.
+    with OptInSession(engine, begin_on_write=begin_on_write) as session:
+        if not begin_on_write:
+            session.begin()
+        connection = session.connection()
+        session.execute(sa.insert(Author).values(name="one"))
+        session.add(Author(name="two"))
+        pid: Any = connection.scalar(sa.select(sa.func.pg_backend_pid()))
+        onlooker.kill(pid)
+        with pytest.raises(DBAPIError) as lost:
+            session.flush()
+        with pytest.raises(PendingRollbackError) as caught:
+            connection.connection.cursor().execute("INSERT INTO author (name) VALUES ('raw')")
+        assert caught.value.__cause__ is lost.value
+        session.rollback()
+    assert onlooker.names() == []
