@@ -680,10 +680,10 @@ class Model:
 
     def commit_root(self, *, expire: bool) -> None:
         root = self.levels[0]
+        if self.aborted:  # the driver knows that before it sends anything
+            raise Fails(exc.PendingRollbackError)
         if self.sent or self.noticed:
             self.meet_disconnect()
-        if self.aborted:
-            raise Fails(exc.PendingRollbackError)
         self.store.apply(root.rows)
         for number, row in root.extras.items():
             if row is None:
