@@ -1464,6 +1464,8 @@ def run(
     run_state_machine_as_test(make, settings=profile)
 
 
+# An exception between the making of the socket that is looked at and its `with`: Python closes it.
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("class_", [Sessions, SessionsThatBeginOnWrite])
 def test_random_sequences_do_what_the_contract_says(
     machine: Fixture, class_: type[Sessions]
