@@ -270,7 +270,7 @@ class TestAnApplication:
     ) -> None:
         celery = Celery("example", task_cls=DatabaseTask.of(house.web))
 
-        @celery.task(atomic=atomic)
+        @celery.task(shared=False, atomic=atomic)
         def store() -> None:
             house.session.add(Author(name="new"))
             house.session.flush()
