@@ -280,7 +280,7 @@ def test_prepared_statements_find_their_server_connection(
     assert_at_rest(engine)
 
 
-def test_without_their_support_prepared_statements_fail_and_can_be_left_out(
+def test_without_their_support_prepared_statements_fail_inside_and_can_be_left_out(
     bounce: Bounce, make_engine: MakeEngine, database: str, driver: str
 ) -> None:
     follows = {} if PROGRAM is None or version() < (1, 21) else {"max_prepared_statements": 0}
@@ -298,8 +298,13 @@ def test_without_their_support_prepared_statements_fail_and_can_be_left_out(
         for session in (one, other):
             session.get(Author, 1)
         one.get(Author, 1, populate_existing=True)  # prepares it
-        with pytest.raises(exc.DBAPIError, match=r"prepared statement .* already exists"):
+        with (
+            pytest.raises(exc.DBAPIError, match=r"prepared statement .* already exists"),
+            other.begin(),
+        ):
             other.get(Author, 1, populate_existing=True)
+        # Outside nothing was done when it failed, so that it is sent again, and not prepared.
+        assert other.get(Author, 1, populate_existing=True) is not None
         one.close()
         other.close()
 
