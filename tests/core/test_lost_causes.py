@@ -53,27 +53,17 @@ def test_a_loss_at_the_rollback_of_a_savepoint_that_an_error_had_aborted(
     assert onlooker.names() == []
 
 
-def test_a_loss_that_was_caught_before_another_statement(
-    session: OptInSession, wire: WireProxy, onlooker: Onlooker
+@pytest.mark.parametrize("goes_on", [True, False], ids=["before another", "before the end"])
+def test_a_loss_that_was_caught(
+    session: OptInSession, wire: WireProxy, onlooker: Onlooker, goes_on: bool
 ) -> None:
     with pytest.raises(PendingRollbackError) as caught, session.begin():
         session.execute(sa.insert(Author).values(name="one"))
         cut_at(wire, "SELECT")
         with pytest.raises(DBAPIError):
             session.execute(sa.text("SELECT 1"))
-        session.execute(sa.insert(Author).values(name="two"))
-    assert isinstance(caught.value.__cause__, DBAPIError)
-    assert onlooker.names() == []
-
-
-def test_a_loss_that_was_caught_before_the_end(
-    session: OptInSession, wire: WireProxy, onlooker: Onlooker
-) -> None:
-    with pytest.raises(PendingRollbackError) as caught, session.begin():
-        session.execute(sa.insert(Author).values(name="one"))
-        cut_at(wire, "SELECT")
-        with pytest.raises(DBAPIError):
-            session.execute(sa.text("SELECT 1"))
+        if goes_on:
+            session.execute(sa.insert(Author).values(name="two"))
     assert isinstance(caught.value.__cause__, DBAPIError)
     assert onlooker.names() == []
 
