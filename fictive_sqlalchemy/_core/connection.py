@@ -14,6 +14,7 @@ from sqlalchemy.pool import AssertionPool, QueuePool
 
 from .autocommit import HELD_CURSORS, PSYCOPG, switch_for
 from .errors import NOTHING_STORED, close_lost_cursor
+from .forks import leave_connection_to_parent
 from .resting import RestingEngine
 from .transacting import OPEN, RESTING, TransactingConnection
 
@@ -60,6 +61,7 @@ class OptInConnection(TransactingConnection):
         self._owner: ref[Owner] | None = None
         self.begins_on_write = self.is_handed_out = self._leaves_cursors = False
         self._under_way = 0
+        leave_connection_to_parent(self)
         super().__init__(engine)
 
     def lend_to(self, owner: Owner) -> object:

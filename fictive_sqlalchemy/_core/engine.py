@@ -7,7 +7,6 @@ from typing import Any
 from sqlalchemy.engine.base import OptionEngine
 
 from .connection import OptInConnection
-from .forks import leave_connection_to_parent
 from .health import Health
 from .options import split_options, without_autocommit
 from .resting import RestingEngine
@@ -31,9 +30,7 @@ class OptInEngine(RestingEngine):
 
     def connect(self) -> OptInConnection:
         """Return a connection, which is in autocommit. Sends nothing."""
-        connection = OptInConnection(self)
-        leave_connection_to_parent(connection)
-        return connection
+        return OptInConnection(self)
 
     def execution_options(self, **opt: Any) -> OptInOptionEngine:
         """Return a copy of this engine with the same pool and other execution options.

@@ -20,10 +20,18 @@ class RestingEngine(Engine):
 
     def raw_connection(self) -> PoolProxiedConnection:
         """Return a DBAPI connection from the pool, in autocommit. Sends nothing."""
-        connection = super().raw_connection()
-        info = connection.info
-        if STARTED_WITH not in info:  # its first use: all listeners have had it
-            started_with = self.switch.started_with(connection.dbapi_connection)
-            info[STARTED_WITH] = started_with
-            self.switch.reset(connection.dbapi_connection, started_with)
-        return connection
+        connection: PoolProxiedConnection | None = None
+        try:
+            connection = super().raw_connection()
+            info = connection.info
+            if STARTED_WITH not in info:  # its first use: all listeners have had it
+                started_with = self.switch.started_with(connection.dbapi_connection)
+                info[STARTED_WITH] = started_with
+                self.switch.reset(connection.dbapi_connection, started_with)
+            return connection
+        except BaseException:
+            # SingletonThreadPool counts who has its connection, and nobody else would give this one
+            # back.
+            if connection is not None:
+                connection.close()
+            raise

@@ -13,8 +13,15 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.exc import ResourceClosedError, StatementError
 from sqlalchemy.orm import sessionmaker
+from sqlalchemy.pool import SingletonThreadPool
 
-from fictive_sqlalchemy import TRANSACTION_CONNECTIONS, OptInConnection, OptInEngine, OptInSession
+from fictive_sqlalchemy import (
+    TRANSACTION_CONNECTIONS,
+    OptInConnection,
+    OptInEngine,
+    OptInSession,
+    create_engine,
+)
 from tests.interruptions import HardStop, Interruption, SoftLimit
 from tests.library import Author, Onlooker, Seat, assert_at_rest, authors
 from tests.wire import WireProxy
@@ -417,3 +424,26 @@ def test_an_interrupted_commit_calls_neither_on_commit_nor_on_rollback(
         signal.signal(signal.SIGALRM, before)
     assert onlooker.names() == ["new"]
     assert not called
+
+
+def test_a_connection_whose_first_use_is_interrupted_goes_back_to_its_pool(url: str) -> None:
+    # SingletonThreadPool counts who has the connection of a thread, and returns it at zero.
+    number, failures = 0, []
+    while True:
+        number += 1
+        engine = create_engine(url, poolclass=SingletonThreadPool)
+        out: list[str] = []
+        event.listen(engine, "checkout", lambda *_, out=out: out.append("out"))
+        event.listen(engine, "checkin", lambda *_, out=out: out.remove("out"))
+        interruption = Interruption(number, SoftLimit)
+        # The traceback keeps all local variables alive meanwhile.
+        error = interruption.run(engine.connect)
+        engine.connect().close()
+        if out:
+            failures.append(interruption.place)
+        del error
+        engine.dispose()
+        if interruption.place is None:
+            break
+    assert number > 5
+    assert not failures
