@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy.orm import sessionmaker
 
 from fictive_sqlalchemy import OptInEngine, OptInSession
-from tests.library import Onlooker, opened
+from tests.library import Onlooker, Shelf, opened
 from tests.postgres import PostgresServer, ReplicaServer, server_from_environment
 from tests.wire import WireProxy
 
@@ -80,11 +80,27 @@ def _reused_database(server: PostgresServer) -> Iterator[str]:
     server.drop_database(name)
 
 
+@pytest.fixture(scope="session")
+def _shelf(server: PostgresServer) -> Iterator[tuple[str, Shelf]]:
+    name = server.create_database()
+    yield name, Shelf(server, name)
+    server.drop_database(name)
+
+
 @pytest.fixture
-def database(server: PostgresServer, _reused_database: str) -> str:
-    """The name of an empty database; connections that an earlier test left to it are gone."""
-    server.reset_database(_reused_database)
-    return _reused_database
+def database(request: pytest.FixtureRequest, server: PostgresServer) -> str:
+    """The name of an empty database; connections that an earlier test left to it are gone.
+
+    With the fixture :func:`library` the tables of :mod:`tests.library` are there already, and empty.
+    """
+    name: str
+    if "library" in request.fixturenames:
+        name, shelf = request.getfixturevalue("_shelf")
+        shelf.empty()
+    else:
+        name = request.getfixturevalue("_reused_database")
+        server.reset_database(name)
+    return name
 
 
 @pytest.fixture
@@ -106,7 +122,12 @@ def wire_url(wire: WireProxy, url: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def engine(wire_url: str) -> Iterator[OptInEngine]:
+def library() -> None:
+    """Have the tables of :mod:`tests.library` in the database, before anything else is done."""
+
+
+@pytest.fixture
+def engine(library: None, wire_url: str) -> Iterator[OptInEngine]:
     """An engine on filled tables, through the proxy; at the end its connections are at rest."""
     with opened(wire_url) as engine:
         yield engine

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import cache
@@ -14,6 +15,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.pool import QueuePool
 
 from fictive_sqlalchemy import TRANSACTION_CONNECTIONS, OptInEngine, create_engine
+from tests.postgres import PostgresServer
 from tests.wire import Recording
 
 #: PQtransactionStatus of libpq: what the server last said of the connection's transaction.
@@ -88,10 +90,29 @@ class Note(NoteBase):
     text: Mapped[str] = mapped_column(sa.Text, unique=True)
 
 
+_TABLES = Base.metadata.sorted_tables
+
+#: Changes with whatever makes, alters or drops something in a database.
+_CATALOGS = "SELECT " + ", ".join(
+    f"(SELECT concat(count(*), ' ', sum(xmin::text::bigint)) FROM {catalog})"
+    for catalog in (
+        "pg_attrdef pg_attribute pg_class pg_constraint pg_db_role_setting pg_event_trigger"
+        " pg_extension pg_namespace pg_policy pg_proc pg_rewrite pg_sequence pg_trigger pg_type"
+    ).split()
+)
+
+_EMPTY = ";".join(
+    [
+        *(f"DELETE FROM {table.name}" for table in reversed(_TABLES)),
+        "SELECT setval(oid::regclass, 1, false) FROM pg_class WHERE relkind = 'S'",
+    ]
+)
+
+
 @cache
 def _script() -> str:
-    """Return what makes the tables, and three authors with a document each."""
-    tables = [sa.schema.CreateTable(table) for table in Base.metadata.sorted_tables]
+    """Return what makes the tables if they are not there, and three authors with a document."""
+    tables = [sa.schema.CreateTable(table, if_not_exists=True) for table in _TABLES]
     dialect = sa.create_engine("postgresql://").dialect
     return ";".join(
         [
@@ -113,6 +134,30 @@ def fill(url: str) -> None:
     dsn = plain.render_as_string(hide_password=False)
     with closing(driver.connect(dsn)) as connection, connection, connection.cursor() as cursor:
         cursor.execute(_script())
+
+
+class Shelf:
+    """A database that has the tables, and nothing else; to make them takes longer than most tests.
+
+    :param server: The server.
+    :param name: The database.
+    """
+
+    def __init__(self, server: PostgresServer, name: str) -> None:
+        self._server = server
+        self._name = name
+        self._catalogs: object = None
+
+    def empty(self) -> None:
+        """Remove all rows; if a test has changed more than rows, make the tables anew."""
+        with self._server.alone_in(self._name) as connection:
+            if connection.exec_driver_sql(_CATALOGS).one() == self._catalogs:
+                connection.exec_driver_sql(_EMPTY)
+                return
+        self._server.reset_database(self._name)
+        with self._server.alone_in(self._name) as connection:
+            connection.exec_driver_sql(f"{_script()};{_EMPTY}")
+            self._catalogs = connection.exec_driver_sql(_CATALOGS).one()
 
 
 @contextmanager
@@ -235,6 +280,7 @@ class Onlooker:
         """End a server process, and wait until it has gone."""
         self.scalar("SELECT pg_terminate_backend(:pid, 60000)", pid=pid)
         assert self.state(pid) is None
+        time.sleep(0.02)  # the proxy passes the end of the connection on a moment later
 
     def state(self, pid: int) -> str | None:
         """Return what a server process does: ``"idle"``, ``"idle in transaction"``…"""

@@ -23,6 +23,8 @@ import subprocess
 import tempfile
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -145,9 +147,18 @@ class PostgresServer:
 
         :param name: What :meth:`create_database` returned.
         """
+        with self.alone_in(name) as connection:
+            connection.execute(text(_RESET))
+
+    @contextmanager
+    def alone_in(self, name: str) -> Iterator[Connection]:
+        """Have the only connection to a database, in autocommit; all others are closed.
+
+        :param name: What :meth:`create_database` returned.
+        """
         with self._connect(name) as connection:
             _end_all(connection)
-            connection.execute(text(_RESET))
+            yield connection
 
     def restart(self, mode: str = "fast") -> None:
         """Restart the server on the same port; its connections are cut.
