@@ -36,10 +36,18 @@ from fictive_sqlalchemy import (
     unit_of_work,
 )
 from fictive_sqlalchemy.ext.tenacity import is_serialization_failure, retry_transaction
-from tests.library import Author, Note, NoteBase, Onlooker, Seat, backend_pid, opened, sent
+from tests.library import (
+    Author,
+    Note,
+    NoteBase,
+    Onlooker,
+    Seat,
+    Sessions,
+    backend_pid,
+    opened,
+    sent,
+)
 from tests.wire import Message, WireProxy
-
-Sessions = sessionmaker[OptInSession]
 
 FAILS_TO_SERIALIZE = "DO $$ BEGIN RAISE EXCEPTION 'again' USING ERRCODE = '40001'; END $$"
 DEADLOCKS = "DO $$ BEGIN RAISE EXCEPTION 'again' USING ERRCODE = '40P01'; END $$"

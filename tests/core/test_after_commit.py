@@ -24,7 +24,6 @@ from sqlalchemy.exc import (
     OperationalError,
     PendingRollbackError,
 )
-from sqlalchemy.orm import Session, sessionmaker
 
 from fictive_sqlalchemy import (
     CommitOutcomeUnknown,
@@ -34,14 +33,19 @@ from fictive_sqlalchemy import (
     unit_of_work,
 )
 from fictive_sqlalchemy.testing import isolate
-from tests.library import Author, Note, NoteBase, Onlooker, Seat, backend_pid, sent
+from tests.library import (
+    Author,
+    Note,
+    NoteBase,
+    Onlooker,
+    Seat,
+    Sessions,
+    Undo,
+    add,
+    backend_pid,
+    sent,
+)
 from tests.wire import Message, WireProxy
-
-Sessions = sessionmaker[OptInSession]
-
-
-class Undo(Exception):
-    """Leaves a block."""
 
 
 class Calls(list[str]):
@@ -64,11 +68,6 @@ class Calls(list[str]):
 @pytest.fixture
 def calls(session: OptInSession) -> Calls:
     return Calls(session)
-
-
-def add(session: Session, name: str) -> None:
-    session.add(Author(name=name))
-    session.flush()
 
 
 def fail(error: BaseException) -> None:

@@ -22,7 +22,7 @@ from sqlalchemy.exc import (
     InvalidRequestError,
     PendingRollbackError,
 )
-from sqlalchemy.orm import Session, scoped_session, sessionmaker
+from sqlalchemy.orm import scoped_session, sessionmaker
 
 from fictive_sqlalchemy import (
     OptInEngine,
@@ -31,16 +31,8 @@ from fictive_sqlalchemy import (
     create_engine,
     unit_of_work,
 )
-from tests.library import Author, Note, NoteBase, Onlooker, backend_pid, sent
+from tests.library import Author, Note, NoteBase, Onlooker, Sessions, Undo, add, backend_pid, sent
 from tests.wire import WireProxy
-
-Sessions = sessionmaker[OptInSession]
-
-
-def add(session: Session, *names: str) -> None:
-    for name in names:
-        session.add(Author(name=name))
-        session.flush()
 
 
 def assert_usable(session: OptInSession, onlooker: Onlooker) -> None:
@@ -51,10 +43,6 @@ def assert_usable(session: OptInSession, onlooker: Onlooker) -> None:
         add(session, "usable")
     assert onlooker.names() == sorted([*before, "usable"])
     assert session.scalar(sa.select(Author.name).where(Author.name == "usable")) == "usable"
-
-
-class Undo(Exception):
-    """Leaves a block."""
 
 
 class TestOutermost:

@@ -23,6 +23,9 @@ from sqlalchemy.exc import (
 
 from fictive_sqlalchemy import OptInConnection, OptInEngine, OptInSession
 from tests.library import (
+    LEVEL,
+    ONE,
+    READ_ONLY,
     Base,
     NoteBase,
     Onlooker,
@@ -35,10 +38,6 @@ from tests.library import (
     sent,
 )
 from tests.wire import WireProxy
-
-LEVEL = sa.text("SHOW transaction_isolation")
-READ_ONLY = sa.text("SHOW transaction_read_only")
-ONE = sa.text("SELECT 1")
 
 
 @pytest.fixture

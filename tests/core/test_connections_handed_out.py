@@ -11,13 +11,10 @@ from collections.abc import Callable
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError, TimeoutError
-from sqlalchemy.orm import sessionmaker
 
 from fictive_sqlalchemy import OptInEngine, OptInSession
-from tests.library import Author, Onlooker, authors, opened, sent
+from tests.library import Author, Onlooker, Sessions, authors, opened, sent
 from tests.wire import WireProxy
-
-Sessions = sessionmaker[OptInSession]
 
 
 def by_statement(connection: sa.Connection) -> None:

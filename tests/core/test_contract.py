@@ -42,6 +42,7 @@ from tests.library import (
     Onlooker,
     Person,
     Seat,
+    Sessions,
     assert_at_rest,
     authors,
     backend_pid,
@@ -50,8 +51,6 @@ from tests.library import (
     sent,
 )
 from tests.wire import WireProxy
-
-Sessions = sessionmaker[OptInSession]
 
 
 def count(session: OptInSession) -> int | None:

@@ -31,6 +31,8 @@ from fictive_sqlalchemy import (
     engine_from_config,
 )
 from tests.library import (
+    LEVEL,
+    READ_ONLY,
     Author,
     Base,
     Note,
@@ -47,9 +49,6 @@ from tests.library import (
     set_flags,
 )
 from tests.wire import WireProxy
-
-LEVEL = sa.text("SHOW transaction_isolation")
-READ_ONLY = sa.text("SHOW transaction_read_only")
 
 
 class TestCreateEngine:

@@ -65,6 +65,8 @@ from tests.library import (
     Onlooker,
     Person,
     Seat,
+    Sessions,
+    add,
     assert_at_rest,
     authors,
     backend_pid,
@@ -73,8 +75,6 @@ from tests.library import (
     sent,
 )
 from tests.wire import WireProxy
-
-Sessions = sessionmaker[OptInSession]
 
 
 class TestObjectsOutside:
@@ -2126,11 +2126,6 @@ class TestTheLoan:
         session.close()
         assert session.get_one(Author, 2).name == "Bob"
         gc.collect()
-
-
-def add(session: OptInSession, name: str) -> None:
-    session.add(Author(name=name))
-    session.flush()
 
 
 def begin_and_read(session: OptInSession) -> None:

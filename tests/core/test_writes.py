@@ -21,7 +21,7 @@ from sqlalchemy.exc import (
     PendingRollbackError,
 )
 from sqlalchemy.ext.horizontal_shard import ShardedSession
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
 from fictive_sqlalchemy import (
     CommitOutcomeUnknown,
@@ -38,13 +38,13 @@ from tests.library import (
     NoteBase,
     Onlooker,
     Person,
+    Sessions,
     authors,
     backend_pid,
     sent,
 )
 from tests.wire import Message, WireProxy
 
-Sessions = sessionmaker[OptInSession]
 #: Since 2.1 a session flushes before a statement that names no class, too.
 CORE_AUTOFLUSHES = not sa.__version__.startswith("2.0.")
 
