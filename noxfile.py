@@ -31,6 +31,7 @@ PATIENCE = 30.0
 
 # What depends on the driver, on SQLAlchemy or on PostgreSQL itself. It runs in each combination.
 CORE = [
+    "tests/core/session",
     "tests/core/test_autocommit.py",
     "tests/core/test_begin_on_write.py",
     "tests/core/test_begin_on_write_engines.py",
@@ -38,20 +39,19 @@ CORE = [
     "tests/core/test_connection.py",
     "tests/core/test_connections_handed_out.py",
     "tests/core/test_contract.py",
-    "tests/test_declarative.py",
     "tests/core/test_engine.py",
+    "tests/core/test_errors_inside.py",
     "tests/core/test_lost_causes.py",
-    "tests/test_filter_by_or_create.py",
     "tests/core/test_lost_servers.py",
     "tests/core/test_prepared.py",
     "tests/core/test_private_names.py",
     "tests/core/test_read_only.py",
     "tests/core/test_replicas.py",
     "tests/core/test_server_state.py",
-    "tests/core/test_session.py",
     "tests/core/test_state_machine.py",
     "tests/core/test_threads.py",
     "tests/core/test_transactions.py",
+    "tests/core/test_two_binds.py",
     "tests/core/test_writes.py",
     "tests/find_or_create",
     "tests/flask/test_begin_on_write.py",
@@ -60,6 +60,8 @@ CORE = [
     "tests/flask/test_misuse.py",
     "tests/flask/test_options.py",
     "tests/flask/test_yardstick.py",
+    "tests/test_declarative.py",
+    "tests/test_filter_by_or_create.py",
 ]
 
 
