@@ -31,13 +31,13 @@ PATIENCE = 30.0
 
 # What depends on the driver, on SQLAlchemy or on PostgreSQL itself. It runs in each combination.
 CORE = [
+    "tests/core/connection",
     "tests/core/contract",
     "tests/core/session",
     "tests/core/test_autocommit.py",
     "tests/core/test_begin_on_write.py",
     "tests/core/test_begin_on_write_engines.py",
     "tests/core/test_begin_on_write_like_stock.py",
-    "tests/core/test_connection.py",
     "tests/core/test_connections_handed_out.py",
     "tests/core/test_engine.py",
     "tests/core/test_errors_inside.py",
