@@ -38,6 +38,7 @@ CORE = [
     "tests/core/test_begin_on_write.py",
     "tests/core/test_begin_on_write_engines.py",
     "tests/core/test_begin_on_write_like_stock.py",
+    "tests/core/test_connections_given_back.py",
     "tests/core/test_connections_handed_out.py",
     "tests/core/test_engine.py",
     "tests/core/test_errors_inside.py",
