@@ -33,6 +33,7 @@ PATIENCE = 30.0
 CORE = [
     "tests/core/connection",
     "tests/core/contract",
+    "tests/core/replicas",
     "tests/core/session",
     "tests/core/test_autocommit.py",
     "tests/core/test_begin_on_write.py",
@@ -47,7 +48,6 @@ CORE = [
     "tests/core/test_prepared.py",
     "tests/core/test_private_names.py",
     "tests/core/test_read_only.py",
-    "tests/core/test_replicas.py",
     "tests/core/test_server_state.py",
     "tests/core/test_state_machine.py",
     "tests/core/test_threads.py",
