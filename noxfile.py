@@ -60,6 +60,7 @@ CORE = [
     "tests/flask/test_extension.py",
     "tests/flask/test_misuse.py",
     "tests/flask/test_options.py",
+    "tests/flask/test_private_names.py",
     "tests/flask/test_yardstick.py",
     "tests/test_declarative.py",
     "tests/test_filter_by_or_create.py",
