@@ -58,12 +58,12 @@ CORE = [
     "tests/flask/test_begin_on_write.py",
     "tests/flask/test_binds.py",
     "tests/flask/test_extension.py",
+    "tests/flask/test_filter_by_or_create.py",
     "tests/flask/test_misuse.py",
     "tests/flask/test_options.py",
     "tests/flask/test_private_names.py",
     "tests/flask/test_yardstick.py",
     "tests/test_declarative.py",
-    "tests/test_filter_by_or_create.py",
 ]
 
 
