@@ -11,15 +11,37 @@ from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    mapped_column,
+    relationship,
+    sessionmaker,
+)
 from sqlalchemy.pool import QueuePool
 
-from fictive_sqlalchemy import TRANSACTION_CONNECTIONS, OptInEngine, create_engine
+from fictive_sqlalchemy import (
+    TRANSACTION_CONNECTIONS,
+    OptInEngine,
+    OptInSession,
+    create_engine,
+)
 from tests.postgres import PostgresServer
 from tests.wire import Recording
 
 #: PQtransactionStatus of libpq: what the server last said of the connection's transaction.
 IDLE = 0
+
+ONE = sa.text("SELECT 1")
+LEVEL = sa.text("SHOW transaction_isolation")
+READ_ONLY = sa.text("SHOW transaction_read_only")
+
+Sessions = sessionmaker[OptInSession]
+
+
+class Undo(Exception):
+    """Leaves a block."""
 
 
 class Base(DeclarativeBase):
@@ -107,6 +129,13 @@ _EMPTY = ";".join(
         "SELECT setval(oid::regclass, 1, false) FROM pg_class WHERE relkind = 'S'",
     ]
 )
+
+
+def add(session: Session, *names: str) -> None:
+    """Add authors, each with a flush of its own."""
+    for name in names:
+        session.add(Author(name=name))
+        session.flush()
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The house: which module may import which, and how large a class or a module may be."""
+"""The house: which module may import which, and how long a module, a test file or a class is."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 import fictive_sqlalchemy
 
+TESTS = Path(__file__).parent
 PACKAGE = Path(fictive_sqlalchemy.__file__).parent
 NAME = PACKAGE.name
 CORE = f"{NAME}._core"
@@ -97,6 +98,14 @@ def test_a_module_that_is_private_to_a_folder_is_used_in_that_folder_alone() -> 
 @pytest.mark.parametrize("name", MODULES)
 def test_no_module_is_too_long(name: str) -> None:
     assert len(MODULES[name].read_text().splitlines()) <= MOST_LINES_OF_A_MODULE
+
+
+def test_no_test_file_is_too_long() -> None:
+    lengths = {
+        str(path.relative_to(TESTS)): len(path.read_text().splitlines())
+        for path in TESTS.rglob("*.py")
+    }
+    assert {name for name, length in lengths.items() if length > MOST_LINES_OF_A_MODULE} == set()
 
 
 def test_no_class_is_too_long() -> None:

@@ -1,4 +1,4 @@
-"""What the tests of the tasks share: workers, each a process of its own with a database."""
+"""What the tests of the tasks share: workers, each a process of its own, and an application."""
 
 from __future__ import annotations
 
@@ -16,12 +16,18 @@ import pytest
 import sqlalchemy as sa
 from celery import Celery
 from celery.result import AsyncResult
+from flask import Flask
 
+from fictive_sqlalchemy.ext.celery import DatabaseTask
 from tests.celery.files import results
 from tests.celery.settings import configure
-from tests.library import Onlooker
+from tests.celery.tasks import Item, celery_of, db
+from tests.flask.conftest import MakeApp, make_app
+from tests.library import Onlooker, assert_at_rest
 from tests.postgres import PostgresServer
 from tests.wire import WireProxy
+
+__all__ = ["make_app"]
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -174,3 +180,28 @@ def make_worker(
             yield worker
 
     return make
+
+
+@pytest.fixture
+def app(make_app: MakeApp, url: str, wire_url: str) -> Iterator[Flask]:
+    with make_app(db, url).app_context():
+        db.create_all()
+        with db.session.begin():
+            db.session.add(Item(name="one"))
+    app = make_app(db, wire_url)
+    with app.app_context():  # what SQLAlchemy and psycopg ask on the first connection
+        db.session.execute(sa.text("SELECT 1"))
+    yield app
+    with app.app_context():
+        assert_at_rest(db.engine)
+
+
+@pytest.fixture
+def task(app: Flask) -> Callable[..., Any]:
+    """``@task(**options)``, of a Celery app of this test."""
+    celery = celery_of(DatabaseTask.of(app))
+
+    def decorate(**options: Any) -> Any:
+        return celery.task(shared=False, **options)
+
+    return decorate

@@ -29,6 +29,8 @@ from fictive_sqlalchemy import (
     create_engine,
 )
 from tests.library import (
+    LEVEL,
+    READ_ONLY,
     Author,
     Onlooker,
     assert_at_rest,
@@ -41,10 +43,6 @@ from tests.library import (
     set_flags,
 )
 from tests.wire import WireProxy
-
-LEVEL = sa.text("SHOW transaction_isolation")
-READ_ONLY = sa.text("SHOW transaction_read_only")
-
 
 OPTIONS: list[dict[str, Any]] = [
     {},

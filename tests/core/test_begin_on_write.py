@@ -24,6 +24,7 @@ from tests.library import (
     Document,
     Onlooker,
     Seat,
+    Sessions,
     authors,
     backend_pid,
     checked_out,
@@ -31,7 +32,6 @@ from tests.library import (
 )
 from tests.wire import WireProxy
 
-Sessions = sessionmaker[OptInSession]
 Call = Callable[[OptInSession], Any]
 
 

@@ -7,17 +7,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError, TimeoutError
-from sqlalchemy.orm import sessionmaker
+from sqlalchemy.exc import (
+    DBAPIError,
+    IntegrityError,
+    InvalidRequestError,
+    PendingRollbackError,
+    TimeoutError,
+)
 
 from fictive_sqlalchemy import OptInEngine, OptInSession
-from tests.library import Author, Onlooker, authors, opened, sent
+from tests.library import Author, Onlooker, Sessions, authors, opened, sent
 from tests.wire import WireProxy
-
-Sessions = sessionmaker[OptInSession]
 
 
 def by_statement(connection: sa.Connection) -> None:
@@ -321,3 +325,23 @@ def test_a_connection_of_the_engine_may_commit_by_a_statement(
         connection.execute(sa.insert(authors).values(name="one"))
         connection.execute(sa.text("COMMIT"))
     assert onlooker.names() == ["one"]
+
+
+@pytest.mark.parametrize("begin_on_write", [False, True])
+def test_a_connection_handed_out_rests_after_a_refused_statement_and_a_rollback(
+    sessions: Sessions, begin_on_write: bool
+) -> None:
+    with sessions(begin_on_write=begin_on_write) as session:
+        if not begin_on_write:
+            session.begin()
+        connection = session.connection()
+        connection.execute(sa.insert(authors).values(name="one"))
+        session.add(Author(name="Ada"))
+        with pytest.raises(IntegrityError):
+            session.flush()
+        with pytest.raises(PendingRollbackError):
+            session.execute(sa.text("SELECT 1"))
+        session.rollback()
+        dbapi: Any = connection.connection.dbapi_connection
+        assert dbapi.autocommit is True
+        assert not session.in_transaction()

@@ -31,11 +31,10 @@ from fictive_sqlalchemy import (
     SessionStateWarning,
     create_engine,
 )
-from tests.library import Onlooker, assert_at_rest, backend_pid
+from tests.library import ONE, Onlooker, assert_at_rest, backend_pid
 from tests.postgres import PostgresServer
 from tests.wire import Message, WireProxy
 
-ONE = sa.text("SELECT 1")
 POOL = 3
 
 

@@ -33,6 +33,7 @@ from tests.library import (
     NoteBase,
     Onlooker,
     Seat,
+    Sessions,
     assert_at_rest,
     authors,
     backend_pid,
@@ -40,8 +41,6 @@ from tests.library import (
     sent,
 )
 from tests.wire import WireProxy
-
-Sessions = sessionmaker[OptInSession]
 
 
 class TestTransactionConnections:

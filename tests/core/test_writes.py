@@ -1,54 +1,24 @@
-"""Writes outside a transaction: one mechanism on the caller's own session, whatever the call."""
+"""A write outside a transaction works by the caller's own session, whatever the call."""
 
-# pytest.raises() ends the block around the one that it names:
-# pyright: reportPossiblyUnboundVariable=false
-# ruff: noqa: PT012, SIM117  # what raises is the block of a transaction, which has several lines
+# ruff: noqa: SIM117  # what raises is the block of a transaction, which has several lines
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.exc import (
-    ArgumentError,
-    DBAPIError,
-    IntegrityError,
-    InvalidRequestError,
-    OperationalError,
-    PendingRollbackError,
-)
+from sqlalchemy.exc import IntegrityError, InvalidRequestError
 from sqlalchemy.ext.horizontal_shard import ShardedSession
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
-from fictive_sqlalchemy import (
-    CommitOutcomeUnknown,
-    OptInEngine,
-    OptInScopedSession,
-    OptInSession,
-    create_engine,
-)
-from tests.library import (
-    Author,
-    Document,
-    Editor,
-    Note,
-    NoteBase,
-    Onlooker,
-    Person,
-    authors,
-    backend_pid,
-    sent,
-)
-from tests.wire import Message, WireProxy
+from fictive_sqlalchemy import OptInEngine, OptInScopedSession, OptInSession
+from tests.library import Author, Document, Editor, Onlooker, Person, Sessions, authors, sent
+from tests.wire import WireProxy
 
-Sessions = sessionmaker[OptInSession]
 #: Since 2.1 a session flushes before a statement that names no class, too.
 CORE_AUTOFLUSHES = not sa.__version__.startswith("2.0.")
-
-documents: sa.Table = Author.metadata.tables["document"]
 
 
 class TestACoreStatementWithOrmCriteria:
@@ -408,163 +378,6 @@ class TestACteThatLocks:
         assert recording.messages == []
 
 
-def store(session: OptInSession, author: Author) -> None:
-    session.add(author)
-    session.flush()
-
-
-def read_after(session: OptInSession, author: Author) -> None:
-    session.add(author)
-    session.scalars(sa.select(Author)).all()
-
-
-CAUGHT: dict[str, Callable[[OptInSession], Any]] = {
-    "execute": lambda session: session.execute(sa.insert(Author).values(name="Ada")),
-    "flush": lambda session: store(session, Author(name="Ada")),
-    "autoflush": lambda session: read_after(session, Author(name="Ada")),
-    "many": lambda session: session.execute(sa.insert(authors), [{"name": "x"}, {"name": "Ada"}]),
-    "text": lambda session: session.execute(sa.text("INSERT INTO author (name) VALUES ('Ada')")),
-    "connection": lambda session: session.connection().execute(
-        sa.insert(Author).values(name="Ada")
-    ),
-    "bulk_insert_mappings": lambda session: session.bulk_insert_mappings(Author, [{"name": "Ada"}]),
-    "bulk_save_objects": lambda session: session.bulk_save_objects([Author(name="Ada")]),
-    "bulk_update_mappings": lambda session: session.bulk_update_mappings(
-        Author, [{"id": 2, "name": "Ada"}]
-    ),
-}
-
-
-class TestTheCauseOfAPendingRollback:
-    @pytest.mark.parametrize("how", CAUGHT)
-    def test_is_the_databases_error_at_the_end_of_a_block(
-        self, session: OptInSession, how: str
-    ) -> None:
-        with pytest.raises(PendingRollbackError) as raised, session.begin():
-            with pytest.raises(IntegrityError) as caught:
-                CAUGHT[how](session)
-        assert raised.value.__cause__ is caught.value
-        assert "author_name_key" in str(raised.value.__cause__)
-
-    def test_is_the_first_error_if_there_are_several(self, session: OptInSession) -> None:
-        with pytest.raises(PendingRollbackError) as raised, session.begin():
-            with pytest.raises(IntegrityError) as caught:
-                CAUGHT["execute"](session)
-            with pytest.raises(DBAPIError, match="author_name_key") as later:
-                session.execute(sa.select(Author))
-            assert "An earlier statement of this transaction failed" in str(later.value)
-        assert raised.value.__cause__ is caught.value
-
-    def test_is_not_one_that_a_savepoint_has_undone(self, session: OptInSession) -> None:
-        with pytest.raises(PendingRollbackError) as raised, session.begin():
-            with pytest.raises(IntegrityError), session.begin_nested():
-                CAUGHT["execute"](session)
-            with pytest.raises(DBAPIError) as caught:
-                session.execute(sa.text("SELECT 1/0"))
-        assert raised.value.__cause__ is caught.value
-
-    def test_is_the_databases_error_on_a_connection(self, engine: OptInEngine) -> None:
-        with pytest.raises(PendingRollbackError) as raised, engine.begin() as connection:
-            with pytest.raises(IntegrityError) as caught:
-                connection.execute(sa.insert(Author).values(name="Ada"))
-        assert raised.value.__cause__ is caught.value
-
-    def test_is_the_error_of_an_atomic_block_that_has_joined(self, session: OptInSession) -> None:
-        with pytest.raises(PendingRollbackError) as raised, session.atomic():
-            with pytest.raises(ZeroDivisionError) as caught, session.atomic(savepoint=False):
-                raise ZeroDivisionError
-        assert raised.value.__cause__ is caught.value
-
-    def test_is_there_at_a_commit_by_hand(self, session: OptInSession) -> None:
-        session.begin()
-        with pytest.raises(IntegrityError) as caught:
-            CAUGHT["execute"](session)
-        with pytest.raises(PendingRollbackError) as raised:
-            session.commit()
-        assert raised.value.__cause__ is caught.value
-        session.rollback()
-
-
-class TestTwoBinds:
-    @pytest.fixture
-    def other(self, server: Any, driver: str, wire: WireProxy) -> Iterator[OptInEngine]:
-        name = server.create_database()
-        engine = create_engine(wire.url(server.url(driver, name)))
-        NoteBase.metadata.create_all(engine)
-        yield engine
-        engine.dispose()
-        server.drop_database(name)
-
-    @pytest.fixture
-    def session(self, engine: OptInEngine, other: OptInEngine) -> Iterator[OptInSession]:
-        binds: dict[Any, Any] = {Note: other, Author: engine, Document: engine}
-        with OptInSession(binds=binds) as session:
-            yield session
-
-    def test_a_loss_after_the_first_commit_says_that_half_is_stored(
-        self, session: OptInSession, wire: WireProxy, onlooker: Onlooker, other: OptInEngine
-    ) -> None:
-        calls: list[str] = []
-        committed = 0
-
-        def cut(message: Message) -> None:
-            nonlocal committed
-            if message.is_statement and message.verb == "COMMIT":
-                committed += 1
-                if committed == 2:
-                    wire.before_forward = None
-                    wire.cut_all()
-
-        wire.before_forward = cut
-        with pytest.raises(OperationalError, match="stored in part") as raised:
-            with session.begin():
-                session.on_commit(lambda: calls.append("committed"))
-                session.on_rollback(lambda: calls.append("rolled back"))
-                session.add_all([Author(name="one"), Note(text="one")])
-        assert "nothing of the transaction is stored" not in str(raised.value)
-        with other.connect() as connection:
-            stored = [*onlooker.names(), *connection.scalars(sa.select(Note.text))]
-        assert stored == ["one"]
-        assert calls == []
-        assert not session.in_transaction()
-
-    def test_a_server_that_went_before_the_second_commit_says_so_too(
-        self, session: OptInSession, onlooker: Onlooker, other: OptInEngine
-    ) -> None:
-        calls: list[str] = []
-        committed: list[sa.Connection] = []
-
-        def kill_the_other(connection: sa.Connection) -> None:
-            committed.append(connection)
-            if len(committed) == 1:
-                [victim] = {one, two} - {connection}
-                onlooker.kill(backend_pid(victim))
-
-        event.listen(session.get_bind(Author.__mapper__), "commit", kill_the_other)
-        event.listen(other, "commit", kill_the_other)
-        with pytest.raises(OperationalError) as raised, session.begin():
-            session.on_rollback(lambda: calls.append("rolled back"))
-            session.add_all([Author(name="one"), Note(text="one")])
-            session.flush()
-            one = session.connection({"mapper": Author.__mapper__})
-            two = session.connection({"mapper": Note.__mapper__})
-        assert "stored in part" in str(raised.value)
-        assert not isinstance(raised.value, CommitOutcomeUnknown)
-        assert calls == []
-
-
-class TestBeginTakesABoolForNested:
-    @pytest.mark.parametrize("nested", ["SERIALIZABLE", 1, 0, None, {"isolation_level": "x"}])
-    def test_and_refuses_anything_else(
-        self, session: OptInSession, wire: WireProxy, nested: Any
-    ) -> None:
-        with wire.record() as recording:
-            with pytest.raises(ArgumentError, match=r"begin\(isolation_level=…\)"):
-                session.begin(nested)
-        assert recording.messages == []
-        assert not session.in_transaction()
-
-
 class TestACommitThatWasRefusedBeforeAnythingWasSent:
     @pytest.mark.parametrize("call", ["commit", "flush"])
     def test_leaves_what_was_loaded(
@@ -600,118 +413,3 @@ class TestACommitThatWasRefusedBeforeAnythingWasSent:
             scope.commit()
         scope.remove()
         assert ada.name == "Ada"
-
-
-def test_eighty_thousand_callbacks_take_time_in_proportion(session: OptInSession) -> None:
-    calls: list[int] = []
-    with session.begin(), session.begin_nested():
-        for number in range(80_000):
-            session.on_commit(lambda number=number: calls.append(number))  # type: ignore[misc]
-    assert calls == list(range(80_000))
-
-
-def test_begin_nested_that_fails_expires_what_it_has_changed_alone(
-    session: OptInSession, wire: WireProxy
-) -> None:
-    loaded = session.scalars(sa.select(Author).order_by(Author.id)).all()
-    with session.begin():
-        with pytest.raises(IntegrityError), session.begin_nested():
-            loaded[0].age = 7
-            session.flush()
-            session.execute(sa.insert(Author).values(name="Ada"))
-        with wire.record() as recording:
-            assert [author.age for author in loaded] == [30, 30, 30]
-    assert sent(recording) == ["SELECT"]
-
-
-class TestTwoBindsBeforeTheFirstCommit(TestTwoBinds):
-    """Tried several times, since SQLAlchemy commits the binds in no order."""
-
-    @pytest.mark.parametrize("attempt", range(6))
-    @pytest.mark.parametrize("aborted", [Author, Note])
-    def test_one_that_is_aborted_keeps_the_other_from_being_stored(
-        self,
-        session: OptInSession,
-        other: OptInEngine,
-        onlooker: Onlooker,
-        aborted: Any,
-        attempt: int,
-    ) -> None:
-        with pytest.raises(PendingRollbackError) as raised, session.begin():
-            session.add_all([Author(name="one"), Note(text="one")])
-            session.flush()
-            with pytest.raises(DBAPIError) as caught:
-                session.execute(sa.text("SELECT 1/0"), bind_arguments={"mapper": aborted})
-        assert raised.value.__cause__ is caught.value
-        assert onlooker.names() == []
-        with other.connect() as connection:
-            assert connection.scalars(sa.select(Note.text)).all() == []
-
-    @pytest.mark.parametrize("attempt", range(6))
-    def test_one_that_is_lost_keeps_the_other_from_being_stored(
-        self, session: OptInSession, other: OptInEngine, onlooker: Onlooker, attempt: int
-    ) -> None:
-        with pytest.raises(OperationalError, match="nothing of the transaction is stored"):
-            with session.begin():
-                session.add_all([Author(name="one"), Note(text="one")])
-                session.flush()
-                onlooker.kill(backend_pid(session.connection({"mapper": Author.__mapper__})))
-        assert onlooker.names() == []
-        with other.connect() as connection:
-            assert connection.scalars(sa.select(Note.text)).all() == []
-
-
-def test_a_savepoint_that_cannot_be_set_is_not_left_open(
-    session: OptInSession, onlooker: Onlooker
-) -> None:
-    session.connection()
-    with pytest.raises(PendingRollbackError), session.begin():
-        session.execute(sa.insert(authors).values(name="one"))
-        with pytest.raises(DBAPIError):
-            session.execute(sa.text("SELECT 1/0"))
-        with pytest.raises(DBAPIError), session.begin_nested():
-            pass
-        assert not session.in_nested_transaction()
-    assert onlooker.names() == []
-
-
-class TestTwoBindsInASavepoint(TestTwoBinds):
-    @pytest.mark.parametrize("attempt", range(6))
-    @pytest.mark.parametrize("aborted", [Author, Note])
-    def test_one_that_is_aborted_takes_the_part_of_the_other_back(
-        self,
-        session: OptInSession,
-        other: OptInEngine,
-        onlooker: Onlooker,
-        aborted: Any,
-        attempt: int,
-    ) -> None:
-        with session.begin():
-            with pytest.raises(PendingRollbackError), session.begin_nested():
-                session.add_all([Author(name="one"), Note(text="one")])
-                session.flush()
-                with pytest.raises(DBAPIError):
-                    session.execute(sa.text("SELECT 1/0"), bind_arguments={"mapper": aborted})
-        assert onlooker.names() == []
-        with other.connect() as connection:
-            assert connection.scalars(sa.select(Note.text)).all() == []
-
-
-@pytest.mark.parametrize("begin_on_write", [False, True])
-def test_a_connection_handed_out_rests_after_a_refused_statement_and_a_rollback(
-    sessions: Sessions, begin_on_write: bool
-) -> None:
-    with sessions(begin_on_write=begin_on_write) as session:
-        if not begin_on_write:
-            session.begin()
-        connection = session.connection()
-        connection.execute(sa.insert(authors).values(name="one"))
-        session.add(Author(name="Ada"))
-        with pytest.raises(IntegrityError):
-            session.flush()
-        with pytest.raises(PendingRollbackError):
-            session.execute(sa.text("SELECT 1"))
-        session.rollback()
-        dbapi: Any = connection.connection.dbapi_connection
-        assert dbapi.autocommit is True
-        assert not session.in_transaction()

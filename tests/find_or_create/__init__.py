@@ -1,1 +1,1 @@
-"""Tests of filter_by_or_create on the session of its caller."""
+"""Tests of filter_by_or_create: one row for one key, however many ask for it."""

@@ -19,7 +19,7 @@ from fictive_sqlalchemy.ext.flask.scoped_session import current_session, flask_s
 from fictive_sqlalchemy.ext.tenacity import retry_transaction
 from tests.flask.conftest import MakeApp
 from tests.flask.support import Database, sent
-from tests.library import Onlooker
+from tests.library import Onlooker, Undo
 from tests.wire import WireProxy
 
 db = Database()
@@ -47,10 +47,6 @@ class Plain(PlainBase):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     text: Mapped[str]
-
-
-class Undo(Exception):
-    """Leaves a block."""
 
 
 @db.atomic

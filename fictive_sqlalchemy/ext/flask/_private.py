@@ -1,7 +1,7 @@
 """Every private name of Flask-SQLAlchemy, Flask and Werkzeug, behind names of our own.
 
 Nothing public does what is done here. What Flask documents and calls internal is here, too.
-``tests/core/test_private_names.py`` has a test for each name, and one that no other module of
+``tests/flask/test_private_names.py`` has a test for each name, and one that no other module of
 ``ext/flask`` uses a private name.
 """
 

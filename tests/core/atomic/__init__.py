@@ -1,0 +1,1 @@
+"""``atomic()``: a transaction where there is none, a savepoint inside one. Checked on the wire."""

@@ -1,0 +1,1 @@
+"""Tests of the connection of ``engine.connect()``, closer than the contract."""

@@ -1,0 +1,80 @@
+"""Listeners to the session, the mapper and the attributes hear of a new object."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+from sqlalchemy.orm import Session
+
+from tests.find_or_create.stores import Store, User
+from tests.wire import WireProxy
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *["before_attach", "transient_to_pending", "pending_to_persistent"],
+        *["before_flush", "after_flush", "after_flush_postexec"],
+        *["after_begin", "before_commit", "after_commit"],
+    ],
+)
+def test_listeners_of_the_session_hear_of_it(store: Store, wire: WireProxy, name: str) -> None:
+    heard: list[str] = []
+    event.listen(store.maker, name, lambda *args: heard.append(name))
+    with wire.record() as recording:
+        assert store.ask(User, {"name": "Ada"}, email="ada@x")[1]
+    assert recording.verbs == ["SELECT", "BEGIN", "INSERT", "COMMIT"]
+    assert heard
+
+
+def test_listeners_of_the_session_can_change_the_object(store: Store) -> None:
+    @event.listens_for(store.maker, "before_flush")
+    def _(session: Session, context: Any, instances: Any) -> None:
+        for instance in session.new:
+            instance.name = "stamped"
+
+    assert store.ask(User, email="outside@x")[0].name == "stamped"
+    with store.session.begin():
+        assert store.ask(User, email="inside@x")[0].name == "stamped"
+
+
+@pytest.mark.parametrize("name", ["before_insert", "after_insert"])
+def test_listeners_of_the_mapper_hear_of_it(store: Store, name: str) -> None:
+    heard: list[Any] = []
+
+    def listen(mapper: Any, connection: Any, target: Any) -> None:
+        heard.append(target)
+
+    event.listen(User, name, listen)
+    try:
+        ada, _ = store.ask(User, {"name": "Ada"}, email="ada@x")
+        with store.session.begin():
+            bob, _ = store.ask(User, {"name": "Bob"}, email="bob@x")
+    finally:
+        event.remove(User, name, listen)
+    assert heard == [ada, bob]
+
+
+def test_init_events_and_attribute_events_run(store: Store, wire: WireProxy) -> None:
+    heard: list[Any] = []
+
+    def init(target: Any, args: Any, kwargs: Any) -> None:
+        kwargs["age"] = 1
+
+    def changed(target: Any, value: Any, old: Any, initiator: Any) -> str:
+        heard.append(value)
+        return str(value).title()
+
+    event.listen(User, "init", init)
+    event.listen(User.name, "set", changed, retval=True)
+    try:
+        with wire.record() as recording:
+            ada, _ = store.ask(User, {"name": "ada"}, email="ada@x")
+    finally:
+        event.remove(User, "init", init)
+        event.remove(User.name, "set", changed)
+    assert (ada.name, ada.age, heard) == ("Ada", 1, ["ada"])
+    assert recording.verbs == ["SELECT", "BEGIN", "INSERT", "COMMIT"]
+    assert store.stored(User, "name", "age") == [("Ada", 1)]

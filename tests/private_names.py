@@ -1,0 +1,41 @@
+"""A private name of another library is one with a leading underscore: here is how to find them."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from pathlib import Path
+from typing import Any
+
+import fictive_sqlalchemy
+
+PACKAGE = Path(fictive_sqlalchemy.__file__).parent
+
+
+def parameters(function: Any) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def names_with_a_test(*tests: type[Any]) -> set[str]:
+    names = {name for each in tests for name in vars(each) if name.startswith("test__")}
+    return {name.removeprefix("test_") for name in names}
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__")
+
+
+def used_in(*paths: Path) -> set[str]:
+    """Every name with a leading underscore that modules read, write, define, import or spell."""
+    names: set[str] = set()
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute):
+                names.add(node.attr)
+            elif isinstance(node, ast.FunctionDef):
+                names.add(node.name)
+            elif isinstance(node, ast.alias):
+                names.add(node.name.rpartition(".")[2])
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                names.add(node.value)
+    return set(filter(is_private, names))

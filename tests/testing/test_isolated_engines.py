@@ -1,0 +1,161 @@
+"""``isolate()`` takes stock engines and isolated ones, and refuses what it can not isolate."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import exc
+from sqlalchemy.orm import Session
+
+from fictive_sqlalchemy import OptInEngine, OptInSession
+from fictive_sqlalchemy.testing import isolate
+from tests.library import Author, authors, checked_out
+from tests.testing.support import add_author, names
+
+
+class TestStockEngines:
+    def test_an_open_read_is_in_nobodys_way(self, stock: sa.Engine) -> None:
+        with isolate(stock):
+            reader = Session(stock)
+            assert reader.get(Author, 1)
+            with Session(stock) as writer:
+                writer.add(Author(name="Eve"))
+                writer.commit()
+            reader.rollback()
+            reader.close()
+            assert names(stock) == ["Eve"]
+
+    def test_commit_and_rollback(self, stock: sa.Engine) -> None:
+        with isolate(stock):
+            with Session(stock) as session:
+                session.add(Author(name="Eve"))
+                session.commit()
+                session.add(Author(name="Fay"))
+                session.flush()
+                session.rollback()
+                session.add(Author(name="Ada"))
+                with pytest.raises(exc.IntegrityError):
+                    session.commit()
+                session.rollback()
+                with session.begin_nested():
+                    session.add(Author(name="Gus"))
+                session.commit()
+            assert names(stock) == ["Eve", "Gus"]
+        assert names(stock) == []
+
+    def test_autocommit(self, stock: sa.Engine) -> None:
+        with isolate(stock):
+            options = {"isolation_level": "AUTOCOMMIT"}
+            with stock.connect().execution_options(**options) as connection:
+                connection.execute(sa.insert(authors).values(name="Eve"))
+                connection.rollback()
+            assert names(stock) == ["Eve"]
+            with stock.connect().execution_options(isolation_level="SERIALIZABLE") as connection:
+                connection.execute(sa.insert(authors).values(name="Fay"))
+            assert names(stock) == ["Eve"]
+
+    def test_a_stream(self, stock: sa.Engine) -> None:
+        with isolate(stock), Session(stock) as session:
+            statement = sa.select(Author.name).execution_options(yield_per=1)
+            assert session.scalars(statement).all() == ["Ada", "Bob", "Cid"]
+
+
+class TestIsolationInIsolation:
+    def test_is_undone_at_its_own_end(self, engine: OptInEngine) -> None:
+        with isolate(engine):
+            add_author(engine, "Eve")
+            for name in ("Fay", "Gus"):
+                with isolate(engine):
+                    add_author(engine, name)
+                    assert names(engine) == ["Eve", name]
+                assert names(engine) == ["Eve"]
+            add_author(engine, "Hal")
+            assert names(engine) == ["Eve", "Hal"]
+        assert names(engine) == []
+
+    def test_has_no_part_of_a_transaction(self, engine: OptInEngine) -> None:
+        with isolate(engine):
+            isolation = isolate(engine)
+            with engine.begin() as connection:
+                connection.execute(sa.insert(authors).values(name="Eve"))
+                with pytest.raises(exc.InvalidRequestError, match="has to be around it"):
+                    isolation.__enter__()
+            assert names(engine) == ["Eve"]
+
+    def test_ends_what_is_open_at_its_end(self, engine: OptInEngine) -> None:
+        with isolate(engine), OptInSession(engine) as before:
+            before.get(Author, 1)
+            with isolate(engine):
+                before.begin()
+                before.add(Author(name="lost"))
+                before.flush()
+            assert names(engine) == []
+            with pytest.raises(exc.DBAPIError, match="current transaction is aborted"):
+                before.execute(sa.select(authors))
+            before.rollback()
+            before.add(Author(name="Eve"))
+            before.commit()
+            assert names(engine) == ["Eve"]
+
+    def test_of_a_copy_with_other_options(self, engine: OptInEngine) -> None:
+        copy = engine.execution_options(isolation_level="SERIALIZABLE")
+        with isolate(engine, copy):
+            add_author(copy, "Eve")
+            assert names(engine) == ["Eve"]
+        with isolate(copy):
+            add_author(engine, "Eve")
+        assert names(engine) == names(copy) == []
+
+
+class TestWhatIsRefused:
+    def test_another_driver(self) -> None:
+        engine = sa.create_engine("sqlite://")
+        with pytest.raises(exc.ArgumentError, match="used with pysqlite: leave this engine out"):
+            isolate(engine).__enter__()
+        engine.dispose()
+
+    def test_asyncio(self) -> None:
+        engine = sa.create_engine("postgresql+psycopg_async://")
+        with pytest.raises(exc.ArgumentError, match="and asyncio: leave this engine out"):
+            isolate(engine).__enter__()
+
+    def test_no_engine(self) -> None:
+        for wrong in ([], ["postgresql://"], [None]):
+            with pytest.raises(exc.ArgumentError, match="takes engines"):
+                isolate(*wrong).__enter__()  # pyright: ignore
+
+    def test_a_connection_in_use(self, engine: OptInEngine) -> None:
+        with OptInSession(engine) as session:
+            session.get(Author, 1)
+            with pytest.raises(exc.InvalidRequestError, match="1 connections to"):
+                isolate(engine).__enter__()
+            session.give_back()
+            with isolate(engine):
+                session.execute(sa.delete(Author).where(Author.id == 99))
+
+    def test_one_of_several_undoes_the_others(self, engine: OptInEngine) -> None:
+        other = sa.create_engine("sqlite://")
+        with pytest.raises(exc.ArgumentError):
+            isolate(engine, other).__enter__()
+        add_author(engine, "Eve")
+        assert checked_out(engine) == 0
+        other.dispose()
+
+    def test_a_forked_process(self, engine: OptInEngine) -> None:
+        with isolate(engine):
+            add_author(engine, "Eve")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Python 3.12: there are other threads
+                child = os.fork()
+            if not child:
+                try:
+                    names(engine)
+                except exc.InvalidRequestError as error:
+                    os._exit("was forked" in str(error))
+                finally:
+                    os._exit(2)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+            assert names(engine) == ["Eve"]
