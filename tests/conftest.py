@@ -91,7 +91,7 @@ def _shelf(server: PostgresServer) -> Iterator[tuple[str, Shelf]]:
 def database(request: pytest.FixtureRequest, server: PostgresServer) -> str:
     """The name of an empty database; connections that an earlier test left to it are gone.
 
-    With the fixture :func:`library` the tables of :mod:`tests.library` are there already, and empty.
+    With the fixture :func:`library` it has the tables of :mod:`tests.library`, which are empty.
     """
     name: str
     if "library" in request.fixturenames:

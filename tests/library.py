@@ -116,11 +116,11 @@ _TABLES = Base.metadata.sorted_tables
 
 #: Changes with whatever makes, alters or drops something in a database.
 _CATALOGS = "SELECT " + ", ".join(
-    f"(SELECT concat(count(*), ' ', sum(xmin::text::bigint)) FROM {catalog})"
+    f"(SELECT concat(count(*), ' ', sum(xmin::text::bigint)) FROM pg_{catalog})"
     for catalog in (
-        "pg_attrdef pg_attribute pg_class pg_constraint pg_db_role_setting pg_event_trigger"
-        " pg_extension pg_namespace pg_policy pg_proc pg_rewrite pg_sequence pg_trigger pg_type"
-    ).split()
+        *("attrdef", "attribute", "class", "constraint", "db_role_setting", "event_trigger"),
+        *("extension", "namespace", "policy", "proc", "rewrite", "sequence", "trigger", "type"),
+    )
 )
 
 _EMPTY = ";".join(

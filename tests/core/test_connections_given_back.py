@@ -41,7 +41,7 @@ class TestFlagsThatTheUserSetsOnConnect:
     """They are the user's: whatever transactions do, they are there afterwards."""
 
     @pytest.fixture
-    def engine(self, wire_url: str, flags: dict[str, Any]) -> Iterator[OptInEngine]:
+    def engine(self, library: None, wire_url: str, flags: dict[str, Any]) -> Iterator[OptInEngine]:
         fill(wire_url)
         engine = create_engine(wire_url)
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def engine(url: str) -> Iterator[OptInEngine]:
+def engine(library: None, url: str) -> Iterator[OptInEngine]:
     with opened(url) as engine:
         yield engine
 

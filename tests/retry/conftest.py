@@ -13,7 +13,7 @@ from tests.retry.support import Account, BankBase
 
 
 @pytest.fixture
-def engine(wire_url: str) -> Iterator[OptInEngine]:
+def engine(library: None, wire_url: str) -> Iterator[OptInEngine]:
     with opened(wire_url, pool_size=20) as engine:
         with engine.begin() as connection:
             BankBase.metadata.create_all(connection, checkfirst=False)

@@ -14,7 +14,7 @@ from tests.library import opened
 
 
 @pytest.fixture
-def engine(url: str) -> Iterator[OptInEngine]:
+def engine(library: None, url: str) -> Iterator[OptInEngine]:
     with opened(url) as engine:
         yield engine
 

@@ -173,7 +173,7 @@ class TestRow18TheLog:
     """It names each BEGIN, COMMIT and ROLLBACK that was sent, and no other."""
 
     @pytest.fixture
-    def engine(self, wire_url: str) -> Iterator[OptInEngine]:
+    def engine(self, library: None, wire_url: str) -> Iterator[OptInEngine]:
         with opened(wire_url) as engine:
             engine.echo = True
             yield engine
