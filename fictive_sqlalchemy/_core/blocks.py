@@ -13,6 +13,7 @@ from .connection import OptInConnection, is_aborted
 from .engine import OptInEngine
 from .errors import NOTHING_STORED, CommitOutcomeUnknown
 from .flow import Flow, here
+from .one_statement import is_one_statement
 from .options import DEFAULT, TransactionOptions, join_options
 from .places import Place
 from .sqlalchemy_private import TransactionHooks
@@ -302,6 +303,12 @@ class OptInSessionTransaction(Block):
     stored_on: int = 0
     """On how many of the binds it is committed."""
 
+    is_last_flush: bool = False
+    """Whether the flush that comes, or goes on, is the last of the transaction."""
+
+    has_stood_alone: bool = False
+    """Whether its last flush was stored by one statement, without BEGIN and COMMIT."""
+
     is_outcome_unknown: bool = False
     """Whether an exception, such as that of a signal handler, has interrupted its COMMIT."""
 
@@ -316,18 +323,25 @@ class OptInSessionTransaction(Block):
                 transaction.commit()  # which raises, before anything is stored
 
     def is_stored(self) -> bool:
-        return 0 < self.stored_on == len(self.begun_on)
+        return 0 < self.stored_on == len(self.begun_on) + self.has_stood_alone
 
     def is_stored_in_part_or_unknown(self) -> bool:
-        return self.is_outcome_unknown or 0 < self.stored_on < len(self.begun_on)
+        binds = len(self.begun_on) + self.has_stood_alone
+        return self.is_outcome_unknown or 0 < self.stored_on < binds
 
     def note_outcome_unknown(self) -> None:
         """Note that the COMMIT of a bind was interrupted: it may be stored or not."""
         self.is_outcome_unknown = True
+        self.on_commit = self.on_rollback = ()
+
+    def note_stored_alone(self) -> None:
+        """Note that one statement has stored it, without BEGIN and COMMIT."""
+        self.has_stood_alone = True
+        self.stored_on += 1
 
     def has_ours(self) -> bool:
         """Tell whether a bind of :func:`.create_engine` has joined."""
-        return any(map(self._is_opt_in, self.begun_on))
+        return self.has_stood_alone or any(map(self._is_opt_in, self.begun_on))
 
     def has_stock(self) -> bool:
         """Tell whether a bind that :func:`.create_engine` has not made has joined."""
@@ -338,12 +352,17 @@ class OptInSessionTransaction(Block):
         return (
             not self.on_commit
             and not self.on_rollback
+            and not self.has_stood_alone
             and not self.has_stock()
             and all(connection.has_sent_nothing() for connection in self.joined)
         )
 
     def _is_opt_in(self, connection: Connection) -> bool:
         return isinstance(connection, OptInConnection) and connection.owner is self.session
+
+    def _commit(self, *args: Any, **kwargs: Any) -> None:
+        self.is_last_flush = True
+        super()._commit(*args, **kwargs)
 
     def commit_connections(self) -> None:
         """Commit what was sent, while changes to objects wait that were not.
@@ -379,6 +398,17 @@ class OptInSessionTransaction(Block):
         if not self.joined and not session.is_inside:
             session.begin_implicitly()  # a flush, or a call that may send many statements
         connection: OptInConnection = session.borrow(bind)
+        if connection.is_standing_alone():
+            return connection
+        if self.is_last_flush:
+            self.is_last_flush = False
+            if (
+                self.options is DEFAULT
+                and not self.begun_on
+                and is_one_statement(session, connection, session.flushed_alone)
+            ):
+                connection.stand_alone(self)
+                return connection
         if connection in self.joined and self.is_active:
             if execution_options and connection.has_sent_nothing():
                 connection.give_options(**execution_options)

@@ -13,10 +13,10 @@ from sqlalchemy.engine import Connection, CursorResult
 from sqlalchemy.pool import AssertionPool, QueuePool
 
 from .autocommit import HELD_CURSORS, PSYCOPG, switch_for
-from .errors import NOTHING_STORED, close_lost_cursor
+from .errors import NOTHING_STORED, close_lost_cursor, outcome_unknown
 from .forks import leave_connection_to_parent
 from .resting import RestingEngine
-from .transacting import OPEN, RESTING, TransactingConnection
+from .transacting import OPEN, RESTING, STANDALONE, TransactingConnection
 
 # A statement that may begin a transaction: https://www.postgresql.org/docs/current/sql-begin.html
 _BEGINS = re.compile(r"\b(?:BEGIN|START)\b", re.IGNORECASE)
@@ -36,6 +36,18 @@ class Owner(Protocol):
         self, connection: OptInConnection
     ) -> AbstractContextManager[object]:
         """Return what surrounds one call that may send several writing statements."""
+        ...
+
+
+class TransactionOfOneStatement(Protocol):
+    """What a connection needs of a transaction that is one statement."""
+
+    def note_stored_alone(self) -> None:
+        """Note that the statement is executed, and so stored."""
+        ...
+
+    def note_outcome_unknown(self) -> None:
+        """Note that nobody knows whether the statement was executed."""
         ...
 
 
@@ -179,6 +191,8 @@ class OptInConnection(TransactingConnection):
         self, call: Callable[..., Any], statement: Any, parameters: Any, execution_options: Any
     ) -> Any:
         if self._phase is not RESTING or self.get_transaction() is not None:
+            if self._phase is STANDALONE:
+                return self._send_standalone(call, statement, parameters, execution_options)
             if self._phase is not OPEN or self.get_transaction() is not None:
                 return self._send_inside(call, statement, parameters, execution_options)
             if self.session_transaction is None:
@@ -249,6 +263,61 @@ class OptInConnection(TransactingConnection):
             if held is not None and self.dialect.driver in PSYCOPG:
                 self._has_sent = had_sent or self.engine.switch.has_begun(held.dbapi_connection)
             raise
+
+    def stand_alone(self, transaction: TransactionOfOneStatement) -> None:
+        """Expect the one statement that is all of a transaction of the session.
+
+        :param transaction: The transaction, see :func:`.is_one_statement`.
+        """
+        self.session_transaction = cast(Any, transaction)
+        self._phase = STANDALONE
+
+    def is_standing_alone(self) -> bool:
+        """Tell whether it expects the one statement of a transaction."""
+        return self._phase is STANDALONE
+
+    def end_standing_alone(self) -> None:
+        """Expect no such statement any more."""
+        self.session_transaction = self._failure = None
+        self._phase = RESTING
+
+    def _send_standalone(
+        self, call: Callable[..., Any], statement: Any, parameters: Any, execution_options: Any
+    ) -> Any:
+        transaction: TransactionOfOneStatement = cast(Any, self.session_transaction)
+        owner = self.owner
+        if owner is not None and (self._under_way or not getattr(statement, "is_dml", False)):
+            # Something else comes first, such as a default of a column that sends SQL.
+            self.end_standing_alone()
+            owner.join(self)
+            return self._send_inside(call, statement, parameters, execution_options)
+        self.live_connection()
+        self._under_way += 1
+        self._may_be_stored = None
+        result: Any = None
+        try:
+            result = call(statement, parameters, execution_options=execution_options)
+            if self._phase is STANDALONE and result.rowcount != 0:  # or SQLAlchemy will refuse it
+                transaction.note_stored_alone()
+            return result
+        except BaseException as error:
+            if self._phase is not STANDALONE:
+                raise  # a transaction has begun after all
+            if isinstance(error, exc.DBAPIError):
+                if not error.connection_invalidated:
+                    raise
+                transaction.note_outcome_unknown()
+                raise outcome_unknown(error, "the one statement of the transaction") from error
+            may_be_stored = self._may_be_stored
+            if may_be_stored is None:  # SQLAlchemy has not handled it: that of a signal handler?
+                may_be_stored = not isinstance(error, exc.SQLAlchemyError)
+            if result is not None or may_be_stored:
+                transaction.note_outcome_unknown()
+            raise
+        finally:
+            self._under_way -= 1
+            if self._phase is STANDALONE:
+                self.end_standing_alone()
 
     def _end_begun_by_hand(self, statement: Any, has_failed: bool) -> None:
         """Roll back a transaction that a statement outside has begun by itself.

@@ -8,7 +8,7 @@ from typing import Any, Protocol, cast
 from sqlalchemy import exc
 from sqlalchemy.engine import NestedTransaction, RootTransaction, Transaction, TwoPhaseTransaction
 
-from .errors import CommitOutcomeUnknown
+from .errors import outcome_unknown
 from .transactions import open_transactions
 
 
@@ -187,20 +187,19 @@ def _lost(error: exc.DBAPIError, *, before_commit: bool, partly: bool) -> exc.Op
     :param before_commit: Whether the server had closed the connection before COMMIT was sent.
     :param partly: Whether another bind of the same transaction has been committed already.
     """
-    class_ = exc.OperationalError if before_commit else CommitOutcomeUnknown
-    lost = class_(
-        error.statement, error.params, cast(BaseException, error.orig), connection_invalidated=True
-    )
+    lost: exc.OperationalError
     if not before_commit:
-        lost.add_detail(
-            "The connection was lost during COMMIT: the transaction may be stored or not. Look it "
-            "up before you do it again."
+        lost = outcome_unknown(error, "COMMIT")
+    else:
+        orig = cast(BaseException, error.orig)
+        lost = exc.OperationalError(
+            error.statement, error.params, orig, connection_invalidated=True
         )
-    elif not partly:
-        lost.add_detail(
-            "The server had closed the connection before COMMIT: nothing of the transaction is "
-            "stored."
-        )
+        if not partly:
+            lost.add_detail(
+                "The server had closed the connection before COMMIT: nothing of the transaction is "
+                "stored."
+            )
     if partly:
         lost.add_detail(
             "Another bind of the same transaction was committed before, and stays committed: the "

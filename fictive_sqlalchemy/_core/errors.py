@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import exc
 from sqlalchemy.engine import Connection
@@ -47,8 +47,24 @@ _READ_ONLY_BY_DEFAULT = (
 class CommitOutcomeUnknown(exc.OperationalError):
     """The connection was lost during COMMIT: whether it was stored is not known.
 
-    Look it up before you do it again.
+    So it is during a statement that is a whole transaction. Look it up before you do it again.
     """
+
+
+def outcome_unknown(error: exc.DBAPIError, during: str) -> CommitOutcomeUnknown:
+    """Return the error for a connection that was lost when the transaction may be stored.
+
+    :param error: What the driver said.
+    :param during: During what it was lost.
+    """
+    unknown = CommitOutcomeUnknown(
+        error.statement, error.params, cast(BaseException, error.orig), connection_invalidated=True
+    )
+    unknown.add_detail(
+        f"The connection was lost during {during}: the transaction may be stored or not. Look it "
+        "up before you do it again."
+    )
+    return unknown
 
 
 def sqlstate(error: BaseException | None) -> str | None:

@@ -41,7 +41,9 @@ class Loans(dict[OptInEngine, OptInConnection]):
     def leave(self, transaction: object) -> None:
         """Have the connections leave a transaction of the session, which has ended."""
         for connection in self.values():
-            if connection.session_transaction is transaction:
+            if connection.is_standing_alone():
+                connection.end_standing_alone()  # its statement has not come
+            elif connection.session_transaction is transaction:
                 connection.session_transaction = None
                 connection.put_options_back()
                 if connection.get_transaction() is not None:  # an exception interrupted its end

@@ -11,7 +11,7 @@ so that it costs nothing.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -149,6 +149,9 @@ class SessionHooks(Session):
         """
         return super()._connection_for_bind(engine, execution_options, **kw)
 
+    flushed_alone: Collection[object] | None = None
+    """The objects that :meth:`flush_only` flushes."""
+
     # The public `new` and `deleted` would tell, but they copy, and each read asks.
     is_clean = Session._is_clean
 
@@ -181,16 +184,14 @@ class SessionHooks(Session):
             SQLAlchemy flushes everything.
         """
         read_late: Any = objects  # SQLAlchemy iterates over them once, and asks for a sequence
-        self._flushes_only = True
+        self.flushed_alone = objects
         try:
             self.flush(read_late)
         finally:
-            self._flushes_only = False
-
-    _flushes_only = False
+            self.flushed_alone = None
 
     def _flush(self, objects: Any = None) -> None:
-        if self._flushes_only:
+        if self.flushed_alone is not None:
             inspect.unwrap(Session._flush)(self, objects)  # without the decorator that warns
         elif objects is None:
             super()._flush()
@@ -221,6 +222,20 @@ class TransactionHooks(SessionTransaction):
         After a flush that failed, ``rollback()`` would do that, but with a warning.
         """
         self._restore_snapshot(dirty_only=self.nested)
+
+
+# Whether a Connection, an Engine or a Dialect has listeners at all. The public `dispatch` has to be
+# asked event by event.
+has_listeners: Callable[[Any], bool] = attrgetter("_has_events")
+
+
+def is_orphan(state: Any) -> bool:
+    """Tell whether a flush would delete an object, because no other object owns it any more.
+
+    :param state: The state of the object.
+    """
+    # Each relationship with a delete-orphan cascade that leads to it, whatever declares that.
+    return bool(state.mapper._is_orphan(state))
 
 
 def forget_addition(instance: object, name: str, item: object) -> None:

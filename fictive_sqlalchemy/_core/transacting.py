@@ -40,6 +40,9 @@ class Phase(Enum):
     RESTING = "resting"
     """The driver is in autocommit."""
 
+    STANDALONE = "standalone"
+    """The driver is in autocommit, and the next statement is a whole transaction of the session."""
+
     BEGINNING = "beginning"
     """A transaction begins. What listeners to its begin send is part of it."""
 
@@ -48,7 +51,7 @@ class Phase(Enum):
 
 
 # Each statement asks, and the attributes of an Enum are slow.
-RESTING, BEGINNING, OPEN = Phase
+RESTING, STANDALONE, BEGINNING, OPEN = Phase
 
 
 class TransactingConnection(ConnectionHooks):
@@ -88,6 +91,8 @@ class TransactingConnection(ConnectionHooks):
         # The error that has aborted the open transaction.
         self._failure: exc.DBAPIError | None = None
         self._begin_to_log: str | None = None
+        # Whether the one statement of a transaction was executed, if an error has come.
+        self._may_be_stored: bool | None = None
         super().__init__(engine)
 
     # Transactions
@@ -269,6 +274,8 @@ class TransactingConnection(ConnectionHooks):
 
     def before_error(self, error: BaseException, statement: Any, cursor: Any, context: Any) -> None:
         held = self.held
+        if self._phase is STANDALONE:
+            self._may_be_stored = held is None or getattr(cursor, "statusmessage", None) is not None
         if held is None:
             return
         if self.engine.switch.is_busy(held.dbapi_connection):
@@ -277,6 +284,7 @@ class TransactingConnection(ConnectionHooks):
             # progress", the ROLLBACK included, which would hide the exception.
             self.invalidate()
             close_lost_cursor(cursor)
+            self._may_be_stored = True
             return
         declared = getattr(context, "declares", None)
         # SQLAlchemy tells no statement for an error of a later FETCH.
@@ -300,7 +308,7 @@ class TransactingConnection(ConnectionHooks):
         if error.connection_invalidated:
             close_lost_cursor(cursor)
         explain(error, self)
-        if self.is_inside():
+        if self.is_inside() and self._phase is not STANDALONE:
             self._note_failure(error)
 
     def _note_failure(self, error: exc.DBAPIError) -> None:

@@ -38,7 +38,10 @@ class WritingSession(SessionStates):
             return
         with WritingCall(self, Kind.FLUSH if objects is None else Kind.STATEMENT) as call:
             call.has_flushed = call.kind is not Kind.ALONE
-            self.begin_implicitly()
+            transaction = self.begin_implicitly()
+            transaction.is_last_flush = (
+                call.kind in (Kind.FLUSH, Kind.ALONE) and not self.begins_on_write
+            )
             flush(*arguments)
 
     def _note_failure(self, error: BaseException) -> None:
