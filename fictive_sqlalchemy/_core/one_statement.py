@@ -16,7 +16,7 @@ from sqlalchemy import Table, inspect
 from sqlalchemy.orm import Mapper, RelationshipDirection, RelationshipProperty
 from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
-from .autocommit import PSYCOPG
+from .autocommit import PSYCOPG, STARTED_WITH
 from .options import DEFAULT
 from .sqlalchemy_private import has_listeners, is_orphan
 
@@ -32,6 +32,9 @@ _MAPPER_EVENTS = ("before_insert", "after_insert", "before_update", "after_updat
 _CLASS_EVENTS = ("refresh_flush",)
 _CONNECTION_EVENTS = ("begin", "commit", "rollback", "before_execute", "before_cursor_execute")
 _DIALECT_EVENTS = ("do_execute",)
+
+# In autocommit, without a level and flags.
+_NO_FLAGS = (True, None, None, None)
 
 _OURS = __name__.partition(".")[0] + "."
 
@@ -61,8 +64,10 @@ def is_one_statement(session: Any, connection: Any, only: Collection[object] | N
     somebody listens to the begin or the end of the         ``dispatch``, listeners of this package
     transaction, to the flush, to what happens to the       apart
     object in it, or before the statement
-    the transaction has a level or flags, or the engine     ``transaction_options``
-    gives it some (``read_only_outside`` does)
+    the transaction has a level or flags; the engine gives  ``transaction_options``, and what the
+    it some (``read_only_outside`` does), or the driver     driver's connection started with
+    somebody has begun a transaction on the connection,     ``get_transaction()``
+    to roll it back after a test
     two phases; shards; an overridden ``flush()``           the session
     the pool gives one connection to all sessions           StaticPool, SingletonThreadPool
     the driver is not psycopg2 or psycopg 3                 ``dialect.driver``
@@ -78,7 +83,9 @@ def is_one_statement(session: Any, connection: Any, only: Collection[object] | N
     """
     return (
         connection.dialect.driver in PSYCOPG
+        and connection.get_transaction() is None
         and connection.transaction_options is DEFAULT
+        and connection.taken.info[STARTED_WITH] == _NO_FLAGS
         and not session.twophase
         and session.connection_callable is None
         and _is_ours(type(session).flush)
@@ -181,6 +188,7 @@ def _has_changed_collections_alone(state: Any) -> bool:
     return bool(state.committed_state) and all(
         name in relationships
         and relationships[name].direction is RelationshipDirection.ONETOMANY
+        and relationships[name].uselist  # of one object, the flush asks which it was before
         and not relationships[name].viewonly
         and not relationships[name].post_update
         for name in state.committed_state
