@@ -54,6 +54,9 @@ class Switch:
     :param dialect: The dialect of the engine.
     """
 
+    has_met_flags = False
+    """Whether a connection had a level or flags when it was made: its transactions have these."""
+
     def __init__(self, dialect: Dialect) -> None:
         self.dialect: Any = dialect
 
@@ -221,7 +224,10 @@ class PsycopgSwitch(Switch):
         return bool(connection.closed)
 
     def started_with(self, connection: Any) -> Any:
-        return (True, *self._flags(connection)[1:])
+        flags = self._flags(connection)[1:]
+        if flags != (None, None, None):
+            self.has_met_flags = True
+        return (True, *flags)
 
     def reset(self, connection: Any, started_with: Any = _UNTOUCHED) -> None:
         status = self._status(connection)

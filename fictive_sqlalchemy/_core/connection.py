@@ -270,15 +270,16 @@ class OptInConnection(TransactingConnection):
         :param transaction: The transaction, see :func:`.is_one_statement`.
         """
         self.session_transaction = cast(Any, transaction)
+        self._has_sent = False
         self._phase = STANDALONE
 
     def is_standing_alone(self) -> bool:
-        """Tell whether it expects the one statement of a transaction."""
+        """Tell whether it expects the one statement of a transaction, or has sent that."""
         return self._phase is STANDALONE
 
     def end_standing_alone(self) -> None:
-        """Expect no such statement any more."""
-        self.session_transaction = self._failure = None
+        """Leave the transaction, without one on the server."""
+        self.session_transaction = None
         self._phase = RESTING
 
     def _send_standalone(
@@ -286,8 +287,10 @@ class OptInConnection(TransactingConnection):
     ) -> Any:
         transaction: TransactionOfOneStatement = cast(Any, self.session_transaction)
         owner = self.owner
-        if owner is not None and (self._under_way or not getattr(statement, "is_dml", False)):
-            # Something else comes first, such as a default of a column that sends SQL.
+        if owner is not None and (
+            self._has_sent or self._under_way or not getattr(statement, "is_dml", False)
+        ):
+            # It is not the only one: a default of a column sends SQL before it.
             self.end_standing_alone()
             owner.join(self)
             return self._send_inside(call, statement, parameters, execution_options)
@@ -297,8 +300,10 @@ class OptInConnection(TransactingConnection):
         result: Any = None
         try:
             result = call(statement, parameters, execution_options=execution_options)
-            if self._phase is STANDALONE and result.rowcount != 0:  # or SQLAlchemy will refuse it
-                transaction.note_stored_alone()
+            if self._phase is STANDALONE:
+                self._has_sent = True
+                if result.rowcount != 0:  # or SQLAlchemy will refuse it
+                    transaction.note_stored_alone()
             return result
         except BaseException as error:
             if self._phase is not STANDALONE:
@@ -316,8 +321,6 @@ class OptInConnection(TransactingConnection):
             raise
         finally:
             self._under_way -= 1
-            if self._phase is STANDALONE:
-                self.end_standing_alone()
 
     def _end_begun_by_hand(self, statement: Any, has_failed: bool) -> None:
         """Roll back a transaction that a statement outside has begun by itself.

@@ -42,7 +42,7 @@ class Loans(dict[OptInEngine, OptInConnection]):
         """Have the connections leave a transaction of the session, which has ended."""
         for connection in self.values():
             if connection.is_standing_alone():
-                connection.end_standing_alone()  # its statement has not come
+                connection.end_standing_alone()
             elif connection.session_transaction is transaction:
                 connection.session_transaction = None
                 connection.put_options_back()

@@ -16,9 +16,9 @@ from sqlalchemy import Table, inspect
 from sqlalchemy.orm import Mapper, RelationshipDirection, RelationshipProperty
 from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
-from .autocommit import PSYCOPG, STARTED_WITH
+from .autocommit import PSYCOPG
 from .options import DEFAULT
-from .sqlalchemy_private import has_listeners, is_orphan
+from .sqlalchemy_private import has_listeners, is_orphan, orphan_rules
 
 _SESSION_EVENTS = (
     "before_commit",
@@ -33,12 +33,9 @@ _CLASS_EVENTS = ("refresh_flush",)
 _CONNECTION_EVENTS = ("begin", "commit", "rollback", "before_execute", "before_cursor_execute")
 _DIALECT_EVENTS = ("do_execute",)
 
-# In autocommit, without a level and flags.
-_NO_FLAGS = (True, None, None, None)
-
 _OURS = __name__.partition(".")[0] + "."
 
-_HAS_ONE_TABLE = "fictive_sqlalchemy: has one table"
+_SHAPE = "fictive_sqlalchemy: shape"
 
 
 def is_one_statement(session: Any, connection: Any, only: Collection[object] | None) -> bool:
@@ -65,7 +62,8 @@ def is_one_statement(session: Any, connection: Any, only: Collection[object] | N
     transaction, to the flush, to what happens to the       apart
     object in it, or before the statement
     the transaction has a level or flags; the engine gives  ``transaction_options``, and what the
-    it some (``read_only_outside`` does), or the driver     driver's connection started with
+    it some (``read_only_outside`` does), or a listener     driver's connections started with
+    to the driver's connect
     somebody has begun a transaction on the connection,     ``get_transaction()``
     to roll it back after a test
     two phases; shards; an overridden ``flush()``           the session
@@ -81,78 +79,39 @@ def is_one_statement(session: Any, connection: Any, only: Collection[object] | N
     :param connection: Its connection to the one bind of the flush.
     :param only: The objects that are flushed; all of the session if it is ``None``.
     """
-    return (
-        connection.dialect.driver in PSYCOPG
-        and connection.get_transaction() is None
-        and connection.transaction_options is DEFAULT
-        and connection.taken.info[STARTED_WITH] == _NO_FLAGS
-        and not session.twophase
-        and session.connection_callable is None
-        and _is_ours(type(session).flush)
-        and not isinstance(connection.engine.pool, (StaticPool, SingletonThreadPool))
-        and (sent := _sent(session, only)) is not None
-        and not _is_listened_to(session, connection, sent)
-    )
-
-
-def _sent(session: Any, only: Collection[object] | None) -> list[Any] | None:
-    """Return the states that a flush looks at, if it sends one statement for all of them."""
-    if session.deleted:
-        return None
-    new, changed = list(session.new), list(session.dirty)
-    if only is not None:
-        new = [instance for instance in new if any(instance is one for one in only)]
-        changed = [instance for instance in changed if any(instance is one for one in only)]
-    if len(new) > 1:
-        return None
-    states: list[Any] = [inspect(instance) for instance in changed]
-    writing = [state for state in states if not _has_changed_collections_alone(state)]
-    if new:
-        writing.append(inspect(new[0]))
-    if len(writing) != 1:
-        return None
-    [state] = writing
-    if not _fits(state) or not all(
-        _sends_nothing(session, one, state) for one in states if one is not state
+    engine = connection.engine
+    if (
+        engine.dialect.driver not in PSYCOPG
+        or connection.get_transaction() is not None
+        or connection.transaction_options is not DEFAULT
+        or engine.switch.has_met_flags
+        or session.twophase
+        or session.connection_callable is not None
+        or not type(session).flush.__module__.startswith(_OURS)
+        or isinstance(engine.pool, (StaticPool, SingletonThreadPool))
     ):
-        return None
-    return [*states, state] if new else states
-
-
-def _fits(state: Any) -> bool:
-    """Tell whether a flush sends one statement for an object, and what comes back is all it needs.
-
-    :param state: The state of an object that is new or changed.
-    """
-    mapper: Mapper[Any] = state.mapper
-    if not _has_one_table(state) or is_orphan(state):
         return False
-    columns, relationships = mapper.column_attrs, mapper.relationships
-    for name in state.committed_state:
-        if name in relationships:
-            if not _leads_to_stored(state, relationships[name]):
-                return False
-        elif name not in columns or (state.persistent and _is_of_key(mapper, name)):
-            return False
-    if state.persistent:
-        return True
-    # What was in the dictionary before the object was made new is in no history.
-    return not any(
-        relationship.key in state.dict and not _leads_to_stored(state, relationship)
-        for relationship in relationships
+    states = _flushed(session, only) or ()
+    return bool(states) and not (
+        _listens(session, _SESSION_EVENTS)
+        or (has_listeners(connection) and _hears(connection, _CONNECTION_EVENTS))
+        or (has_listeners(engine) and _hears(engine, _CONNECTION_EVENTS))
+        or (has_listeners(engine.dialect) and _hears(engine.dialect, _DIALECT_EVENTS))
+        or any(
+            _listens(state.mapper, _MAPPER_EVENTS) or _listens(state.manager, _CLASS_EVENTS)
+            for state in states
+        )
     )
 
 
-def _has_one_table(state: Any) -> bool:
-    """Tell whether an INSERT or UPDATE of one table stores an object, and brings back all.
+class _Shape:
+    """What is known of a class: how its objects are stored."""
 
-    :param state: The state of the object.
-    """
-    known: dict[Any, Any] = state.manager.info
-    if _HAS_ONE_TABLE not in known:
-        mapper: Mapper[Any] = state.mapper
+    __slots__ = ("has_one_table", "plain", "rules")
+
+    def __init__(self, mapper: Mapper[Any]) -> None:
         table = mapper.persist_selectable
-        known[_HAS_ONE_TABLE] = (
+        self.has_one_table = (
             isinstance(table, Table)
             and len(mapper.tables) == 1
             and tuple(mapper.primary_key) == tuple(table.primary_key)
@@ -160,11 +119,69 @@ def _has_one_table(state: Any) -> bool:
             and mapper.eager_defaults is not True
             and (mapper.version_id_col is None or mapper.version_id_generator is not False)
         )
-    return bool(known[_HAS_ONE_TABLE])
+        """Whether an INSERT or UPDATE of one table stores an object, and brings back all."""
+        self.plain = frozenset(
+            attribute.key
+            for attribute in mapper.column_attrs
+            if not any(column.primary_key for column in attribute.columns)
+        )
+        """The attributes for columns that are no part of the key."""
+        self.rules = orphan_rules(mapper)
 
 
-def _is_of_key(mapper: Mapper[Any], name: str) -> bool:
-    return any(column.primary_key for column in mapper.column_attrs[name].columns)
+def _shape(state: Any) -> _Shape:
+    known: dict[Any, Any] = state.manager.info
+    if _SHAPE not in known:
+        known[_SHAPE] = _Shape(state.mapper)
+    shape: _Shape = known[_SHAPE]
+    return shape
+
+
+def _flushed(session: Any, only: Collection[object] | None) -> list[Any] | None:
+    """Return the states that a flush looks at, if it sends one statement for all of them."""
+    if session.deleted_states:
+        return None
+    new, changed = list(session.new_states), list(session.changed_states)
+    if only is not None:
+        known = {inspect(instance) for instance in only}
+        new = [state for state in new if state in known]
+        changed = [state for state in changed if state in known]
+    if len(new) > 1:
+        return None
+    if not new and len(changed) == 1:
+        return changed if _fits(changed[0]) else None
+    writing = new + [state for state in changed if not _has_changed_collections_alone(state)]
+    if len(writing) != 1 or not _fits(writing[0]):
+        return None
+    if not all(_sends_nothing(one, writing[0]) for one in changed if one is not writing[0]):
+        return None
+    return new + changed
+
+
+def _fits(state: Any) -> bool:
+    """Tell whether a flush sends one statement for an object, and what comes back is all it needs.
+
+    :param state: The state of an object that is new or changed.
+    """
+    shape = _shape(state)
+    if not shape.has_one_table or (any(shape.rules) and is_orphan(state)):
+        return False
+    is_new = state.key is None
+    for name in state.committed_state:
+        if name in shape.plain:
+            continue
+        relationship = state.mapper.relationships.get(name)
+        if relationship is not None:
+            if not _leads_to_stored(state, relationship):
+                return False
+        elif not is_new or name not in state.mapper.column_attrs:
+            return False
+    # What was in the dictionary before the object was made new is in no history.
+    return not is_new or all(
+        _leads_to_stored(state, relationship)
+        for relationship in state.mapper.relationships
+        if relationship.key in state.dict
+    )
 
 
 def _leads_to_stored(state: Any, relationship: RelationshipProperty[Any]) -> bool:
@@ -174,7 +191,7 @@ def _leads_to_stored(state: Any, relationship: RelationshipProperty[Any]) -> boo
     value = state.dict.get(relationship.key)
     if relationship.direction is not RelationshipDirection.MANYTOONE:
         is_empty = value is None or (isinstance(value, Sized) and len(value) == 0)
-        return is_empty and not state.persistent
+        return is_empty and state.key is None
     if relationship.cascade.delete_orphan or relationship.post_update:
         return False
     if value is None:
@@ -195,14 +212,14 @@ def _has_changed_collections_alone(state: Any) -> bool:
     )
 
 
-def _sends_nothing(session: Any, state: Any, target: Any) -> bool:
+def _sends_nothing(state: Any, target: Any) -> bool:
     """Tell whether a flush sends nothing for an object that has changed collections alone.
 
-    :param session: The session.
     :param state: The state of the object.
     :param target: The state of the one object for which something is sent.
     """
-    if not _has_one_table(state) or is_orphan(state):
+    shape = _shape(state)
+    if not shape.has_one_table or (any(shape.rules) and is_orphan(state)):
         return False
     for name in state.committed_state:
         history = state.attrs[name].history
@@ -214,28 +231,24 @@ def _sends_nothing(session: Any, state: Any, target: Any) -> bool:
     return True
 
 
-def _is_listened_to(session: Any, connection: Any, states: list[Any]) -> bool:
-    engine = connection.engine
-    return (
-        _listens(session, _SESSION_EVENTS)
-        or (has_listeners(connection) and _listens(connection, _CONNECTION_EVENTS))
-        or (has_listeners(engine) and _listens(engine, _CONNECTION_EVENTS))
-        or (has_listeners(engine.dialect) and _listens(engine.dialect, _DIALECT_EVENTS))
-        or any(
-            _listens(state.mapper, _MAPPER_EVENTS) or _listens(state.manager, _CLASS_EVENTS)
-            for state in states
-        )
-    )
-
-
 def _listens(target: Any, names: Iterable[str]) -> bool:
-    """Tell whether somebody other than this package listens to one of these events."""
+    """Tell whether somebody other than this package listens to an event of a session or a class.
+
+    As :func:`_hears`, and without a call for each event that nobody listens to.
+    """
     dispatch = target.dispatch
     for name in names:
-        for listener in getattr(dispatch, name):
-            if not _is_ours(listener):
-                return True
+        listeners = getattr(dispatch, name)
+        heard = listeners.parent_listeners or listeners.listeners
+        if heard and not all(map(_is_ours, listeners)):
+            return True
     return False
+
+
+def _hears(target: Any, names: Iterable[str]) -> bool:
+    """Tell whether somebody other than this package listens to an event."""
+    dispatch = target.dispatch
+    return not all(_is_ours(listener) for name in names for listener in getattr(dispatch, name))
 
 
 def _is_ours(function: Any) -> bool:

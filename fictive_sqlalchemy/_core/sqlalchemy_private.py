@@ -155,6 +155,11 @@ class SessionHooks(Session):
     # The public `new` and `deleted` would tell, but they copy, and each read asks.
     is_clean = Session._is_clean
 
+    # The public `new` and `deleted` copy, and `dirty` as well.
+    new_states = property(attrgetter("_new"))
+    changed_states = property(attrgetter("identity_map._modified"))
+    deleted_states = property(attrgetter("_deleted"))
+
     if TYPE_CHECKING:
         entered: Any
         """The transaction or savepoint of the innermost ``with`` block.
@@ -227,6 +232,14 @@ class TransactionHooks(SessionTransaction):
 # Whether a Connection, an Engine or a Dialect has listeners at all. The public `dispatch` has to be
 # asked event by event.
 has_listeners: Callable[[Any], bool] = attrgetter("_has_events")
+
+
+def orphan_rules(mapper: Any) -> tuple[Collection[object], ...]:
+    """Return the lists of what can make orphans of a class; they grow as classes are mapped.
+
+    :param mapper: The mapper of the class.
+    """
+    return tuple(each._delete_orphans for each in mapper.iterate_to_root())
 
 
 def is_orphan(state: Any) -> bool:
