@@ -29,16 +29,16 @@ WORKERS = str(min(os.cpu_count() or 1, 4))
 PATIENCE = 30.0
 
 
-# What depends on the driver, on SQLAlchemy or on PostgreSQL itself. It runs in each combination.
+# What depends on the driver and on SQLAlchemy. It runs in each combination of the two.
 CORE = [
     "tests/core/connection",
     "tests/core/contract",
+    "tests/core/one_statement",
     "tests/core/replicas",
     "tests/core/session",
     "tests/core/test_autocommit.py",
     "tests/core/test_begin_on_write.py",
     "tests/core/test_begin_on_write_engines.py",
-    "tests/core/test_begin_on_write_like_stock.py",
     "tests/core/test_connections_given_back.py",
     "tests/core/test_connections_handed_out.py",
     "tests/core/test_engine.py",
@@ -49,7 +49,6 @@ CORE = [
     "tests/core/test_private_names.py",
     "tests/core/test_read_only.py",
     "tests/core/test_server_state.py",
-    "tests/core/test_state_machine.py",
     "tests/core/test_threads.py",
     "tests/core/test_transactions.py",
     "tests/core/test_two_binds.py",
@@ -67,6 +66,26 @@ CORE = [
 ]
 
 
+# What depends on the version of the server.
+SERVER = [
+    "tests/core/contract",
+    "tests/core/replicas",
+    "tests/core/test_lost_servers.py",
+    "tests/core/test_prepared.py",
+    "tests/core/test_read_only.py",
+    "tests/core/test_server_state.py",
+    "tests/find_or_create/test_races.py",
+    "tests/flask/test_yardstick.py",
+    "tests/test_wire.py",
+]
+
+# What takes long, and runs with each driver and on each line already.
+LONG = [
+    "tests/core/one_statement/test_like_a_transaction.py",
+    "tests/core/test_autocommit.py::test_an_interruption_at_any_line_leaves_nothing_behind",
+]
+
+
 def chosen(session: nox.Session, driver: str, line: str) -> list[str]:
     """Return what pytest runs in a combination, so that the whole stays short.
 
@@ -75,7 +94,9 @@ def chosen(session: nox.Session, driver: str, line: str) -> list[str]:
     """
     if session.posargs or (driver, line) == ("psycopg2", "2.1"):
         return []
-    return ["-m", "not slow"] if (driver, line) == ("psycopg", "2.0") else CORE
+    if (driver, line) == ("psycopg", "2.0"):
+        return ["-m", "not slow"]
+    return [*CORE, *(f"--deselect={test}" for test in LONG)]
 
 
 def pytest(session: nox.Session, *arguments: str, python: str = "python", **env: str) -> None:
@@ -111,11 +132,11 @@ def postgres18(session: nox.Session, line: str) -> None:
 
 @nox.session
 def postgres16(session: nox.Session) -> None:
-    """The tests of the core on PostgreSQL 16."""
+    """The tests that depend on the server, on PostgreSQL 16."""
     if os.environ.get("DATABASE_URL"):
         session.skip("DATABASE_URL names the server to test with.")
     session.install(".[test]")
-    some = [] if session.posargs else CORE
+    some = [] if session.posargs else SERVER
     pytest(session, *some, TEST_DRIVER="psycopg2", POSTGRES_VERSION="16")
 
 

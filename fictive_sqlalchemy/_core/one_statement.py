@@ -87,7 +87,7 @@ def is_one_statement(session: Any, connection: Any, only: Collection[object] | N
         or engine.switch.has_met_flags
         or session.twophase
         or session.connection_callable is not None
-        or not type(session).flush.__module__.startswith(_OURS)
+        or not _is_ours(type(session).flush)
         or isinstance(engine.pool, (StaticPool, SingletonThreadPool))
     ):
         return False
