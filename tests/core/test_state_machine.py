@@ -1,9 +1,9 @@
 """Random sequences of what two sessions can do, compared with a model of the contract.
 
 Hypothesis chooses the steps. Each step is done to a real session on a real PostgreSQL, then to the
-model in ``model.py``, which says what must come of it: a result, an error, the rows in the
-database, the state of each object. After each step the two are compared, as are the connections
-with where they have to rest; after each run nothing may be left open.
+model in ``tests/state_machine``, which says what must come of it: a result, an error, the rows
+in the database, the state of each object. After each step the two are compared, as are the
+connections with where they have to rest; after each run nothing may be left open.
 
 ``MODEL_EXAMPLES=5000 MODEL_SEED=7 pytest tests/core/test_state_machine.py`` runs more of it.
 """
@@ -49,21 +49,18 @@ from fictive_sqlalchemy import (
     create_engine,
 )
 from tests.connections import Connections
-from tests.model import (
+from tests.postgres import PostgresServer
+from tests.state_machine.model.parts import (
     ATTRIBUTES,
-    Base,
-    Extra,
     Fails,
-    Item,
     Level,
-    Model,
     RawCursorFailed,
     Row,
-    SecondBase,
     Store,
     Thing,
 )
-from tests.postgres import PostgresServer
+from tests.state_machine.model.session import Model
+from tests.state_machine.tables import COLUMNS, SCHEMAS, TABLE, Base, Extra, Item, SecondBase
 
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "150"))
 STEPS = int(os.environ.get("MODEL_STEPS", "40"))
@@ -72,12 +69,6 @@ SHRINKS = os.environ.get("MODEL_SHRINKS", "1") == "1"
 
 #: Who waits longer than this for a lock gets an error, so that one thread can play all parts.
 LOCK_TIMEOUT = 10
-
-#: The schemas of two tenants, whose tables are the same.
-SCHEMAS = ("public", "acme")
-
-TABLE: Any = Item.__table__
-COLUMNS = (TABLE.c.id, TABLE.c.name, TABLE.c.amount)
 
 
 @dataclass
