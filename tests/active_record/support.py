@@ -49,6 +49,24 @@ class Store:
         with self.sends("BEGIN", *verbs, "ROLLBACK"), pytest.raises(error):
             yield
 
+    @contextmanager
+    def stores_one(self, verb: str) -> Iterator[None]:
+        """Check that the block sends one statement outside, alone where transactions are opt-in.
+
+        That is not for a player: SQLAlchemy listens to the flush of its composites.
+        """
+        with self.sends(*self._one(verb, "COMMIT")):
+            yield
+
+    @contextmanager
+    def fails_at_one(self, verb: str, error: type[BaseException]) -> Iterator[None]:
+        """Check that the block sends one statement outside, which fails."""
+        with self.sends(*self._one(verb, "ROLLBACK")), pytest.raises(error):
+            yield
+
+    def _one(self, verb: str, end: str) -> list[str]:
+        return [verb] if self.opts_in else ["BEGIN", verb, end]
+
     def player(self) -> Player:
         """Ada, loaded, with no transaction open."""
         player = Player.query.filter_by(name="Ada").one()

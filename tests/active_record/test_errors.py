@@ -18,21 +18,21 @@ from tests.wire import Message
 
 
 def test_a_refused_create_leaves_a_usable_session(any_store: Store) -> None:
-    with any_store.fails("INSERT", error=exc.IntegrityError):
+    with any_store.fails_at_one("INSERT", error=exc.IntegrityError):
         Team.create(name="Red")
-    with any_store.stores("INSERT"):
+    with any_store.stores_one("INSERT"):
         Team.create(name="Green")
     assert any_store.onlooker.scalar("SELECT count(*) FROM team") == 3
 
 
 def test_a_refused_save_can_be_put_right_and_repeated(any_store: Store) -> None:
     team = Team(name="Red", city="Bern")
-    with any_store.fails("INSERT", error=exc.IntegrityError):
+    with any_store.fails_at_one("INSERT", error=exc.IntegrityError):
         team.save()
     assert sa.inspect(team).transient
     assert (team.name, team.city) == ("Red", "Bern")
     team.name = "Green"
-    with any_store.stores("INSERT"):
+    with any_store.stores_one("INSERT"):
         team.save()
     assert any_store.onlooker.scalar("SELECT city FROM team WHERE name = 'Green'") == "Bern"
 
@@ -70,11 +70,15 @@ def test_a_value_that_the_database_can_not_read_is_its_error(any_store: Store) -
 
 def test_an_error_at_commit_is_raised_and_nothing_is_stored(any_store: Store) -> None:
     Seat.create(place=1)
-    seat = Seat(place=1)
-    with any_store.sends("BEGIN", "INSERT", "COMMIT"), pytest.raises(exc.IntegrityError):
+    seat, team = Seat(place=1), Team(name="Green")
+    any_store().add(team)
+    verbs = ["BEGIN", "INSERT", "INSERT", "COMMIT"]
+    with any_store.sends(*verbs), pytest.raises(exc.IntegrityError):
         seat.save()
     assert sa.inspect(seat).transient
+    assert sa.inspect(team).transient
     assert any_store.onlooker.scalar("SELECT count(*) FROM seat") == 1
+    assert any_store.onlooker.scalar("SELECT count(*) FROM team") == 2
     Seat.create(place=2)
 
 

@@ -15,7 +15,7 @@ from tests.active_record.support import Store
 
 
 def test_create_is_one_transaction(any_store: Store) -> None:
-    with any_store.stores("INSERT"):
+    with any_store.stores_one("INSERT"):
         team = Team.create(name="Green")
     assert any_store.onlooker.column("SELECT name FROM team WHERE id > 2") == ["Green"]
     assert team in any_store()
@@ -24,11 +24,11 @@ def test_create_is_one_transaction(any_store: Store) -> None:
 
 def test_save_is_one_transaction(any_store: Store) -> None:
     team = Team(name="Green")
-    with any_store.stores("INSERT"):
+    with any_store.stores_one("INSERT"):
         assert team.save() is team
     team.name = "Yellow"
     any_store.rest()
-    with any_store.stores("UPDATE") if any_store.opts_in else nullcontext():
+    with any_store.stores_one("UPDATE") if any_store.opts_in else nullcontext():
         assert team.save() is team
     assert any_store.onlooker.column("SELECT name FROM team WHERE id > 2") == ["Yellow"]
 
@@ -84,7 +84,7 @@ def test_saving_what_has_not_changed_sends_nothing(store: Store) -> None:
 
 def test_it_expires_nothing(store: Store) -> None:
     player, team = store.player(), Team.query.filter_by(name="Red").one()
-    with store.stores("UPDATE"):
+    with store.stores_one("UPDATE"):
         team.update(city="Bern")
     with store.sends():
         assert (team.name, team.city, player.name) == ("Red", "Bern", "Ada")
@@ -145,7 +145,7 @@ def test_an_error_inside_ends_the_block(any_store: Store) -> None:
         Team.create(name="Green")
         Team.create(name="Red")
     assert any_store.onlooker.scalar("SELECT count(*) FROM team") == 2
-    with any_store.stores("INSERT"):
+    with any_store.stores_one("INSERT"):
         Team.create(name="Green")
 
 

@@ -141,7 +141,7 @@ def test_the_version_and_the_discriminator_are_refused_unless_named(store: Store
             animal.update(id=7)
     with store.stores("UPDATE", "UPDATE"):
         dog.update({"name": "Max", "legs": 3})
-    with store.stores("UPDATE"):
+    with store.stores_one("UPDATE"):
         cat.update(name="Kit", lives=8)
     with pytest.raises(exc.InvalidRequestError, match="'legs' is not a mapped attribute of Cat"):
         cat.update(legs=4)
@@ -165,11 +165,11 @@ def test_a_discriminator_that_is_an_expression(
     instance = class_.create({column: value, other: "one"}, only={column, other})
     with store.sends(), pytest.raises(exc.InvalidRequestError, match=f"'{column}' is the discrim"):
         instance.update({column: 1})
-    with store.stores("UPDATE"):
+    with store.stores_one("UPDATE"):
         instance.update({other: "two"})
     assert getattr(instance, other) == "two"
     assert type(class_.query.one()) is class_
-    with store.stores("UPDATE"):
+    with store.stores_one("UPDATE"):
         instance.update({column: value + 1}, only={column})
 
 
@@ -233,7 +233,7 @@ def test_the_error_names_a_few_of_many(store: Store) -> None:
 
 
 def test_attributes_that_are_called_like_the_mixins_own(store: Store) -> None:
-    with store.stores("INSERT"):
+    with store.stores_one("INSERT"):
         row = Awkward.create(values="a", query="b", save="c", delete="d")
     row.update(values="A", save="C").update({"only": "O", "self": "S"}, query="B")
     with pytest.raises(exc.ArgumentError, match="An attribute that is called 'only' goes into the"):

@@ -106,11 +106,12 @@ class TestAtomic:
 
         @task(atomic=True)
         def sit() -> None:
-            db.session.add(Seat(place=1))
+            db.session.add_all([Item(name="new"), Seat(place=1)])
 
         result = sit.apply()
         assert result.state == states.FAILURE
         assert isinstance(result.result, IntegrityError)
+        assert items(onlooker) == []
 
     def test_a_commit_that_fails_is_retried(self, task: Any, onlooker: Onlooker) -> None:
         onlooker.run("INSERT INTO seat (place) VALUES (1)")
@@ -123,10 +124,11 @@ class TestAtomic:
         )
         def sit(self: Any) -> int:
             place = 1 + int(self.request.retries)
-            db.session.add(Seat(place=place))
+            db.session.add_all([Item(name=f"new {place}"), Seat(place=place)])
             return place
 
         assert sit.apply().get() == 2
+        assert items(onlooker) == ["new 2"]
         assert onlooker.column("SELECT place FROM seat ORDER BY place") == [1, 2]
 
     def test_a_statement_that_failed_and_was_caught_is_a_failure(

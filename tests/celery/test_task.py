@@ -309,7 +309,7 @@ class TestOtherSessions:
 
         @celery.task(shared=False, atomic=True)
         def write(name: str) -> None:
-            session.add(Author(name=name))
+            session.add_all([Author(name=f"{name} junior"), Author(name=name)])
 
         with wire.record() as recording:
             assert read.apply().get() == "Ada"

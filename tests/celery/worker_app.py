@@ -146,6 +146,7 @@ write_atomically = celery.task(write, name="write_atomically", bind=True, atomic
 def sit(self: Any, place: int) -> int:
     place += self.request.retries
     db.session.add(Seat(place=place))
+    db.session.flush()  # or the INSERT would be the whole transaction, without a COMMIT to fail
     return place
 
 

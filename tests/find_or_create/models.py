@@ -24,8 +24,6 @@ from sqlalchemy.orm import (
 
 from fictive_sqlalchemy import OptInSession
 
-STORED = ["SELECT", "BEGIN", "INSERT", "COMMIT"]
-
 Ask = Callable[..., tuple[Any, bool]]
 Rows = Callable[[str], list[Any]]
 

@@ -316,9 +316,6 @@ class Late(Base):
     key: Mapped[str]
 
 
-STORED = ("BEGIN", "INSERT", "COMMIT")
-
-
 class Store:
     """A database with the tables, a session, and what a test asks of them."""
 

@@ -17,7 +17,6 @@ from sqlalchemy.orm import (
 from fictive_sqlalchemy import OptInSession
 from fictive_sqlalchemy.filter_by_or_create import filter_by_or_create
 from tests.find_or_create.models import (
-    STORED,
     Ask,
     Audit,
     Author,
@@ -68,7 +67,11 @@ def test_a_related_object_gets_the_new_one_once(
     with wire.record() as recording:
         work, created = ask(WORKS[name], author=ada, title="One")
     assert created
-    assert [verb for verb in recording.verbs if verb != "SELECT"] == STORED[1:]
+    # To store the portrait with its author, the flush reads which one she had before.
+    is_one_statement = name != "portrait" or is_waiting
+    assert [verb for verb in recording.verbs if verb != "SELECT"] == (
+        ["INSERT"] if is_one_statement else ["BEGIN", "INSERT", "COMMIT"]
+    )
     assert list(session.dirty) == ([ada] if is_waiting else [])
     assert (of(ada, name), work.author) == ([work], ada)
     session.commit()
@@ -255,7 +258,10 @@ def test_the_loser_at_commit_gets_what_the_winner_created(
             rows("INSERT INTO late_ones (key, code) VALUES ('k', 'c')")
 
     wire.before_forward = look
-    late, created = ask(Late, code="c", key="k")
+    # Somebody listens to the COMMIT, so there is one.
+    with listening(session, "before_commit", lambda session: None), wire.record() as recording:
+        late, created = ask(Late, code="c", key="k")
     assert not created
+    assert recording.verbs == ["SELECT", "BEGIN", "INSERT", "COMMIT", "SELECT"]
     assert (list(session.new), late in session) == ([waiting], True)
     assert rows("SELECT id FROM late_ones") == [late.id]

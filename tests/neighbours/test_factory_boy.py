@@ -102,15 +102,6 @@ class GotOrCreatedAuthorFactory(FlushedAuthorFactory):
         sqlalchemy_get_or_create = ("name", "email")
 
 
-BOTH = pytest.mark.parametrize(
-    ("authors", "books"),
-    [
-        pytest.param(FlushedAuthorFactory, FlushedBookFactory, id="flush"),
-        pytest.param(CommittedAuthorFactory, CommittedBookFactory, id="commit"),
-    ],
-)
-
-
 def stored(session: OptInSession) -> tuple[int, int]:
     """How many authors and books another session sees."""
     with OptInSession(session.get_bind()) as other:
@@ -129,23 +120,34 @@ def test_what_is_pending_is_one_transaction(session: OptInSession, wire: WirePro
     assert stored(session) == (1, 2)
 
 
-@BOTH
+@pytest.mark.parametrize(
+    ("authors", "books", "refused"),
+    [
+        pytest.param(FlushedAuthorFactory, FlushedBookFactory, ["INSERT books"], id="flush"),
+        pytest.param(
+            CommittedAuthorFactory,
+            CommittedBookFactory,
+            # commit() has expired the author, whom the flush of the book reads.
+            ["BEGIN", "SELECT authors", "INSERT books", "ROLLBACK"],
+            id="commit",
+        ),
+    ],
+)
 def test_what_is_stored_by_the_factory_is_a_transaction_each(
-    session: OptInSession, wire: WireProxy, authors: type[AuthorFactory], books: type[BookFactory]
+    session: OptInSession,
+    wire: WireProxy,
+    authors: type[AuthorFactory],
+    books: type[BookFactory],
+    refused: list[str],
 ) -> None:
     with wire.record() as recording:
         authors()
-    assert sent(recording) == ["BEGIN", "INSERT authors", "COMMIT"]
+    assert sent(recording) == ["INSERT authors"]
     books(title="Notes")
     assert stored(session) == (2, 1)
     with wire.record() as recording, pytest.raises(IntegrityError):
         books(title="Notes")
-    begun = ["BEGIN", "INSERT authors", "COMMIT", "BEGIN"]
-    assert [verb for verb in sent(recording) if not verb.startswith("SELECT")] == [
-        *begun,
-        "INSERT books",
-        "ROLLBACK",
-    ]
+    assert sent(recording) == ["INSERT authors", *refused]
     assert stored(session) == (3, 1)  # the author of the book that was refused
     books()
     assert stored(session) == (4, 2)
@@ -170,19 +172,13 @@ def test_a_commit_in_a_block_is_refused(session: OptInSession) -> None:
 def test_get_or_create_outside(session: OptInSession, wire: WireProxy) -> None:
     with wire.record() as recording:
         ada = GotOrCreatedAuthorFactory(name="Ada", email="ada@example.com")
-    assert sent(recording) == ["SELECT authors", "BEGIN", "INSERT authors", "COMMIT"]
+    assert sent(recording) == ["SELECT authors", "INSERT authors"]
     with wire.record() as recording:
         assert GotOrCreatedAuthorFactory(name="Ada", email="ada@example.com") is ada
     assert sent(recording) == ["SELECT authors"]
     with wire.record() as recording:  # there is none with the e-mail that the factory makes up
         assert GotOrCreatedAuthorFactory(name="Ada") is ada
-    assert sent(recording) == [
-        "SELECT authors",
-        "BEGIN",
-        "INSERT authors",
-        "ROLLBACK",
-        "SELECT authors",
-    ]
+    assert sent(recording) == ["SELECT authors", "INSERT authors", "SELECT authors"]
 
 
 def test_get_or_create_may_end_a_block(session: OptInSession) -> None:
