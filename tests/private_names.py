@@ -37,5 +37,5 @@ def used_in(*paths: Path) -> set[str]:
             elif isinstance(node, ast.alias):
                 names.add(node.name.rpartition(".")[2])
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                names.add(node.value)
+                names.update(node.value.split("."))  # what attrgetter() takes may have dots
     return set(filter(is_private, names))

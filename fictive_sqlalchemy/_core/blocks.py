@@ -278,9 +278,13 @@ class Block(TransactionHooks):
             around.on_rollback = [*around.on_rollback, *on_rollback]
 
     def note_end(self) -> None:
-        """Note the end, and pass on callbacks that a listener added after COMMIT or ROLLBACK."""
+        """Note the end, and pass on callbacks that a listener added after COMMIT or ROLLBACK.
+
+        It may be stored all the same where SQLAlchemy rolls back: a flush may fail after its one
+        statement.
+        """
         self.is_open = False
-        if self._is_committed:
+        if self._is_committed or self.is_stored():
             self.hand_over_callbacks()
         else:
             self.session.callbacks.extend(self.on_rollback)

@@ -269,9 +269,9 @@ class OptInConnection(TransactingConnection):
 
         :param transaction: The transaction, see :func:`.is_one_statement`.
         """
-        self.session_transaction = cast(Any, transaction)
         self._has_sent = False
-        self._phase = STANDALONE
+        self._phase = STANDALONE  # first: an exception of a signal handler may come at any line
+        self.session_transaction = cast(Any, transaction)
 
     def is_standing_alone(self) -> bool:
         """Tell whether it expects the one statement of a transaction, or has sent that."""

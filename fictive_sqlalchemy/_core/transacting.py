@@ -275,7 +275,7 @@ class TransactingConnection(ConnectionHooks):
     def before_error(self, error: BaseException, statement: Any, cursor: Any, context: Any) -> None:
         held = self.held
         if self._phase is STANDALONE:
-            self._may_be_stored = held is None or getattr(cursor, "statusmessage", None) is not None
+            self._may_be_stored = held is None or _may_have_sent(cursor)
         if held is None:
             return
         if self.engine.switch.is_busy(held.dbapi_connection):
@@ -430,3 +430,14 @@ class TransactingConnection(ConnectionHooks):
         if self.engine.switch.has_begun(self.taken.dbapi_connection):
             return [begin, message]  # a cursor of the caller's own has sent something
         return []
+
+
+def _may_have_sent(cursor: Any) -> bool:
+    """Tell whether a statement may have been sent on a cursor, when an exception has come.
+
+    psycopg2 notes the statement immediately before it sends it. With psycopg 3 nothing public tells
+    until the answer is there.
+
+    :param cursor: The cursor; ``None`` while the statement was being prepared.
+    """
+    return cursor is not None and getattr(cursor, "query", cursor) is not None

@@ -26,6 +26,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError, Oper
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
+    Mapper,
     Session,
     SessionTransaction,
     mapped_column,
@@ -62,6 +63,7 @@ class Owner(ListBase):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     items: Mapped[list[Item]] = relationship(back_populates="owner")
+    parts: Mapped[list[Part]] = relationship(cascade="all, delete-orphan")
 
 
 class Item(ListBase):
@@ -70,6 +72,15 @@ class Item(ListBase):
     id: Mapped[int] = mapped_column(primary_key=True)
     owner_id: Mapped[int | None] = mapped_column(sa.ForeignKey("owner.id"))
     owner: Mapped[Owner | None] = relationship(back_populates="items")
+
+
+class Part(ListBase):
+    """Deleted when its owner gives it away."""
+
+    __tablename__ = "part"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    owner_id: Mapped[int] = mapped_column(sa.ForeignKey("owner.id"))
 
 
 class SpyConnection(sa.Connection):
@@ -254,6 +265,32 @@ class TestSession:
         session.delete(note)
         assert not session._is_clean()
 
+    def test__new(self, session: SpySession) -> None:
+        """The states of the objects that ``new`` has."""
+        session.add(note := Note(text="new"))
+        assert list(session._new) == [sa.inspect(note)]
+        session.flush()
+        assert not session._new
+
+    def test__deleted(self, session: SpySession) -> None:
+        """The states of the objects that ``deleted`` has."""
+        session.add(note := Note(text="new"))
+        session.flush()
+        session.delete(note)
+        assert list(session._deleted) == [sa.inspect(note)]
+        session.flush()
+        assert not session._deleted
+
+    def test__modified(self, session: SpySession) -> None:
+        """The states of the objects that ``dirty`` has; those that are deleted may be there."""
+        session.add_all([note := Note(text="one"), Note(text="two")])
+        session.flush()
+        assert not session.identity_map._modified
+        note.text = "changed"
+        assert list(session.identity_map._modified) == [sa.inspect(note)]
+        session.flush()
+        assert not session.identity_map._modified
+
     def test__flush(self, session: SpySession) -> None:
         """Writes some objects alone, and reads which these are after ``before_flush``."""
 
@@ -355,6 +392,77 @@ class TestSessionTransaction:
             assert called == [engine]
 
 
+class TestMapper:
+    def test__is_orphan(self, session: SpySession, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whether no object owns one any more; a flush asks it which changed ones to delete."""
+        is_orphan = Mapper._is_orphan
+        assert parameters(is_orphan) == ["self", "state"]
+        ListBase.metadata.create_all(session.connection())
+        owner = Owner(items=[Item()], parts=[Part(), Part()])
+        session.add(owner)
+        session.commit()
+        item, (lost, kept) = owner.items.pop(), owner.parts
+        owner.parts.remove(lost)
+        lost.owner_id = None  # a flush asks of what has changed
+        states: list[Any] = [sa.inspect(instance) for instance in (owner, item, lost, kept)]
+        found = [state.mapper._is_orphan(state) for state in states]
+        assert found == [False, False, True, False]
+        asked: list[Any] = []
+
+        def spy(mapper: Mapper[Any], state: Any) -> bool:
+            asked.append(state.obj())
+            return is_orphan(mapper, state)
+
+        monkeypatch.setattr(Mapper, "_is_orphan", spy)
+        session.flush()
+        assert lost in asked
+        assert session.scalars(sa.select(Part)).all() == [kept]
+
+    def test__delete_orphans(self) -> None:
+        """What can make orphans of a class; it grows with a relationship that is added later."""
+
+        class Base(DeclarativeBase):
+            pass
+
+        class Leaf(Base):
+            __tablename__ = "leaf"
+            id: Mapped[int] = mapped_column(primary_key=True)
+            tree_id: Mapped[int | None] = mapped_column(sa.ForeignKey("tree.id"))
+
+        class Tree(Base):
+            __tablename__ = "tree"
+            id: Mapped[int] = mapped_column(primary_key=True)
+
+        mapper: Any = sa.inspect(Leaf)
+        sa.orm.configure_mappers()
+        rules = mapper._delete_orphans
+        assert not rules
+        sa.inspect(Tree).add_property("leaves", relationship(Leaf, cascade="all, delete-orphan"))
+        sa.orm.configure_mappers()
+        assert [key for key, _ in rules] == ["leaves"]
+        assert mapper._delete_orphans is rules
+
+
+class TestListeners:
+    def test__has_events(self, engine: sa.Engine) -> None:
+        """Set with the first listener, of whatever has listeners to a statement."""
+        called: list[str] = []
+        with engine.connect() as connection:
+            targets: list[Any] = [connection, engine.dialect, engine]
+            for number, target in enumerate(targets, 1):
+                assert target._has_events is False
+                name = "do_execute" if target is engine.dialect else "before_execute"
+                event.listen(target, name, lambda *_: called.append("called"))
+                assert target._has_events is True
+                called.clear()
+                connection.execute(sa.text("SELECT 1"))
+                assert len(called) == number
+            for target in targets:
+                target._has_events = False
+            connection.execute(sa.text("SELECT 1"))
+            assert len(called) == number
+
+
 class TestResults:
     """Not private by name, but in no documentation."""
 
@@ -425,7 +533,9 @@ class TestResults:
                 assert seen == ["for_update_clause", "pre_exec"]
 
 
-NAMES = names_with_a_test(TestConnection, TestSession, TestSessionTransaction)
+NAMES = names_with_a_test(
+    TestConnection, TestSession, TestSessionTransaction, TestMapper, TestListeners
+)
 
 
 def theirs() -> set[str]:
