@@ -736,6 +736,21 @@ class TestTwoBindsInASavepoint(TestTwoBinds):
         with other.connect() as connection:
             assert connection.scalars(sa.select(Note.text)).all() == []
 
+    @pytest.mark.parametrize("attempt", range(6))
+    def test_one_that_is_lost_is_the_error_even_if_the_other_is_released(
+        self, session: OptInSession, other: OptInEngine, onlooker: Onlooker, attempt: int
+    ) -> None:
+        with pytest.raises(PendingRollbackError) as raised, session.begin():
+            with pytest.raises(OperationalError) as caught, session.begin_nested():
+                session.add_all([Author(name="one"), Note(text="one")])
+                session.flush()
+                onlooker.kill(backend_pid(session.connection({"mapper": Author.__mapper__})))
+            assert caught.value.connection_invalidated
+        assert raised.value.__cause__ is caught.value
+        assert onlooker.names() == []
+        with other.connect() as connection:
+            assert connection.scalars(sa.select(Note.text)).all() == []
+
 
 @pytest.mark.parametrize("begin_on_write", [False, True])
 def test_a_connection_handed_out_rests_after_a_refused_statement_and_a_rollback(
