@@ -104,12 +104,28 @@ class Level:
     """Whether its SAVEPOINT is sent, which waits for a first statement."""
     failed: bool = False
     """Whether a flush has failed: SQLAlchemy has rolled it back and waits for its end."""
+    kept: Level | None = None
+    """What it had when a savepoint in it was rolled back: an error does not give that up.
+
+    After ROLLBACK TO the savepoint is there as before, and SQLAlchemy does not release it. So a
+    later error aborts what came after, and the server keeps the locks of what came before.
+    """
 
     def forget_rows(self) -> None:
-        """What a rollback does in the database, or an error, or the end of the server process."""
+        """What a rollback does in the database, or the end of the server process."""
         self.rows.clear()
         self.names.clear()
         self.locks.clear()
+        self.kept = None
+
+    def roll_back_to_savepoint(self) -> None:
+        """What ROLLBACK TO a savepoint in it does."""
+        self.kept = Level(dict(self.rows), names=set(self.names), locks=set(self.locks))
+
+    def abort(self) -> None:
+        """What an error does."""
+        kept = self.kept or Level()
+        self.rows, self.names, self.locks = dict(kept.rows), set(kept.names), set(kept.locks)
 
     def absorb(self, inner: Level) -> None:
         """What the release of a savepoint does."""
@@ -423,7 +439,7 @@ class Model:
     def abort(self) -> None:
         """A statement has failed: the server refuses all others until a rollback."""
         self.aborted = True
-        self.levels[-1].forget_rows()
+        self.levels[-1].abort()
 
     # What is written
 
@@ -643,6 +659,10 @@ class Model:
         """
         if self.sent and level.used and self.dead:
             self.noticed = True
+        elif self.sent and level.used:
+            around = [each for each in self.levels if each is not level]
+            if around:
+                around[-1].roll_back_to_savepoint()
 
     # Transactions
 
