@@ -237,6 +237,12 @@ class Block(TransactionHooks):
 
     # What is known of it
 
+    def before_first_commit(self) -> None:
+        # Again: a bind may have joined in the flush, or a listener may have caught an error.
+        is_prepared = self.parent is None and self.session.twophase
+        if len(self.begun_on) > 1 and not is_prepared:
+            self.look_before_commit()
+
     def look_before_commit(self) -> None:
         """Look at each connection before the first of them is committed, or its savepoint released.
 

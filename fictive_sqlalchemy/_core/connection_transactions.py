@@ -155,7 +155,9 @@ class OptInNestedTransaction(NestedTransaction):
         super().commit()
 
     def rollback(self) -> None:
-        _unless_lost(super().rollback)()
+        # It may be released already: that of another bind failed, and the session rolls back both.
+        if self.is_active or self.connection.get_nested_transaction() is self:
+            _unless_lost(super().rollback)()
         self.connection.forget_failure()
 
     def close(self) -> None:

@@ -221,6 +221,17 @@ class TransactionHooks(SessionTransaction):
         """
         return super()._connection_for_bind(bind, execution_options)
 
+    def _prepare_impl(self) -> None:
+        # What commit() does before the first COMMIT: it flushes. No event comes after the flush.
+        super()._prepare_impl()
+        self.before_first_commit()
+
+    def before_first_commit(self) -> None:
+        """Do what comes after the flush of ``commit()``, before any connection has a COMMIT.
+
+        With ``twophase=True``, each connection of the outermost transaction is prepared by then.
+        """
+
     def restore_objects(self) -> None:
         """Give objects the state that they had at the begin, as a rollback does.
 

@@ -218,8 +218,8 @@ class TransactingConnection(ConnectionHooks):
             if not isinstance(failure, self.dialect.loaded_dbapi.Error):
                 raise
         finally:
-            self._phase = RESTING
             open_transactions.discard(self)
+            self._phase = RESTING  # last: where an exception comes before, close() does it again
 
     def waits_for_session(self) -> bool:
         """Tell whether it returns to autocommit only when the session's transaction has ended.

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -64,6 +65,12 @@ def _begin_rollback(session: OptInSession) -> None:
     session.begin()
     _add(session)
     session.rollback()
+
+
+def _error(session: OptInSession) -> None:
+    with suppress(ZeroDivisionError), session.begin():
+        _add(session)
+        raise ZeroDivisionError
 
 
 def _begin_close(session: OptInSession) -> None:
@@ -144,6 +151,7 @@ OF_SESSION: dict[str, Callable[[OptInSession], Any]] = {
     "begin, commit": _begin_commit,
     "begin, rollback": _begin_rollback,
     "begin, close": _begin_close,
+    "a block with an error": _error,
     "flush": _flush,
     "commit": _commit,
     "one statement": lambda session: session.execute(sa.insert(authors).values(name="one")),
@@ -340,6 +348,29 @@ def test_no_line_that_is_interrupted_makes_callbacks_say_what_is_wrong(
         if interruption.place is None:
             break
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # a socket that is looked at
+@pytest.mark.parametrize("call", ["a block with an error", "begin, commit", "many rows"])
+@pytest.mark.parametrize("begin_on_write", [False, True])
+def test_no_line_that_is_interrupted_leaves_a_transaction_after_the_session_is_closed(
+    engine: OptInEngine, onlooker: Onlooker, call: str, begin_on_write: bool
+) -> None:
+    left: list[str] = []
+    number = 0
+    while True:
+        number += 1
+        session = OptInSession(engine, begin_on_write=begin_on_write)
+        interruption = Interruption(number, SoftLimit)
+        # The error keeps the connection, which would leave when it is forgotten.
+        error = interruption.run(lambda: OF_SESSION[call](session))  # noqa: B023
+        session.close()
+        if len(TRANSACTION_CONNECTIONS):
+            left.append(f"{interruption.place}: {error!r}")
+        onlooker.run("DELETE FROM author WHERE id > 3")
+        if interruption.place is None:
+            break
+    assert not left, "\n".join(left)
 
 
 SLEEP = "SELECT pg_sleep(5)"

@@ -391,6 +391,29 @@ class TestSessionTransaction:
             session.execute(sa.select(Note))
             assert called == [engine]
 
+    def test__prepare_impl(self, engine: sa.Engine) -> None:
+        """What comes before the first COMMIT, the flush included."""
+        assert parameters(SessionTransaction._prepare_impl) == ["self"]
+        called: list[str] = []
+
+        class Spy(SessionTransaction):
+            def _prepare_impl(self) -> None:
+                super()._prepare_impl()
+                called.append("prepared")
+
+        with Session(engine) as session:
+
+            @event.listens_for(session, "after_transaction_create")
+            def spy(session: Session, transaction: SessionTransaction) -> None:
+                if transaction.parent is None:
+                    transaction.__class__ = Spy
+
+            event.listen(session, "after_flush", lambda *_: called.append("flushed"))
+            event.listen(engine, "commit", lambda *_: called.append("COMMIT"))
+            session.add(Note(text="new"))
+            session.commit()
+        assert called == ["flushed", "prepared", "COMMIT"]
+
 
 class TestMapper:
     def test__is_orphan(self, session: SpySession, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,46 @@ class TestTwoBindsBeforeTheFirstCommit(TestTwoBinds):
             assert connection.scalars(sa.select(Note.text)).all() == []
 
     @pytest.mark.parametrize("attempt", range(6))
+    @pytest.mark.parametrize("aborted", [Author, Note])
+    def test_one_that_is_aborted_keeps_one_that_joins_at_the_end_from_being_stored(
+        self,
+        session: OptInSession,
+        other: OptInEngine,
+        onlooker: Onlooker,
+        aborted: Any,
+        attempt: int,
+    ) -> None:
+        with pytest.raises(PendingRollbackError) as raised, session.begin():
+            with pytest.raises(DBAPIError) as caught:
+                session.execute(sa.text("SELECT 1/0"), bind_arguments={"mapper": aborted})
+            session.add(Note(text="one") if aborted is Author else Author(name="one"))
+        assert raised.value.__cause__ is caught.value
+        assert onlooker.names() == []
+        with other.connect() as connection:
+            assert connection.scalars(sa.select(Note.text)).all() == []
+
+    @pytest.mark.parametrize("attempt", range(6))
+    def test_one_that_a_listener_aborts_keeps_the_other_from_being_stored(
+        self, session: OptInSession, other: OptInEngine, onlooker: Onlooker, attempt: int
+    ) -> None:
+        caught: list[DBAPIError] = []
+
+        @event.listens_for(session, "after_flush_postexec")
+        def fail(*_: Any) -> None:
+            try:
+                session.execute(sa.text("SELECT 1/0"), bind_arguments={"mapper": Author})
+            except DBAPIError as error:
+                caught.append(error)
+
+        with pytest.raises(PendingRollbackError) as raised, session.begin():
+            session.get(Author, 1)
+            session.get(Note, 1)
+            session.add(Note(text="one"))
+        assert raised.value.__cause__ is caught[0]
+        with other.connect() as connection:
+            assert connection.scalars(sa.select(Note.text)).all() == []
+
+    @pytest.mark.parametrize("attempt", range(6))
     def test_one_that_is_lost_keeps_the_other_from_being_stored(
         self, session: OptInSession, other: OptInEngine, onlooker: Onlooker, attempt: int
     ) -> None:
@@ -141,6 +181,21 @@ class TestTwoBindsInASavepoint(TestTwoBinds):
                 session.flush()
                 with pytest.raises(DBAPIError):
                     session.execute(sa.text("SELECT 1/0"), bind_arguments={"mapper": aborted})
+        assert onlooker.names() == []
+        with other.connect() as connection:
+            assert connection.scalars(sa.select(Note.text)).all() == []
+
+    @pytest.mark.parametrize("attempt", range(6))
+    def test_one_that_is_lost_is_the_error_even_if_the_other_is_released(
+        self, session: OptInSession, other: OptInEngine, onlooker: Onlooker, attempt: int
+    ) -> None:
+        with pytest.raises(PendingRollbackError) as raised, session.begin():
+            with pytest.raises(OperationalError) as caught, session.begin_nested():
+                session.add_all([Author(name="one"), Note(text="one")])
+                session.flush()
+                onlooker.kill(backend_pid(session.connection({"mapper": Author.__mapper__})))
+            assert caught.value.connection_invalidated
+        assert raised.value.__cause__ is caught.value
         assert onlooker.names() == []
         with other.connect() as connection:
             assert connection.scalars(sa.select(Note.text)).all() == []

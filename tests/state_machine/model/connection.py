@@ -227,4 +227,4 @@ class ConnectionModel:
     def abort(self) -> None:
         """A statement has failed: the server refuses all others until a rollback."""
         self.aborted = True
-        self.levels[-1].forget_rows()
+        self.levels[-1].abort()

@@ -109,11 +109,28 @@ class Level:
     failed: bool = False
     """Whether a flush has failed: SQLAlchemy has rolled it back and waits for its end."""
 
+    kept: Level | None = None
+    """What it had when a savepoint in it was rolled back: an error does not give that up.
+
+    After ROLLBACK TO the savepoint is there as before, and SQLAlchemy does not release it. So a
+    later error aborts what came after, and the server keeps the locks of what came before.
+    """
+
     def forget_rows(self) -> None:
-        """What a rollback does in the database, or an error, or the end of the server process."""
+        """What a rollback does in the database, or the end of the server process."""
         self.rows.clear()
         self.names.clear()
         self.locks.clear()
+        self.kept = None
+
+    def roll_back_to_savepoint(self) -> None:
+        """What ROLLBACK TO a savepoint in it does."""
+        self.kept = Level(dict(self.rows), names=set(self.names), locks=set(self.locks))
+
+    def abort(self) -> None:
+        """What an error does."""
+        kept = self.kept or Level()
+        self.rows, self.names, self.locks = dict(kept.rows), set(kept.names), set(kept.locks)
 
     def absorb(self, inner: Level) -> None:
         """What the release of a savepoint does."""
