@@ -261,7 +261,7 @@ class TestACopyWithOptions:
         copy = engine.execution_options(schema_translate_map={None: "tenant"})
         NoteBase.metadata.create_all(copy)
         with OptInSession(copy) as session, wire.record() as recording:
-            session.add(Note(text="one"))
+            session.add(Note(text="one"))  # one statement, which needs no BEGIN
             session.flush()
             assert session.scalars(sa.select(Note.text)).all() == ["one"]
             session.execute(sa.insert(Note), [{"text": "two"}, {"text": "three"}])
@@ -269,7 +269,7 @@ class TestACopyWithOptions:
                 session.execute(sa.delete(Note))
                 raise ValueError("mine")
         assert [verb for verb in sent(recording) if verb in ("BEGIN", "COMMIT", "ROLLBACK")] == [
-            *("BEGIN", "COMMIT", "BEGIN", "COMMIT", "BEGIN", "ROLLBACK"),
+            *("BEGIN", "COMMIT", "BEGIN", "ROLLBACK"),
         ]
         assert onlooker.scalar("SELECT count(*) FROM tenant.note") == 3
 

@@ -330,8 +330,10 @@ class TestWhileIdle:
         with wire.record() as recording:
             session.scalar(ONE)
             with session.begin():
-                session.add(Item(name="one"))
-        assert recording.verbs == ["SELECT", "BEGIN", "INSERT", "COMMIT"]
+                session.add_all([Item(name="one"), Item(name="two")])
+            with session.begin():
+                session.add(Item(name="three"))
+        assert recording.verbs == ["SELECT", "BEGIN", "INSERT", "COMMIT", "INSERT"]
 
     def test_a_notice_is_not_taken_for_the_end(
         self, session: OptInSession, onlooker: Onlooker
@@ -442,7 +444,7 @@ class TestCutAtAMessage:
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker, where: Where
     ) -> None:
         session.scalar(ONE)
-        session.add(Item(name="one"))
+        session.add_all([Item(name="one"), Item(name="two")])
         cut(wire, "COMMIT", where)
         with pytest.raises(CommitOutcomeUnknown):
             session.flush()

@@ -253,15 +253,15 @@ class TestAnApplication:
         def view() -> str:
             house.session.get(Author, 1)
             with unit_of_work(house.session) as session:
-                session.add(Author(name="new"))
+                session.add_all([Author(name="new"), Author(name="newer")])
             with unit_of_work(house.session.session_factory) as session:
-                session.add(Author(name="newer"))
+                session.add_all([Author(name="next"), Author(name="newest")])
             return "stored"
 
         with wire.record() as recording:
             assert house.post(view) == 200
         assert sent(recording) == ["SELECT", *["BEGIN", "INSERT", "COMMIT"] * 2]
-        assert onlooker.names() == ["new", "newer"]
+        assert onlooker.names() == ["new", "newer", "newest", "next"]
 
     @pytest.mark.parametrize("atomic", [True, False])
     @pytest.mark.parametrize("commits", [True, False])

@@ -149,7 +149,7 @@ def test_pools_of_every_kind_work(
         db.session.remove()
         with wire.record() as recording:
             assert db.session.scalars(sa.select(Item.text)).all() == ["one"]
-            db.session.add(Item(text="one"))
+            db.session.add_all([Item(text="two"), Item(text="one")])
             with pytest.raises(IntegrityError):
                 db.session.commit()
             db.session.remove()
@@ -245,7 +245,7 @@ def test_a_session_class_of_the_users_own_is_combined_with_ours(
             assert session.get(Item, 1) is None
             with db.session.begin():
                 db.session.add(Item(text="one"))
-        assert sent(recording) == ["SELECT item", "BEGIN", "INSERT item", "COMMIT"]
+        assert sent(recording) == ["SELECT item", "INSERT item"]
 
 
 class UsersOptInSession(OptInSession):
@@ -516,10 +516,8 @@ def test_models_of_every_base_are_read_and_written(
             assert db.session.scalars(db.select(BlogPost)).one().greet() == "hello"
             assert BlogPost.query.filter_by(text="one").one().id == 1
             assert BlogPost.filter_by_or_create(text="one").id == 1
-        assert sent(recording) == [
-            "BEGIN", "INSERT blog_post", "COMMIT", *["SELECT blog_post"] * 3,
-        ]  # fmt: skip
-        assert recording.round_trips == 6
+        assert sent(recording) == ["INSERT blog_post", *["SELECT blog_post"] * 3]
+        assert recording.round_trips == 4
 
 
 def test_metadata_of_the_users_own_is_used(make_app: MakeApp, url: str) -> None:

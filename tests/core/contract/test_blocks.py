@@ -272,9 +272,9 @@ class TestRow6BeginNestedOutside:
     ) -> None:
         session.get(Author, 1)
         with wire.record() as recording, session.begin_nested():
-            session.add(Author(name="new"))
+            session.add_all([Author(name="new"), Author(name="newer")])
         assert sent(recording) == ["BEGIN", "INSERT", "COMMIT"]
-        assert onlooker.names() == ["new"]
+        assert onlooker.names() == ["new", "newer"]
         assert not session.in_transaction()
 
     def test_rolls_back_as_one(
@@ -300,6 +300,5 @@ class TestRow6BeginNestedOutside:
         session.add(Author(name="before"))
         with wire.record() as recording, session.begin_nested():
             session.add(Author(name="inside"))
-        assert sent(recording)[0] == "BEGIN"
-        assert sent(recording)[-1] == "COMMIT"
+        assert sent(recording) == ["INSERT", "INSERT"]  # what was waiting is no part of the block
         assert onlooker.names() == ["before", "inside"]

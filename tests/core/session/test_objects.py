@@ -272,13 +272,13 @@ class TestObjectsOutside:
         self, sessions: Sessions, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         with wire.record() as recording, sessions.begin() as session:
-            session.add(Author(name="new"))
+            session.add_all([Author(name="new"), Author(name="newer")])
         assert sent(recording) == ["BEGIN", "INSERT", "COMMIT"]
         with pytest.raises(IntegrityError), sessions.begin() as session:
-            session.add(Author(name="newer"))
+            session.add(Author(name="newest"))
             session.flush()
             session.add(Author(name="new"))
-        assert onlooker.names() == ["new"]
+        assert onlooker.names() == ["new", "newer"]
 
 
 class DynamicBase(DeclarativeBase):

@@ -243,6 +243,7 @@ class TestTheLoan:
                     session.get(Author, 2)
                     with session.begin():
                         author.age = 33
+                        session.flush()
                     session.add(Author(name="new"))
                     session.flush()
                     with pytest.raises(ValueError, match="mine"), session.begin():

@@ -56,6 +56,11 @@ class House:
         self.owner: AtomicRequestsMixin = self.extension
         self.engine.connect().close()  # SQLAlchemy asks the server for its version, and the like
 
+    @property
+    def written_alone(self) -> list[str]:
+        """What is sent for a transaction that has one INSERT, and no flush before its end."""
+        return WRITTEN if self.kind == "stock" else ["INSERT"]
+
     def add(self, name: str = "new") -> None:
         self.session.add(Author(name=name))
         self.session.flush()

@@ -58,7 +58,7 @@ def test_a_view_opts_out(house: House, wire: WireProxy, onlooker: Onlooker) -> N
     def view() -> str:
         for name in ("one", "two"):
             with house.session.begin():
-                house.session.add(Author(name=name))
+                house.add(name)
         abort(409)
 
     with wire.record() as recording:
@@ -73,7 +73,7 @@ def test_marks_among_other_decorators(house: House, wire: WireProxy, order: str)
 
     def view() -> str:
         with house.session.begin():
-            house.session.add(Author(name="new"))
+            house.add()
         abort(409)
 
     decorated: Any = view
@@ -109,7 +109,7 @@ def test_marks_on_classes_and_their_methods(house: House, wire: WireProxy) -> No
         @owner.non_atomic_request
         def put(self) -> str:
             with session.begin():
-                session.add(Author(name="put"))
+                house.add("put")
             abort(409)
 
     @owner.non_atomic_request
@@ -118,7 +118,7 @@ def test_marks_on_classes_and_their_methods(house: House, wire: WireProxy) -> No
 
         def dispatch_request(self) -> str:
             with session.begin():
-                session.add(Author(name=self.name()))
+                house.add(self.name())
             abort(409)
 
         def name(self) -> str:
@@ -139,7 +139,7 @@ def test_marks_on_classes_and_their_methods(house: House, wire: WireProxy) -> No
         @owner.non_atomic_request
         def post(self) -> str:
             with session.begin():
-                session.add(Author(name="mixed"))
+                house.add("mixed")
             abort(409)
 
     class Single(View):
@@ -148,7 +148,7 @@ def test_marks_on_classes_and_their_methods(house: House, wire: WireProxy) -> No
         @owner.non_atomic_request
         def dispatch_request(self) -> str:
             with session.begin():
-                session.add(Author(name="single"))
+                house.add("single")
             abort(409)
 
     class Decorated(Single):
@@ -191,7 +191,7 @@ def test_async_views(house: House, wire: WireProxy, onlooker: Onlooker) -> None:
     @house.owner.non_atomic_request
     async def out() -> str:
         with house.session.begin():
-            house.session.add(Author(name="out"))
+            house.add("out")
         abort(409)
 
     @house.web.get("/in")

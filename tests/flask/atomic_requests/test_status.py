@@ -37,7 +37,7 @@ def test_what_is_pending_is_stored(house: House, wire: WireProxy, onlooker: Onlo
 
     with wire.record() as recording:
         assert post(house) == (200, "stored")
-    assert sent(recording) == WRITTEN
+    assert sent(recording) == house.written_alone
     assert onlooker.names() == ["pending"]
 
 
@@ -207,7 +207,7 @@ def test_a_handler_of_500_runs_after_the_rollback_and_may_write(
 
     with wire.record() as recording:
         assert post(house) == (500, "sorry")
-    assert sent(recording) == [*UNDONE, *WRITTEN]
+    assert sent(recording) == [*UNDONE, *house.written_alone]
     assert onlooker.names() == ["noted"]
 
 
