@@ -47,6 +47,7 @@ CORE = [
     "tests/core/test_lost_servers.py",
     "tests/core/test_prepared.py",
     "tests/core/test_private_names.py",
+    "tests/core/test_relied_on.py",
     "tests/core/test_read_only.py",
     "tests/core/test_server_state.py",
     "tests/core/test_threads.py",

@@ -164,7 +164,7 @@ class Side:
         elif change.what == "take" and isinstance(one, Club):
             for collection in (one.rooms, one.keys):
                 if other in collection:
-                    collection.remove(other)  # type: ignore[arg-type]
+                    collection.remove(other)
         elif change.what == "join" and isinstance(one, Club) and isinstance(other, Member):
             one.members.add(other)
         elif change.what == "delete" and sa.inspect(one).persistent:
@@ -206,7 +206,7 @@ class Pair(NamedTuple):
     control: sa.Connection
     wire: WireProxy
 
-    def rows(self, schema: str) -> dict[str, list[Any]]:
+    def rows(self, schema: str) -> dict[str, Any]:
         return {
             table: self.control.execute(
                 sa.text(
