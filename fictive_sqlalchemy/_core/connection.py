@@ -297,7 +297,7 @@ class OptInConnection(TransactingConnection):
         result: Any = None
         try:
             result = call(statement, parameters, execution_options=execution_options)
-            if self._phase is STANDALONE and result.rowcount != 0:  # or SQLAlchemy will refuse it
+            if self._phase is STANDALONE and _has_a_row(result):  # or SQLAlchemy will refuse it
                 transaction.note_stored_alone()
             return result
         except BaseException as error:
@@ -415,6 +415,16 @@ def is_aborted(connection: Connection) -> bool:
     if connection.dialect.driver not in PSYCOPG or connection.closed or connection.invalidated:
         return False
     return switch_for(connection.dialect).is_aborted(connection.connection.dbapi_connection)
+
+
+def _has_a_row(result: CursorResult[Any]) -> bool:
+    """Tell whether an INSERT or UPDATE has stored a row, as far as SQLAlchemy looks.
+
+    :param result: The result. After an INSERT with RETURNING psycopg 3 does not know the row count.
+    """
+    if result.is_insert:
+        return result.inserted_primary_key is not None
+    return result.rowcount != 0
 
 
 def _are_many(parameters: Sequence[Any]) -> bool:
