@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
-from sqlalchemy.orm.exc import StaleDataError
+from sqlalchemy.orm.exc import FlushError, StaleDataError
 
 from fictive_sqlalchemy import TRANSACTION_CONNECTIONS, OptInEngine, OptInSession, unit_of_work
 from tests.core.one_statement.models import (
@@ -283,6 +283,22 @@ def test_a_row_that_is_gone_is_an_error(session: OptInSession, onlooker: Onlooke
     assert said == ["rollback"]
     session.add(Club(name="new"))
     session.commit()
+
+
+def test_a_row_that_a_trigger_does_not_store_is_an_error(
+    session: OptInSession, onlooker: Onlooker
+) -> None:
+    onlooker.run(
+        "CREATE FUNCTION leave_out() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';"
+        "CREATE TRIGGER leave_out BEFORE INSERT ON club FOR EACH ROW EXECUTE FUNCTION leave_out()"
+    )
+    said: list[str] = []
+    with pytest.raises(FlushError), session.begin():
+        session.on_commit(lambda: said.append("commit"))
+        session.on_rollback(lambda: said.append("rollback"))
+        session.add(Club(name="new"))
+    assert said == ["rollback"]
+    assert onlooker.scalar("SELECT count(*) FROM club") == 2
 
 
 def test_a_member_of_two_binds_is_sent_to_its_own(
