@@ -297,7 +297,7 @@ class OptInConnection(TransactingConnection):
         result: Any = None
         try:
             result = call(statement, parameters, execution_options=execution_options)
-            if self._phase is STANDALONE and result.rowcount != 0:  # or SQLAlchemy will refuse it
+            if self._phase is STANDALONE and _has_changed_a_row(result):
                 transaction.note_stored_alone()
             return result
         except BaseException as error:
@@ -421,3 +421,13 @@ def _are_many(parameters: Sequence[Any]) -> bool:
     if len(parameters) < 2 or isinstance(parameters[0], str):
         return False
     return isinstance(parameters[0], (Mapping, Sequence))
+
+
+def _has_changed_a_row(result: CursorResult[Any]) -> bool:
+    """Tell whether the INSERT or UPDATE of a flush has changed a row; if not, the flush is refused.
+
+    :param result: Its result.
+    """
+    if result.is_insert:  # its cursor is closed, and that of psycopg 3 has forgotten the rowcount
+        return bool(result.inserted_primary_key_rows)
+    return result.rowcount != 0

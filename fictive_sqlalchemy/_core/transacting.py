@@ -275,7 +275,12 @@ class TransactingConnection(ConnectionHooks):
     def before_error(self, error: BaseException, statement: Any, cursor: Any, context: Any) -> None:
         held = self.held
         if self._phase is STANDALONE:
-            self._may_be_stored = held is None or getattr(cursor, "statusmessage", None) is not None
+            # A cursor is closed when its rows are read; that of psycopg 3 forgets its message then.
+            self._may_be_stored = (
+                held is None
+                or getattr(cursor, "closed", False)
+                or getattr(cursor, "statusmessage", None) is not None
+            )
         if held is None:
             return
         if self.engine.switch.is_busy(held.dbapi_connection):
