@@ -74,8 +74,8 @@ def is_one_statement(session: Any, connection: Any, only: Collection[object] | N
     ======================================================  ========================================
 
     A default of a column that sends SQL is seen when it does: the transaction begins before it, see
-    ``OptInConnection``. In ``retry_transaction()`` the flush is not the last of the transaction,
-    because what is lost before COMMIT may be repeated there.
+    ``OptInConnection``. In ``retry_transaction()`` the flush is not the last of the transaction:
+    it comes before, to know how many binds there are to commit.
 
     :param session: The session.
     :param connection: Its connection to the one bind of the flush.
@@ -88,7 +88,7 @@ def is_one_statement(session: Any, connection: Any, only: Collection[object] | N
         and connection.taken.info[STARTED_WITH] == _NO_FLAGS
         and not session.twophase
         and session.connection_callable is None
-        and _is_ours(type(session).flush)
+        and _is_ours(session.flush)
         and not isinstance(connection.engine.pool, (StaticPool, SingletonThreadPool))
         and (sent := _sent(session, only)) is not None
         and not _is_listened_to(session, connection, sent)
