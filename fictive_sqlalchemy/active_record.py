@@ -107,9 +107,9 @@ class ActiveRecordMixin:
     def save(self) -> Self:
         """Store this object, new or changed, and all that waits in the session.
 
-        Sends what a flush does: ``BEGIN``, ``INSERT`` or ``UPDATE``, ``COMMIT`` outside, the
-        statement alone inside, nothing if nothing has changed. An object that belongs to no session
-        is added to the current one.
+        Sends what a flush does: the ``INSERT`` or ``UPDATE``, outside with ``BEGIN`` before and
+        ``COMMIT`` after it if it is not the only statement; nothing if nothing has changed. An
+        object that belongs to no session is added to the current one.
 
         :returns: This object.
         :raises sqlalchemy.exc.InvalidRequestError: if it belongs to a session that is not the

@@ -48,11 +48,12 @@ def filter_by_or_create(
     """Return the one object that has the values of ``filters``, or create it.
 
     What goes over the wire: a SELECT, and nothing else if it finds the object. Created outside a
-    transaction, the object is stored when the call returns, in a transaction of its own (BEGIN,
-    INSERT, COMMIT), and all that waits in the session goes on waiting. Created inside, the object
-    is part of the transaction (SAVEPOINT, INSERT, RELEASE): an error undoes nothing else. With
-    ``begin_on_write=True`` an object is always created inside: where no transaction is open, this
-    begins one, which stays open. Joined inheritance is an INSERT for each table.
+    transaction, the object is stored when the call returns, in a transaction of its own (the INSERT
+    alone; BEGIN, INSERT, COMMIT where there is more, or somebody listens), and all that waits in
+    the session goes on waiting. Created inside, the object is part of the transaction (SAVEPOINT,
+    INSERT, RELEASE): an error undoes nothing else. With ``begin_on_write=True`` an object is always
+    created inside: where no transaction is open, this begins one, which stays open. Joined
+    inheritance is an INSERT for each table.
 
     The new object is stored by a flush of the session, with all that its constructor and listeners
     add or change.
@@ -376,7 +377,7 @@ class _Attempt(Collection[object]):
     # -- the attempt ---------------------------------------------------------------------------
 
     def store(self, build: Callable[[], T]) -> T:
-        """Construct the object, store it, and return it. Sends BEGIN, INSERT, COMMIT.
+        """Construct the object, store it, and return it. Sends what one flush does.
 
         :param build: Constructs the object.
         """

@@ -57,10 +57,10 @@ class unit_of_work(Generic[S]):
         rename(1, "Ada")
 
     The block is one transaction, which is ``session.begin()``: BEGIN with its first statement, and
-    COMMIT or ROLLBACK. It commits however it is left without an exception, ``return`` and
-    ``break`` included. Each exception rolls back, ``KeyboardInterrupt`` and ``SystemExit``
-    included. Either way the session is closed then, unless the caller has passed it, or it was that
-    of a ``scoped_session`` already.
+    COMMIT or ROLLBACK; one INSERT or UPDATE alone if that is all. It commits however it is left
+    without an exception, ``return`` and ``break`` included. Each exception rolls back,
+    ``KeyboardInterrupt`` and ``SystemExit`` included. Either way the session is closed then, unless
+    the caller has passed it, or it was that of a ``scoped_session`` already.
 
     A block inside another one of the same factory joins it: it gets the same session, and is a
     savepoint, to which an exception rolls back. The outermost block commits. Each thread, asyncio

@@ -319,7 +319,7 @@ def test_no_transaction_is_open_while_another_service_makes_it_wait(
     assert open_meanwhile == [0]
 
 
-def test_opening_an_account_is_one_transaction(client: FlaskClient, wire: WireProxy) -> None:
+def test_opening_an_account_looks_and_inserts(client: FlaskClient, wire: WireProxy) -> None:
     values = {"owner": "Hopper", "balance": 20}
     with wire.record() as created:
         assert client.post("/accounts", json=values).status_code == 201

@@ -312,7 +312,8 @@ class OptInConnection(TransactingConnection):
                 if not error.connection_invalidated:
                     raise
                 transaction.note_outcome_unknown()
-                raise outcome_unknown(error, "the one statement of the transaction") from error
+                unknown = outcome_unknown(error, "the one statement of the transaction")
+                raise unknown from error
             may_be_stored = self._may_be_stored
             if may_be_stored is None:  # SQLAlchemy has not handled it: that of a signal handler?
                 may_be_stored = not isinstance(error, exc.SQLAlchemyError)

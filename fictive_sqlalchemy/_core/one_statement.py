@@ -72,8 +72,8 @@ def is_one_statement(session: Any, connection: Any, only: Collection[object] | N
     ======================================================  ========================================
 
     A default of a column that sends SQL is seen when it does: the transaction begins before it, see
-    ``OptInConnection``. In ``retry_transaction()`` the flush is not the last of the transaction,
-    because what is lost before COMMIT may be repeated there.
+    ``OptInConnection``. In ``retry_transaction()`` the flush is not the last of the transaction:
+    it comes before, to know how many binds there are to commit.
 
     :param session: The session.
     :param connection: Its connection to the one bind of the flush.
@@ -87,7 +87,7 @@ def is_one_statement(session: Any, connection: Any, only: Collection[object] | N
         or engine.switch.has_met_flags
         or session.twophase
         or session.connection_callable is not None
-        or not _is_ours(type(session).flush)
+        or not _is_ours(session.flush)
         or isinstance(engine.pool, (StaticPool, SingletonThreadPool))
     ):
         return False

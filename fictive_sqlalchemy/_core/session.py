@@ -51,7 +51,8 @@ class OptInSession(HasAtomic, WritingSession):
         """Begin a transaction: a context manager that commits, or rolls back on an exception.
 
         The driver sends BEGIN with the first statement on a bind, and COMMIT or ROLLBACK where
-        there was a BEGIN. Objects loaded before stay attached, pending ones are stored inside.
+        there was a BEGIN. If all of the transaction is one INSERT or UPDATE, that is sent alone.
+        Objects loaded before stay attached, pending ones are stored inside.
 
         :param nested: As :meth:`begin_nested`.
         :param options: ``isolation_level``, in SQLAlchemy's spelling, such as ``"REPEATABLE
@@ -122,6 +123,8 @@ class OptInSession(HasAtomic, WritingSession):
     def commit(self) -> None:
         """Commit the transaction. Outside, store all that is waiting in a transaction of its own.
 
+        If all of the transaction is one INSERT or UPDATE, that is sent alone.
+
         :raises Exception: what the database says. Outside, nothing is stored then, and the
             session is usable at once. With ``begin_on_write=True`` it needs a ``rollback()``
             before, as SQLAlchemy's does.
@@ -191,7 +194,8 @@ class OptInSession(HasAtomic, WritingSession):
         It is called after COMMIT, outside the transaction: it may begin another. Functions are
         called in the order of their registration. One that was registered in a savepoint or a
         transaction that is rolled back is dropped, and all are if a lost connection leaves open
-        what became of the COMMIT, or if only a part of the transaction's binds were committed.
+        what became of the COMMIT or of the one statement, or if only a part of the transaction's
+        binds were committed.
 
         If one raises, the others are called all the same; then the first error is raised, from
         where the transaction was ended, and others are logged. What is committed stays so.

@@ -21,6 +21,8 @@ class WritingSession(SessionStates):
     def flush(self, objects: Any = None) -> None:
         """Store what is waiting. Outside it is one transaction, committed when the call returns.
 
+        Outside, one INSERT or UPDATE is sent alone if that is all.
+
         With ``begin_on_write=True`` it begins the transaction outside, which stays open.
 
         :param objects: Store these alone. Deprecated since SQLAlchemy 2.1.

@@ -90,11 +90,12 @@ class DatabaseTask(_Task):
     atomic: bool = False
     """Whether the task is a transaction: ``@celery.task(atomic=True)``.
 
-    BEGIN is sent with its first statement. COMMIT is sent when it returns, before Celery stores
-    the result, sends what is linked to it, or, with ``acks_late``, acknowledges the message; an
-    error of COMMIT is the task's error. ROLLBACK is sent on any exception, Celery's ``Retry``,
-    ``Ignore``, ``Reject`` and ``SoftTimeLimitExceeded`` included. At the hard time limit Celery
-    kills the process, and PostgreSQL rolls back.
+    BEGIN is sent with its first statement; a transaction that is one INSERT or UPDATE sends that
+    alone. COMMIT is sent when it returns, before Celery stores the result, sends what is linked to
+    it, or, with ``acks_late``, acknowledges the message; an error of COMMIT is the task's error.
+    ROLLBACK is sent on any exception, Celery's ``Retry``, ``Ignore``, ``Reject`` and
+    ``SoftTimeLimitExceeded`` included. At the hard time limit Celery kills the process, and
+    PostgreSQL rolls back.
     """
 
     _app_of_task: ClassVar[_App | None] = None

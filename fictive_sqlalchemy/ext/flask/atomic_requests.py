@@ -56,10 +56,10 @@ class AtomicRequestsMixin:
             db.atomic_requests(app)
 
         It begins before the first ``before_request`` function, and ends after the last
-        ``after_request`` function: it commits if the status of the response is below 400, and
-        rolls back otherwise. BEGIN is sent with the first statement, so a request that sends
-        none sends nothing. If the commit fails, the application's error handlers get the
-        exception, and what they make of it is the response.
+        ``after_request`` function: it commits if the status of the response is below 400, and rolls
+        back otherwise. BEGIN is sent with the first statement, so a request that sends none sends
+        nothing; one that is one INSERT or UPDATE sends that alone. If the commit fails, the
+        application's error handlers get the exception, and what they make of it is the response.
 
         Call it again to add a blueprint, or more methods.
 

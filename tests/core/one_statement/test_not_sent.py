@@ -544,7 +544,7 @@ def test_a_stock_bind_has_joined(engine: OptInEngine, wire: WireProxy, wire_url:
 
 
 def test_what_may_be_repeated(session: OptInSession, wire: WireProxy) -> None:
-    """A connection that is lost before COMMIT lets ``retry_transaction()`` go on."""
+    """``retry_transaction()`` flushes before the end, to know how many binds take part."""
     with wire.record() as recording:
         retry_transaction(session)(lambda: new_club(session))()
     assert sent(recording) == ["BEGIN", "INSERT", "COMMIT"]
