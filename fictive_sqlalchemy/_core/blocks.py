@@ -316,8 +316,11 @@ class OptInSessionTransaction(Block):
     is_last_flush: bool = False
     """Whether the flush that comes, or goes on, is the last of the transaction."""
 
+    stands_alone: bool = False
+    """Whether its last flush sends one statement, without BEGIN and COMMIT."""
+
     has_stood_alone: bool = False
-    """Whether its last flush was stored by one statement, without BEGIN and COMMIT."""
+    """Whether that statement has stored it."""
 
     is_outcome_unknown: bool = False
     """Whether an exception, such as that of a signal handler, has interrupted its COMMIT."""
@@ -351,7 +354,7 @@ class OptInSessionTransaction(Block):
 
     def has_ours(self) -> bool:
         """Tell whether a bind of :func:`.create_engine` has joined."""
-        return self.has_stood_alone or any(map(self._is_opt_in, self.begun_on))
+        return self.stands_alone or any(map(self._is_opt_in, self.begun_on))
 
     def has_stock(self) -> bool:
         """Tell whether a bind that :func:`.create_engine` has not made has joined."""
@@ -417,6 +420,7 @@ class OptInSessionTransaction(Block):
                 and not self.begun_on
                 and is_one_statement(session, connection, session.flushed_alone)
             ):
+                self.stands_alone = True
                 connection.stand_alone(self)
                 return connection
         if connection in self.joined and self.is_active:

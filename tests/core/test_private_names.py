@@ -24,6 +24,7 @@ from sqlalchemy.orm import (
     Mapper,
     Session,
     SessionTransaction,
+    configure_mappers,
     mapped_column,
     relationship,
 )
@@ -451,11 +452,11 @@ class TestMapper:
             id: Mapped[int] = mapped_column(primary_key=True)
 
         mapper: Any = sa.inspect(Leaf)
-        sa.orm.configure_mappers()
+        configure_mappers()
         rules = mapper._delete_orphans
         assert not rules
         sa.inspect(Tree).add_property("leaves", relationship(Leaf, cascade="all, delete-orphan"))
-        sa.orm.configure_mappers()
+        configure_mappers()
         assert [key for key, _ in rules] == ["leaves"]
         assert mapper._delete_orphans is rules
 
@@ -466,6 +467,7 @@ class TestListeners:
         called: list[str] = []
         with engine.connect() as connection:
             targets: list[Any] = [connection, engine.dialect, engine]
+            number = 0
             for number, target in enumerate(targets, 1):
                 assert target._has_events is False
                 name = "do_execute" if target is engine.dialect else "before_execute"

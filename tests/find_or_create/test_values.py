@@ -121,4 +121,6 @@ def test_a_trigger_that_stores_the_row_elsewhere_is_an_error_of_the_flush(
     )
     with pytest.raises(exc.SQLAlchemyError), anywhere(session, where):
         ask(Doc, title="menu")
-    assert (list(session), rows("SELECT what FROM audits")) == ([], [])
+    # Outside, the one statement has succeeded for the server, so what the trigger did stays.
+    audits = [] if where == "inside" else ["menu"]
+    assert (list(session), rows("SELECT what FROM audits")) == ([], audits)

@@ -114,7 +114,9 @@ class TestEachWay:
         assert said == (["commit"] if way in ("flush", "commit") else ["rollback"])
         assert not session.new
         session.add(Club(name="new"))
-        session.commit()
+        with wire.record() as recording:
+            session.commit()
+        assert sent(recording) == ["INSERT"]
         assert onlooker.column("SELECT name FROM club ORDER BY id") == ["chess", "tennis", "new"]
 
     def test_sends_nothing_if_nothing_has_changed(
