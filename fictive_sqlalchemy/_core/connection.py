@@ -197,7 +197,8 @@ class OptInConnection(TransactingConnection):
                 return self._send_inside(call, statement, parameters, execution_options)
             if self.session_transaction is None:
                 self._end_interrupted()
-        self._refuse_if_ended()
+        if self.session_transaction is not None:
+            self._refuse_if_ended()
         held = self.held
         if held is None or self.engine.switch.is_lost(held.dbapi_connection):
             # Here, because SQLAlchemy would report an error of the pool as the statement's error.

@@ -41,12 +41,9 @@ def leave_to_parent(engine: Engine) -> None:
         _entries.add(entry)
 
 
-def leave_connection_to_parent(connection: ConnectionHooks) -> None:
-    """Have forked children leave a connection that is in use to their parent.
-
-    :param connection: The connection, of an engine that :func:`leave_to_parent` was called for.
-    """
-    _held.add(connection)
+# Have forked children leave a connection that is in use to their parent. The connection is of an
+# engine that leave_to_parent() was called for. Not a function: each session that reads comes here.
+leave_connection_to_parent = _held.add
 
 
 def _after_fork_in_child() -> None:

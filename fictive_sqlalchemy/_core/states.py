@@ -311,7 +311,10 @@ class SessionStates(SessionHooks):
             if engine.primary is not None:
                 return borrow_to_read(engine, self.borrow, self._loans)
             on_loan = self._loans.get(engine)
-            return self.borrow(engine) if on_loan is None or on_loan.closed else on_loan
+            # What is held is not closed; to ask that takes a call.
+            if on_loan is not None and (on_loan.held is not None or not on_loan.closed):
+                return on_loan
+            return self.borrow(engine)
         if len(split_options(execution_options)[1]) < len(execution_options):
             raise exc.InvalidRequestError(
                 "The isolation level and the flags are those of a transaction, and none is open: "
