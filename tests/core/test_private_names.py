@@ -29,6 +29,7 @@ from sqlalchemy.orm import (
     Mapper,
     Session,
     SessionTransaction,
+    configure_mappers,
     mapped_column,
     relationship,
 )
@@ -80,7 +81,7 @@ class Part(ListBase):
     __tablename__ = "part"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    owner_id: Mapped[int] = mapped_column(sa.ForeignKey("owner.id"))
+    owner_id: Mapped[int | None] = mapped_column(sa.ForeignKey("owner.id"))
 
 
 class SpyConnection(sa.Connection):
@@ -434,11 +435,11 @@ class TestMapper:
             id: Mapped[int] = mapped_column(primary_key=True)
 
         mapper: Any = sa.inspect(Leaf)
-        sa.orm.configure_mappers()
+        configure_mappers()
         rules = mapper._delete_orphans
         assert not rules
         sa.inspect(Tree).add_property("leaves", relationship(Leaf, cascade="all, delete-orphan"))
-        sa.orm.configure_mappers()
+        configure_mappers()
         assert [key for key, _ in rules] == ["leaves"]
         assert mapper._delete_orphans is rules
 
@@ -459,8 +460,9 @@ class TestListeners:
                 assert len(called) == number
             for target in targets:
                 target._has_events = False
+            called.clear()
             connection.execute(sa.text("SELECT 1"))
-            assert len(called) == number
+            assert called == []
 
 
 class TestResults:
