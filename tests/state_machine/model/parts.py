@@ -106,14 +106,31 @@ class Level:
     """The rows for which a listener has called ``on_commit()``."""
     used: bool = False
     """Whether its SAVEPOINT is sent, which waits for a first statement."""
+    used_second: bool = False
+    """Whether the second bind has joined it."""
     failed: bool = False
     """Whether a flush has failed: SQLAlchemy has rolled it back and waits for its end."""
+    held: Level | None = None
+    """What it had changed when a savepoint in it was rolled back, which stays on the server: what
+    fails after that gives up only what was done after that."""
 
     def forget_rows(self) -> None:
-        """What a rollback does in the database, or an error, or the end of the server process."""
+        """What a rollback does in the database, or the end of the server process."""
         self.rows.clear()
         self.names.clear()
         self.locks.clear()
+        self.held = None
+
+    def note_savepoint(self) -> None:
+        """What the rollback of a savepoint in it does, which SQLAlchemy does not release."""
+        self.held = Level(dict(self.rows), names=set(self.names), locks=set(self.locks))
+
+    def fail(self) -> None:
+        """What an error does in the database: others may have the rows that it gives up."""
+        held = self.held
+        self.forget_rows()
+        if held is not None:
+            self.absorb(held)
 
     def absorb(self, inner: Level) -> None:
         """What the release of a savepoint does."""
