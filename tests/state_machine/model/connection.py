@@ -223,8 +223,10 @@ class ConnectionModel:
         if writes and self.read_only:
             raise Fails(exc.InvalidRequestError)
         self.sent_second = self.inside
+        for level in self.levels:
+            level.used_second = True
 
     def abort(self) -> None:
         """A statement has failed: the server refuses all others until a rollback."""
         self.aborted = True
-        self.levels[-1].abort()
+        self.levels[-1].fail()

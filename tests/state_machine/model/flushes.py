@@ -119,7 +119,3 @@ class FlushModel(WriteModel):
         """
         if self.sent and level.used and self.dead:
             self.noticed = True
-        elif self.sent and level.used:
-            around = [each for each in self.levels if each is not level]
-            if around:
-                around[-1].roll_back_to_savepoint()

@@ -106,31 +106,31 @@ class Level:
     """The rows for which a listener has called ``on_commit()``."""
     used: bool = False
     """Whether its SAVEPOINT is sent, which waits for a first statement."""
+    used_second: bool = False
+    """Whether the second bind has joined it."""
     failed: bool = False
     """Whether a flush has failed: SQLAlchemy has rolled it back and waits for its end."""
-
-    kept: Level | None = None
-    """What it had when a savepoint in it was rolled back: an error does not give that up.
-
-    After ROLLBACK TO the savepoint is there as before, and SQLAlchemy does not release it. So a
-    later error aborts what came after, and the server keeps the locks of what came before.
-    """
+    held: Level | None = None
+    """What it had changed when a savepoint in it was rolled back, which stays on the server: what
+    fails after that gives up only what was done after that."""
 
     def forget_rows(self) -> None:
         """What a rollback does in the database, or the end of the server process."""
         self.rows.clear()
         self.names.clear()
         self.locks.clear()
-        self.kept = None
+        self.held = None
 
-    def roll_back_to_savepoint(self) -> None:
-        """What ROLLBACK TO a savepoint in it does."""
-        self.kept = Level(dict(self.rows), names=set(self.names), locks=set(self.locks))
+    def note_savepoint(self) -> None:
+        """What the rollback of a savepoint in it does, which SQLAlchemy does not release."""
+        self.held = Level(dict(self.rows), names=set(self.names), locks=set(self.locks))
 
-    def abort(self) -> None:
-        """What an error does."""
-        kept = self.kept or Level()
-        self.rows, self.names, self.locks = dict(kept.rows), set(kept.names), set(kept.locks)
+    def fail(self) -> None:
+        """What an error does in the database: others may have the rows that it gives up."""
+        held = self.held
+        self.forget_rows()
+        if held is not None:
+            self.absorb(held)
 
     def absorb(self, inner: Level) -> None:
         """What the release of a savepoint does."""

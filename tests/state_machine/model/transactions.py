@@ -76,7 +76,23 @@ class TransactionModel(FlushModel):
                 self.restore(level, all_of_them=False)
                 self.roll_back_on_server(level)
         finally:
-            self.levels.pop()
+            self.pop_rolled_back()
+
+    def pop_rolled_back(self) -> None:
+        """Go on in what is around a savepoint that is rolled back."""
+        level = self.levels.pop()
+        if level.used and not self.dead:
+            self.levels[-1].note_savepoint()
+
+    def flush_at_end(self) -> None:
+        """The flush of a commit, or of the release of a savepoint.
+
+        Of two binds the session looks whether an error has aborted one before it does anything.
+        """
+        level = self.levels[-1]
+        if level.used and level.used_second and self.aborted and not level.failed:
+            raise Fails(exc.PendingRollbackError)
+        self.flush_inside()
 
     # Operations outside and inside
 
@@ -165,7 +181,7 @@ class TransactionModel(FlushModel):
             self.write_alone(expire=self.expire_on_commit)
             return
         # A commit() that fails leaves it to the caller to roll back, see the rule.
-        self.flush_inside()
+        self.flush_at_end()
         if self.levels[-1].failed:
             raise Fails(exc.InvalidRequestError)
         self.commit_root(expire=self.expire_on_commit)
@@ -201,7 +217,7 @@ class TransactionModel(FlushModel):
             self.roll_back_root()
             return
         try:
-            self.flush_inside()
+            self.flush_at_end()
             self.commit_root(expire=self.expire_on_commit)
         except Fails:
             with suppress(Fails):
@@ -211,7 +227,7 @@ class TransactionModel(FlushModel):
     def leave_nested(self, *, error: bool) -> None:
         level = self.levels[-1]
         if level.failed:
-            self.levels.pop()
+            self.pop_rolled_back()
             if not error:
                 raise Fails(exc.PendingRollbackError)
             return
@@ -219,13 +235,13 @@ class TransactionModel(FlushModel):
             self.roll_back_nested()
             return
         try:
-            self.flush_inside()
+            self.flush_at_end()
             if level.used and self.aborted:
                 raise Fails(exc.PendingRollbackError)
             if level.used:
                 self.exchange()
         except Fails:
-            self.levels.pop()
+            self.pop_rolled_back()
             if not level.failed:
                 self.aborted = False
                 self.restore(level, all_of_them=False)
