@@ -411,7 +411,7 @@ class OptInSessionTransaction(Block):
         if not self.joined and not session.is_inside:
             session.begin_implicitly()  # a flush, or a call that may send many statements
         connection: OptInConnection = session.borrow(bind)
-        if connection.is_standing_alone():
+        if self.is_active and connection.is_standing_alone():
             return connection
         if self.is_last_flush:
             self.is_last_flush = False

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, PendingRollbackError
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.orm.exc import FlushError, StaleDataError
 
@@ -128,6 +129,33 @@ class TestEachWay:
         assert sent(recording) == []
         session.rollback()
         assert session.get_one(Club, 2).name == "tennis"
+
+
+@pytest.mark.parametrize("begin_on_write", [False, True])
+def test_after_one_that_failed_nothing_is_sent_until_rollback(
+    sessions: sessionmaker[OptInSession],
+    wire: WireProxy,
+    onlooker: Onlooker,
+    begin_on_write: bool,
+) -> None:
+    with sessions(begin_on_write=begin_on_write) as session:
+        if not begin_on_write:
+            session.begin()
+        session.add(Club(name="chess"))
+        with pytest.raises(IntegrityError):
+            session.commit()
+        with wire.record() as recording:
+            with pytest.raises(PendingRollbackError):
+                session.execute(sa.insert(Club).values(name="by itself"))
+            with pytest.raises(PendingRollbackError):
+                session.scalar(sa.select(Club.id))
+            with pytest.raises(PendingRollbackError):
+                session.commit()
+        assert sent(recording) == []
+        session.rollback()
+        session.add(Club(name="new"))
+        session.commit()
+    assert onlooker.column("SELECT name FROM club ORDER BY id") == ["chess", "tennis", "new"]
 
 
 def test_a_commit_that_begins_on_write(
