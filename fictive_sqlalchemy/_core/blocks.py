@@ -402,6 +402,20 @@ class OptInSessionTransaction(Block):
         self.hand_over_callbacks()
         self.close()
 
+    def _may_stand_alone(self, connection: OptInConnection) -> bool:
+        """Have a connection send the one statement of the last flush, if that is all there is."""
+        if not self.is_last_flush:
+            return False
+        self.is_last_flush = False
+        session = self.session
+        if self.options is not DEFAULT or self.begun_on:
+            return False
+        if not is_one_statement(session, connection, session.flushed_alone):
+            return False
+        self.stands_alone = True
+        connection.stand_alone(self)
+        return True
+
     def provide_connection(self, bind: Any, execution_options: Any) -> Connection:
         if not isinstance(bind, OptInEngine):
             if self.options is not DEFAULT:
@@ -411,18 +425,8 @@ class OptInSessionTransaction(Block):
         if not self.joined and not session.is_inside:
             session.begin_implicitly()  # a flush, or a call that may send many statements
         connection: OptInConnection = session.borrow(bind)
-        if self.is_active and connection.is_standing_alone():
+        if self.is_active and (connection.is_standing_alone() or self._may_stand_alone(connection)):
             return connection
-        if self.is_last_flush:
-            self.is_last_flush = False
-            if (
-                self.options is DEFAULT
-                and not self.begun_on
-                and is_one_statement(session, connection, session.flushed_alone)
-            ):
-                self.stands_alone = True
-                connection.stand_alone(self)
-                return connection
         if connection in self.joined and self.is_active:
             if execution_options and connection.has_sent_nothing():
                 connection.give_options(**execution_options)
