@@ -1,4 +1,4 @@
-"""What a stranger runs: ``python -m nox -s tests`` and ``python -m nox -s demo``."""
+"""Start here: ``python -m nox -s tests`` runs the tests, ``python -m nox -s demo`` the example."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ LINES = ["2.1", "2.0"]
 # More than this many servers at once only get in each other's way.
 WORKERS = str(min(os.cpu_count() or 1, 4))
 
-# Enough for what a session runs to clean up after Ctrl-C; nox kills it after 0.3 seconds otherwise.
+# Seconds that a program has to clean up after Ctrl-C. By default nox kills it after 0.3 seconds.
 PATIENCE = 30.0
 
 
-# What depends on the driver and on SQLAlchemy. It runs in each combination of the two.
+# Tests that depend on the driver and on SQLAlchemy. They run in each combination of the two.
 CORE = [
     "tests/core/connection",
     "tests/core/contract",
@@ -67,7 +67,7 @@ CORE = [
 ]
 
 
-# What depends on the version of the server.
+# Tests that depend on the version of the server. They also run on PostgreSQL 16.
 SERVER = [
     "tests/core/contract",
     "tests/core/replicas",
@@ -80,7 +80,8 @@ SERVER = [
     "tests/test_wire.py",
 ]
 
-# What takes long, and runs with each driver and on each line already.
+# Tests of CORE that take long. The two combinations that run everything have each driver and each
+# line already, so the other two leave these out.
 LONG = [
     "tests/core/one_statement/test_like_a_transaction.py",
     "tests/core/test_autocommit.py::test_an_interruption_at_any_line_leaves_nothing_behind",
@@ -88,10 +89,14 @@ LONG = [
 
 
 def chosen(session: nox.Session, driver: str, line: str) -> list[str]:
-    """Return what pytest runs in a combination, so that the whole stays short.
+    """Return pytest's arguments that choose the tests of a combination, to save time.
 
-    What stands on the core runs with each driver and on each line, which two combinations do; the
-    slow tests, which start programs and are about no driver, in one.
+    psycopg2 on 2.1 runs everything. psycopg on 2.0 runs everything but the slow tests, which start
+    programs and do not depend on the driver. So all other tests run with each driver and on each
+    line. The other two combinations run CORE, without LONG.
+
+    :param driver: psycopg2 or psycopg.
+    :param line: The line of SQLAlchemy: 2.1 or 2.0.
     """
     if session.posargs or (driver, line) == ("psycopg2", "2.1"):
         return []
@@ -113,7 +118,7 @@ def pytest(session: nox.Session, *arguments: str, python: str = "python", **env:
 
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
-    """Everything: both drivers on both lines of SQLAlchemy, PostgreSQL 18 and 16, lint."""
+    """All tests with both drivers, on both lines of SQLAlchemy and PostgreSQL 18 and 16; lint."""
     for line in LINES:
         session.notify(f"postgres18(SQLAlchemy {line})")
     session.notify("postgres16")
@@ -175,7 +180,7 @@ def pythons(session: nox.Session) -> None:
 
 @nox.session
 def release(session: nox.Session) -> None:
-    """Build the wheel and the sdist into ``dist``; look into both; run the tests of the sdist."""
+    """Build the wheel and the sdist into ``dist``; check both; run the tests of the sdist."""
     session.install("build", "twine", "pytest>=8")
     shutil.rmtree("dist", ignore_errors=True)
     session.run("python", "-m", "build", silent=True)
@@ -187,7 +192,7 @@ def release(session: nox.Session) -> None:
         "python", "-m", "pytest", "--noconftest", "tests/test_distributions.py",
         env={"DISTRIBUTIONS": "dist"},
     )  # fmt: skip
-    # Elsewhere, so that nothing of the checkout is found, nor its git.
+    # In another directory, so that neither the files of the checkout nor its git are found.
     with tempfile.TemporaryDirectory() as elsewhere:
         with tarfile.open(sdist) as archive:
             archive.extractall(elsewhere)  # made above
@@ -201,7 +206,7 @@ def release(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("line", [nox.param(line, id=f"SQLAlchemy {line}") for line in LINES])
 def upstream(session: nox.Session, line: str) -> None:
-    """Flask-SQLAlchemy's own tests, with our class in the place of theirs."""
+    """Flask-SQLAlchemy's own tests, with our ``SQLAlchemy`` class in place of theirs."""
     install(session, line)
     session.run("python", "-m", "tests.upstream", *session.posargs, interrupt_timeout=PATIENCE)
 
@@ -222,7 +227,7 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """The benchmarks beside the peers, into ``docs/``; ``-- core`` is ours beside stock alone."""
+    """Compare with other libraries, into ``docs/``; ``-- core`` compares with stock alone."""
     arguments = list(session.posargs)
     core = arguments[:1] == ["core"]
     session.install(".[test]" if core else ".[bench]")
@@ -246,7 +251,7 @@ def run_linters(session: nox.Session) -> None:
 
 
 def build_site(session: nox.Session) -> None:
-    """Build the docs site and look at it; what follows ``--`` goes to pytest."""
+    """Build the docs site and run its tests; what follows ``--`` goes to pytest."""
     site = os.path.join("build", "site")
     session.run(
         "sphinx-build", "--fail-on-warning", "--keep-going", "--fresh-env", "--quiet",
@@ -260,14 +265,17 @@ def build_site(session: nox.Session) -> None:
 
 
 def install(session: nox.Session, line: str) -> None:
-    """Install the package, its tests' needs and the newest SQLAlchemy of a line."""
+    """Install the package, what its tests need, and the newest SQLAlchemy of a line."""
     if line == "2.1" and sys.version_info < (3, 11):
         session.skip("SQLAlchemy 2.1 needs Python 3.11: this Python tests with 2.0.")
     session.install(".[test]", f"sqlalchemy~={line}.0")
 
 
 def floors(*groups: str) -> list[str]:
-    """Return what the package ("dependencies") or an extra requires, at its lowest version."""
+    """Return the requirements of some groups, each pinned to its lowest version.
+
+    :param groups: "dependencies", for those of the package, or the names of extras.
+    """
     project = PROJECT["project"]
     all_groups = project["optional-dependencies"] | {"dependencies": project["dependencies"]}
     pinned = []
@@ -280,5 +288,5 @@ def floors(*groups: str) -> list[str]:
 
 
 def installed(session: nox.Session) -> None:
-    """Import what was installed: the tests find the checkout first, and would not miss a file."""
+    """Import the installed package: the tests import the checkout, and would miss no file."""
     session.run("python", "-I", "-c", "import fictive_sqlalchemy.ext.flask.shared", silent=True)

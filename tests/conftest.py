@@ -17,10 +17,11 @@ from tests.wire import WireProxy
 
 @pytest.fixture(scope="module", autouse=True)
 def _frozen() -> None:
-    """Keep what is there before a module's tests out of the collector's sight.
+    """Have the garbage collector ignore the objects that exist before a module's tests.
 
-    Tests collect garbage to see what stays alive. With all modules and all models of earlier tests
-    in sight one collection takes a quarter of a second, and some tests need hundreds.
+    Tests collect garbage to see what stays alive. If the collector looked at all modules and all
+    models of earlier tests, one collection would take a quarter of a second. Some tests need
+    hundreds of collections.
     """
     gc.collect()
     gc.freeze()
@@ -35,7 +36,7 @@ def server() -> Iterator[PostgresServer]:
 
 @pytest.fixture(scope="session")
 def wire(server: PostgresServer) -> Iterator[WireProxy]:
-    """The proxy before the server; it passes on no delay and no hook from one test to the next."""
+    """The proxy before the server; ``wire_url`` resets its delay and hooks after each test."""
     with WireProxy(server.host, server.port) as proxy:
         yield proxy
 
@@ -53,7 +54,7 @@ def replica_server(server: PostgresServer) -> Iterator[ReplicaServer]:
 
 @pytest.fixture
 def replica(replica_server: ReplicaServer, database: str) -> Iterator[ReplicaServer]:
-    """The replica, on which the database is as empty."""
+    """The replica, on which the database is as empty as on the primary."""
     replica_server.catch_up()
     yield replica_server
     if not replica_server.is_running:
@@ -89,9 +90,9 @@ def _shelf(server: PostgresServer) -> Iterator[tuple[str, Shelf]]:
 
 @pytest.fixture
 def database(request: pytest.FixtureRequest, server: PostgresServer) -> str:
-    """The name of an empty database; connections that an earlier test left to it are gone.
+    """The name of an empty database, without connections that an earlier test left open.
 
-    With the fixture :func:`library` it has the tables of :mod:`tests.library`, which are empty.
+    With the fixture :func:`library`, it has the tables of :mod:`tests.library`, without rows.
     """
     name: str
     if "library" in request.fixturenames:
@@ -118,7 +119,7 @@ def wire_url(wire: WireProxy, url: str) -> Iterator[str]:
     wire.cut_where = None
 
 
-# What the tests of the core work with: tables that are filled, see tests.library
+# For the tests of the core: an engine on the tables of tests.library, with rows in them
 
 
 @pytest.fixture
@@ -128,7 +129,10 @@ def library() -> None:
 
 @pytest.fixture
 def engine(library: None, wire_url: str) -> Iterator[OptInEngine]:
-    """An engine on filled tables, through the proxy; at the end its connections are at rest."""
+    """An engine on filled tables, through the proxy.
+
+    After the test it checks that the connections are idle and in autocommit.
+    """
     with opened(wire_url) as engine:
         yield engine
 
@@ -148,7 +152,7 @@ def session(sessions: sessionmaker[OptInSession]) -> Iterator[OptInSession]:
 
 @pytest.fixture
 def onlooker(url: str) -> Iterator[Onlooker]:
-    """Someone else who looks at the database: sees what is committed, and nothing else."""
+    """Another connection to the database, which sees what is committed, and nothing else."""
     onlooker = Onlooker(url)
     yield onlooker
     onlooker.close()

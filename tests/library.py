@@ -1,4 +1,4 @@
-"""What the tests of the core share: tables, an engine on them, and what holds at the end."""
+"""What the tests of the core share: tables, an engine on them, and the checks at the end."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Sessions = sessionmaker[OptInSession]
 
 
 class Undo(Exception):
-    """Leaves a block."""
+    """Raised to leave a block with a rollback."""
 
 
 class Base(DeclarativeBase):
@@ -90,7 +90,7 @@ class Person(Base):
 
 
 class Editor(Person):
-    """Two tables: each row takes two INSERTs, the second of which can fail."""
+    """Stored in two tables: each object takes two INSERTs, the second of which can fail."""
 
     __tablename__ = "editor"
     __mapper_args__ = {"polymorphic_identity": "editor"}  # noqa: RUF012
@@ -114,7 +114,7 @@ class Note(NoteBase):
 
 _TABLES = Base.metadata.sorted_tables
 
-#: Changes with whatever makes, alters or drops something in a database.
+#: A query whose result changes when something in a database is created, altered or dropped.
 _CATALOGS = "SELECT " + ", ".join(
     f"(SELECT concat(count(*), ' ', sum(xmin::text::bigint)) FROM pg_{catalog})"
     for catalog in (
@@ -140,7 +140,7 @@ def add(session: Session, *names: str) -> None:
 
 @cache
 def _script() -> str:
-    """Return what makes the tables if they are not there, and three authors with a document."""
+    """Return the SQL of :func:`fill`. It creates the tables only if they are not there."""
     tables = [sa.schema.CreateTable(table, if_not_exists=True) for table in _TABLES]
     dialect = sa.create_engine("postgresql://").dialect
     return ";".join(
@@ -153,10 +153,11 @@ def _script() -> str:
 
 
 def fill(url: str) -> None:
-    """Make the tables, and three authors with a document each.
+    """Create the tables, and three authors with a document each.
 
-    Without SQLAlchemy, which would ask the server for its version, and the like: each test waits
-    for this. And not on a connection under test, where psycopg would prepare statements.
+    It does without SQLAlchemy, which would first ask the server for its version, and the like: each
+    test waits for this. It does not use a connection under test, on which psycopg counts statements
+    before it prepares them.
     """
     driver: Any = importlib.import_module(sa.make_url(url).get_driver_name())
     plain = sa.make_url(url).set(drivername="postgresql")
@@ -166,7 +167,7 @@ def fill(url: str) -> None:
 
 
 class Shelf:
-    """A database that has the tables, and nothing else; to make them takes longer than most tests.
+    """A database that keeps its tables: to create them takes longer than most tests.
 
     :param server: The server.
     :param name: The database.
@@ -178,7 +179,7 @@ class Shelf:
         self._catalogs: object = None
 
     def empty(self) -> None:
-        """Remove all rows; if a test has changed more than rows, make the tables anew."""
+        """Remove all rows; if a test has changed more than rows, create the tables anew."""
         with self._server.alone_in(self._name) as connection:
             if connection.exec_driver_sql(_CATALOGS).one() == self._catalogs:
                 connection.exec_driver_sql(_EMPTY)
@@ -191,7 +192,7 @@ class Shelf:
 
 @contextmanager
 def opened(url: str, **options: Any) -> Iterator[OptInEngine]:
-    """An engine on the filled tables, whose connections are at rest at the end."""
+    """Open an engine on the filled tables; at the end, check that its connections are at rest."""
     fill(url)
     engine = create_engine(url, **options)
     try:
@@ -203,7 +204,11 @@ def opened(url: str, **options: Any) -> Iterator[OptInEngine]:
 
 
 def assert_at_rest(engine: OptInEngine, flags: tuple[Any, Any, Any] = (None, None, None)) -> None:
-    """Check row 19 of the contract on every connection of a pool that nobody uses any more.
+    """Check row 19 of the contract on every connection of a pool that is no longer in use.
+
+    Row 19 says: idle, in autocommit, with the isolation level and flags of the start.
+
+    :param engine: The engine of the pool.
 
     :param flags: The isolation level, read-only and deferrable flags that connections start with.
     """
@@ -225,7 +230,7 @@ def assert_at_rest(engine: OptInEngine, flags: tuple[Any, Any, Any] = (None, Non
 
 
 def assert_rests(dbapi: Any, flags: tuple[Any, Any, Any] = (None, None, None)) -> None:
-    """Check that a driver's connection is idle, in autocommit, with its flags as at the start."""
+    """Check that a driver's connection is idle, in autocommit, and has these flags."""
     assert dbapi.info.transaction_status == IDLE
     assert dbapi.autocommit is True
     assert flags_of(dbapi) == flags
@@ -243,7 +248,7 @@ def set_flags(
     read_only: bool | None = None,
     deferrable: bool | None = None,
 ) -> None:
-    """Set flags of a driver's connection, those that are given."""
+    """Set those flags of a driver's connection that are given."""
     psycopg2 = hasattr(dbapi, "readonly")
     if isolation_level is not None:
         if psycopg2:
@@ -258,7 +263,7 @@ def set_flags(
 
 
 def sent(recording: Recording) -> list[str]:
-    """Return the first words of what was sent, psycopg's upkeep of prepared statements left out."""
+    """Return the first word of each statement that was sent, without psycopg's DEALLOCATE."""
     return [verb for verb in recording.verbs if verb != "DEALLOCATE"]
 
 
@@ -275,7 +280,7 @@ def checked_out(engine: sa.Engine) -> int:
 
 
 class Onlooker:
-    """Someone else who looks at the database: sees what is committed, and nothing else.
+    """Another connection to the database, which sees what is committed, and nothing else.
 
     :param url: The database.
     """
@@ -312,7 +317,7 @@ class Onlooker:
         time.sleep(0.02)  # the proxy passes the end of the connection on a moment later
 
     def state(self, pid: int) -> str | None:
-        """Return what a server process does: ``"idle"``, ``"idle in transaction"``…"""
+        """Return the state of a server process, such as ``"idle"``; ``None`` if it is gone."""
         state: str | None = self.scalar(
             "SELECT state FROM pg_stat_activity WHERE pid = :pid", pid=pid
         )

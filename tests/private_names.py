@@ -1,4 +1,4 @@
-"""A private name of another library is one with a leading underscore: here is how to find them."""
+"""How to find, in the code, the private names of other libraries: those that begin with ``_``."""
 
 from __future__ import annotations
 

@@ -53,8 +53,8 @@ class SessionOfBlocks(SessionThatCalls, Protocol):
 class Block(TransactionHooks):
     """What our transactions and savepoints add to SQLAlchemy's: how they end.
 
-    SQLAlchemy makes the object, and its class is changed afterwards. So no ``__init__()`` of ours
-    runs, and the attributes have their first values in the class.
+    SQLAlchemy makes the object, and we change its class afterwards. So no ``__init__()`` of ours
+    runs, and the initial values of the attributes are in the class.
     """
 
     session: Any  # a SessionOfBlocks, until it is closed
@@ -63,25 +63,25 @@ class Block(TransactionHooks):
     """Whether the transaction is not closed yet. After a flush that failed it is open, too."""
 
     on_commit: Sequence[Callback] = ()
-    """What is called after the outermost transaction is committed, unless this is undone."""
+    """Called after the outermost transaction is committed, unless this one is rolled back."""
 
     on_rollback: Sequence[Callback] = ()
-    """What is called after the outermost transaction has ended, if this one was rolled back."""
+    """Called after the outermost transaction has ended, if this one was rolled back."""
 
     roll_back_only: str | None = None
-    """Why it can't be committed, for the error at its end; empty after ``set_rollback()``."""
+    """Why it can't be committed, for the error at its end; ``""`` after ``set_rollback()``."""
 
     failure: BaseException | None = None
-    """The error because of which it can't be committed, if that error was caught."""
+    """The error because of which it can't be committed. The application has caught the error."""
 
     begun_on: frozenset[Connection] = frozenset()
-    """The connections of the binds that have joined."""
+    """The connections that have joined, one for each bind."""
 
     refusal: str = COMMIT_IN_BLOCK
-    """What is said to a ``commit()`` inside its ``with`` block."""
+    """The text of the error for a ``commit()`` inside its ``with`` block."""
 
     atomic: int = 0
-    """How many :class:`.Atomic` that have not ended use it. With any, ``commit()`` is refused."""
+    """How many open :class:`.Atomic` blocks use it. With any, ``commit()`` is refused."""
 
     entered_in: Flow | None = None
     """The thread, asyncio task and greenlet that its ``with`` block belongs to."""
@@ -92,13 +92,13 @@ class Block(TransactionHooks):
     _is_committed = False
 
     def call_after_commit(self, function: Callback) -> None:
-        """Call a function after the outermost transaction is committed, unless this is undone."""
+        """Call a function after the outermost COMMIT, unless this one is rolled back."""
         if not self.on_commit:
             self.on_commit = []
         cast("list[Callback]", self.on_commit).append(function)
 
     def call_after_rollback(self, function: Callback) -> None:
-        """Call a function after the outermost transaction has ended, if this was rolled back."""
+        """Call a function after the outermost transaction, if this one was rolled back."""
         if not self.on_rollback:
             self.on_rollback = []
         cast("list[Callback]", self.on_rollback).append(function)
@@ -143,7 +143,7 @@ class Block(TransactionHooks):
         try:
             super().close(invalidate)
         except BaseException:
-            session.transaction_ended(self)  # SQLAlchemy's event does not come then
+            session.transaction_ended(self)  # SQLAlchemy does not call its event after an error
             raise
 
     def refuse_to_commit(self) -> None:
@@ -162,7 +162,10 @@ class Block(TransactionHooks):
             ) from self.failure
 
     def _refusal_inside(self) -> str:
-        """Return the error for a commit inside: the own one of the innermost block that has one."""
+        """Return the text of the error for a commit inside.
+
+        It is that of the innermost block that is atomic or has a text of its own.
+        """
         entered = self.session.entered
         block: Any = entered if isinstance(entered, Block) else self
         while block is not None:
@@ -212,7 +215,7 @@ class Block(TransactionHooks):
                 raise exc.PendingRollbackError(failed) from failure
 
     def leave(self, session: SessionOfBlocks) -> None:
-        """Note that the block is left: the innermost block around it that is not left is current.
+        """Note that the block is left: the innermost block that is still entered becomes current.
 
         :param session: Its session.
         """
@@ -235,19 +238,20 @@ class Block(TransactionHooks):
                 raise exc.InvalidRequestError(OF_ANOTHER_TASK)
             block = block.parent
 
-    # What is known of it
+    # What is known of the transaction
 
     def before_first_commit(self) -> None:
-        # Again: a bind may have joined in the flush, or a listener may have caught an error.
+        # For the second time: since commit() looked, a bind may have joined in the flush, or a
+        # listener may have caught an error.
         is_prepared = self.parent is None and self.session.twophase
         if len(self.begun_on) > 1 and not is_prepared:
             self.look_before_commit()
 
     def look_before_commit(self) -> None:
-        """Look at each connection before the first of them is committed, or its savepoint released.
+        """Check each connection before the first COMMIT, or the first RELEASE SAVEPOINT.
 
-        SQLAlchemy goes from one bind to the next, in no order: once one is done, it is too late to
-        find out that another one can't be.
+        SQLAlchemy commits one bind after the other, in no order. Once one is committed, it is too
+        late to find out that another one can't be.
 
         :raises sqlalchemy.exc.PendingRollbackError: if a statement failed on one of them.
         """
@@ -262,10 +266,10 @@ class Block(TransactionHooks):
         return False
 
     def is_stored_in_part_or_unknown(self) -> bool:
-        """Tell whether one bind is committed and another one is not, or nobody knows of one."""
+        """Tell whether some binds are committed and others not, or the outcome is unknown."""
         return False
 
-    # What it hands on
+    # Passing on the callbacks
 
     def hand_over_callbacks(self) -> None:
         """Pass the callbacks to the enclosing transaction, or to the session if it is outermost."""
@@ -286,8 +290,8 @@ class Block(TransactionHooks):
     def note_end(self) -> None:
         """Note the end, and pass on callbacks that a listener added after COMMIT or ROLLBACK.
 
-        It may be stored all the same where SQLAlchemy rolls back: a flush may fail after its one
-        statement.
+        The transaction may be stored although SQLAlchemy rolls it back: if it is one statement, the
+        flush may fail after that.
         """
         self.is_open = False
         if self._is_committed or self.is_stored():
@@ -305,25 +309,25 @@ class OptInSessionTransaction(Block):
     """A session's transaction, which uses the connections that the session has on loan."""
 
     options: TransactionOptions = DEFAULT
-    """What it begins with on each bind."""
+    """The isolation level and flags that it begins with on each bind."""
 
     joined: tuple[OptInConnection, ...] = ()
     """The connections it took out of autocommit."""
 
     stored_on: int = 0
-    """On how many of the binds it is committed."""
+    """On how many of its binds it is committed."""
 
     is_last_flush: bool = False
-    """Whether the flush that comes, or goes on, is the last of the transaction."""
+    """Whether the next flush, or the current one, is the last of the transaction."""
 
     stands_alone: bool = False
     """Whether its last flush sends one statement, without BEGIN and COMMIT."""
 
     has_stood_alone: bool = False
-    """Whether that statement has stored it."""
+    """Whether the server has executed that statement, which has stored the transaction."""
 
     is_outcome_unknown: bool = False
-    """Whether an exception, such as that of a signal handler, has interrupted its COMMIT."""
+    """Whether its COMMIT, or its one statement, was interrupted: it may be stored or not."""
 
     begun_at: Place | None = None
     """The line of the application whose write has begun it (with ``begin_on_write=True``)."""
@@ -343,12 +347,12 @@ class OptInSessionTransaction(Block):
         return self.is_outcome_unknown or 0 < self.stored_on < binds
 
     def note_outcome_unknown(self) -> None:
-        """Note that the COMMIT of a bind was interrupted: it may be stored or not."""
+        """Note that the COMMIT of a bind, or the one statement, was interrupted."""
         self.is_outcome_unknown = True
         self.on_commit = self.on_rollback = ()
 
     def note_stored_alone(self) -> None:
-        """Note that one statement has stored it, without BEGIN and COMMIT."""
+        """Note that the one statement has stored the transaction, without BEGIN and COMMIT."""
         self.has_stood_alone = True
         self.stored_on += 1
 
@@ -378,9 +382,10 @@ class OptInSessionTransaction(Block):
         super()._commit(*args, **kwargs)
 
     def commit_connections(self) -> None:
-        """Commit what was sent, while changes to objects wait that were not.
+        """Commit what was sent, and leave the session's pending changes unflushed.
 
-        The session's ``commit()`` would flush these, and call listeners that take them for stored.
+        ``commit()`` of the session would flush the changes, and call listeners such as
+        ``after_commit``.
 
         :raises Exception: what the database says.
         """
@@ -448,8 +453,8 @@ class OptInSessionTransaction(Block):
             connection.session_transaction = joined_before
             if joined_before is None:
                 connection.put_options_back()
-            # An exception in a listener to after_begin, or from a signal handler. SQLAlchemy has
-            # begun the connection's transaction, and would forget it.
+            # An exception came from a listener to after_begin, or from a signal handler. SQLAlchemy
+            # may have begun the connection's transaction, and would forget it.
             if (begun := connection.get_transaction()) is not None:
                 begun.rollback()
             raise
@@ -462,8 +467,8 @@ class OptInSessionTransaction(Block):
 class FlushThatLeavesObjects(TransactionHooks):
     """The subtransaction of a flush, or of a bulk call, whose failure leaves all objects alone.
 
-    SQLAlchemy's ``rollback()`` of it would roll back the objects of the whole session, pending ones
-    included. The :class:`.WritingCall` that has begun the transaction around it closes that.
+    SQLAlchemy's own ``rollback()`` of it would roll back the objects of the whole session, pending
+    ones included. The :class:`.WritingCall` closes the enclosing transaction, which sends ROLLBACK.
     """
 
     def rollback(self, *args: Any, **kwargs: Any) -> None:

@@ -23,7 +23,7 @@ _BEGINS = re.compile(r"\b(?:BEGIN|START)\b", re.IGNORECASE)
 
 
 class Owner(Protocol):
-    """What a connection on loan needs of the session that has it."""
+    """What a connection on loan needs of the session that has borrowed it."""
 
     begins_on_write: bool
     """Whether the first write outside begins a transaction that lasts."""
@@ -40,14 +40,14 @@ class Owner(Protocol):
 
 
 class TransactionOfOneStatement(Protocol):
-    """What a connection needs of a transaction that is one statement."""
+    """What a connection needs of a session's transaction that is one statement."""
 
     def note_stored_alone(self) -> None:
-        """Note that the statement is executed, and so stored."""
+        """Note that the server has executed the statement, and so stored what it wrote."""
         ...
 
     def note_outcome_unknown(self) -> None:
-        """Note that nobody knows whether the statement was executed."""
+        """Note that nobody knows whether the server has executed the statement."""
         ...
 
 
@@ -63,10 +63,10 @@ class OptInConnection(TransactingConnection):
     """
 
     is_handed_out: bool
-    """Whether a session has given it to its user, who may send something on it at any time."""
+    """Whether the session's user has it, and may send something on it at any time."""
 
     begins_on_write: bool
-    """Whether a statement that writes begins a transaction of the session that has it."""
+    """Whether its session has ``begin_on_write=True``."""
 
     def __init__(self, engine: RestingEngine) -> None:
         # Before super().__init__(), whose events may use it already.
@@ -77,12 +77,12 @@ class OptInConnection(TransactingConnection):
         super().__init__(engine)
 
     def lend_to(self, owner: Owner) -> object:
-        """Note the session that has it on loan.
+        """Note the session that has the connection on loan.
 
         :param owner: The session.
-        :returns: The results that are not read yet, for the session to keep. They refer to their
-            connection: if it kept them itself, only the garbage collector would give it back when
-            the session is forgotten.
+        :returns: The results that are not read yet, for the session to keep. They refer to this
+            connection. If the connection kept them itself, that would be a cycle: once the session
+            is gone, only the garbage collector would give the connection back to the pool.
         """
         self._owner = ref(owner)
         self.begins_on_write = owner.begins_on_write
@@ -103,12 +103,12 @@ class OptInConnection(TransactingConnection):
         def connection(self):
             """The DBAPI connection, as SQLAlchemy's.
 
-            A session does not give it back any more before its end: the caller may have a cursor of
-            it, which would go on in the transaction of the next borrower.
+            From now on the session keeps it until ``close()`` or ``give_back()``: the caller may
+            have a cursor of it, which would send in the transaction of the next borrower.
 
             :raises sqlalchemy.exc.InvalidRequestError: if the connection was lost, and the session
-                is still in the transaction that was lost with it: what a cursor of another
-                connection sends would be stored by itself.
+                is still in the transaction that was lost with it. On a new connection, what a
+                cursor sends would be committed at once.
             """
             self.is_seen = True
             if self.held is None and self.get_transaction() is None:
@@ -132,13 +132,13 @@ class OptInConnection(TransactingConnection):
     def transaction_around_ddl(self) -> AbstractContextManager[Any]:
         return self._transaction_around_call()
 
-    # What the session's block alone may end
+    # Calls that must not end a transaction of the session
 
     def commit(self) -> None:
-        """Commit the open transaction; outside there is nothing to commit, and it sends nothing.
+        """Commit the open transaction; outside there is nothing to commit, and nothing is sent.
 
-        :raises sqlalchemy.exc.InvalidRequestError: in a transaction of a session, which its block,
-            or ``commit()`` of the session, ends as a whole. Nothing is sent.
+        :raises sqlalchemy.exc.InvalidRequestError: in a transaction of a session. Only the end of
+            its block, or ``commit()`` of the session, may end that. Nothing is sent.
         """
         if self.session_transaction is not None and not self.begins_on_write:
             raise exc.InvalidRequestError(
@@ -150,11 +150,11 @@ class OptInConnection(TransactingConnection):
     def refuse_to_end_by_statement(self) -> None:
         """Refuse a COMMIT or ROLLBACK as a statement in a transaction of a session.
 
-        SQLAlchemy, and psycopg2 as well, would take what follows for a part of the transaction, and
-        the server would store each statement by itself.
+        SQLAlchemy and psycopg2 would treat the statements after it as part of the transaction, but
+        the server would commit each of them by itself.
 
-        :raises sqlalchemy.exc.InvalidRequestError: unless the session is one for applications that
-            exist already, where it is as it was.
+        :raises sqlalchemy.exc.InvalidRequestError: unless the session has ``begin_on_write=True``,
+            with which existing applications may go on doing this.
         """
         if not self.begins_on_write:
             raise exc.InvalidRequestError(
@@ -168,11 +168,11 @@ class OptInConnection(TransactingConnection):
     if not TYPE_CHECKING:  # the overloads of the base class say it better
 
         def execute(self, statement, parameters=None, *, execution_options=None):
-            """Execute a statement; outside a transaction it stands alone.
+            """Execute a statement; outside a transaction it is sent alone, and stored at once.
 
-            Many parameter sets outside are one transaction, all or nothing. ``yield_per`` and
-            ``stream_results`` outside are a cursor WITH HOLD, so that no transaction is open
-            while the rows are read.
+            Outside, many parameter sets are one transaction, all or nothing. With ``yield_per`` or
+            ``stream_results`` outside, the rows are read from a cursor WITH HOLD, so that no
+            transaction is open meanwhile.
 
             :raises sqlalchemy.exc.InvalidRequestError: for ``with_for_update`` outside, and for
                 a write in a read-only transaction. Nothing is sent.
@@ -204,7 +204,7 @@ class OptInConnection(TransactingConnection):
             # Here, because SQLAlchemy would report an error of the pool as the statement's error.
             self.live_connection()
         has_failed = True
-        self._under_way += 1  # a number: what loads a parameter of a statement sends another one
+        self._under_way += 1  # a counter: loading a parameter's value may send another statement
         try:
             if isinstance(parameters, (list, tuple)) and _are_many(cast(Any, parameters)):
                 with self._transaction_around_call():
@@ -225,7 +225,7 @@ class OptInConnection(TransactingConnection):
                 self.give_back_if_wanted()
 
     def _refuse_if_ended(self) -> None:
-        """Raise the error for use in a session's transaction that has ended on its connection."""
+        """Refuse a statement if the session's transaction has ended on this connection."""
         if self.session_transaction is None:
             return
         failure = getattr(self.session_transaction, "failure", None)
@@ -250,7 +250,8 @@ class OptInConnection(TransactingConnection):
             if not self._has_sent:
                 self._has_sent = True
                 held = self.held
-                # If BEGIN was sent, a cursor of the caller's has sent something: it would be lost.
+                # If BEGIN was sent already, a cursor of the caller has sent something, which would
+                # be lost on another connection.
                 if held is not None and not self.engine.switch.has_begun(held.dbapi_connection):
                     while self.is_lost():
                         self._begin_on_another(used)
@@ -266,7 +267,7 @@ class OptInConnection(TransactingConnection):
             raise
 
     def stand_alone(self, transaction: TransactionOfOneStatement) -> None:
-        """Expect the one statement that is all of a transaction of the session.
+        """Expect one statement, which is a whole transaction of the session.
 
         :param transaction: The transaction, see :func:`.is_one_statement`.
         """
@@ -275,11 +276,11 @@ class OptInConnection(TransactingConnection):
         self.session_transaction = cast(Any, transaction)
 
     def is_standing_alone(self) -> bool:
-        """Tell whether it expects the one statement of a transaction, or has sent that."""
+        """Tell whether it is in a transaction that is one statement, sent already or not."""
         return self._phase is STANDALONE
 
     def end_standing_alone(self) -> None:
-        """Leave the transaction, without one on the server."""
+        """Leave the session's transaction; the server has none, so nothing is sent."""
         self.session_transaction = None
         self._phase = RESTING
 
@@ -291,7 +292,7 @@ class OptInConnection(TransactingConnection):
         if owner is not None and (
             self._has_sent or self._under_way or not getattr(statement, "is_dml", False)
         ):
-            # It is not the only one: a default of a column sends SQL before it.
+            # It is not the only statement: for example, a column's default sends SQL first.
             self.end_standing_alone()
             owner.join(self)
             return self._send_inside(call, statement, parameters, execution_options)
@@ -316,7 +317,7 @@ class OptInConnection(TransactingConnection):
                 unknown = outcome_unknown(error, "the one statement of the transaction")
                 raise unknown from error
             may_be_stored = self._may_be_stored
-            if may_be_stored is None:  # SQLAlchemy has not handled it: that of a signal handler?
+            if may_be_stored is None:  # not handled by SQLAlchemy: it may be a signal handler's
                 may_be_stored = not isinstance(error, exc.SQLAlchemyError)
             if result is not None or may_be_stored:
                 transaction.note_outcome_unknown()
@@ -325,12 +326,12 @@ class OptInConnection(TransactingConnection):
             self._under_way -= 1
 
     def _end_begun_by_hand(self, statement: Any, has_failed: bool) -> None:
-        """Roll back a transaction that a statement outside has begun by itself.
+        """Roll back a transaction that a BEGIN in the text of a statement has begun outside.
 
-        The driver knows nothing of the transaction, so nobody would commit it.
+        SQLAlchemy knows nothing of the transaction, so nobody would commit it.
 
         :param statement: The statement. If it has no BEGIN, the user has begun the transaction on a
-            cursor of the DBAPI connection, and has to end it.
+            cursor of the DBAPI connection, and has to end it there. It is left alone.
         :param has_failed: Whether another error is being raised.
         :raises sqlalchemy.exc.InvalidRequestError: if there is no other error.
         """
@@ -348,7 +349,10 @@ class OptInConnection(TransactingConnection):
             )
 
     def _transaction_around_call(self) -> AbstractContextManager[object]:
-        """Return what surrounds a call that may send several writing statements."""
+        """Return a transaction for a call that may send several writing statements.
+
+        Inside a transaction it is an empty context.
+        """
         owner = self.owner
         if self.is_inside():
             return nullcontext()
@@ -379,7 +383,7 @@ class OptInConnection(TransactingConnection):
         if lent is None or self._under_way or self.is_inside():
             return
         unread = self._unread()
-        if unread is None or any(unread.streams()):  # None: its user has it, the session is gone
+        if unread is None or any(unread.streams()):  # None: the session is gone, the user has it
             return
         unread.read()
         self._note_closed_cursors()
@@ -387,7 +391,7 @@ class OptInConnection(TransactingConnection):
         lent.close()
 
     def _note_closed_cursors(self) -> None:
-        """Spare the pool the CLOSE ALL, if all cursors on the server are closed."""
+        """Spare the pool sending CLOSE ALL, if all cursors on the server are closed."""
         if self.has_streamed and not self._leaves_cursors:
             self.taken.info.pop(HELD_CURSORS, None)
         self._leaves_cursors = False
@@ -429,10 +433,10 @@ def _are_many(parameters: Sequence[Any]) -> bool:
 
 
 def _has_changed_a_row(result: CursorResult[Any]) -> bool:
-    """Tell whether the INSERT or UPDATE of a flush has changed a row; if not, the flush is refused.
+    """Tell whether the INSERT or UPDATE of a flush has changed a row; if not, SQLAlchemy raises.
 
-    :param result: Its result.
+    :param result: The result of the statement.
     """
-    if result.is_insert:  # its cursor is closed, and that of psycopg 3 has forgotten the rowcount
+    if result.is_insert:  # the cursor is closed, and psycopg 3 has forgotten the rowcount then
         return bool(result.inserted_primary_key_rows)
     return result.rowcount != 0

@@ -1,4 +1,4 @@
-"""The transactions of a connection: out of autocommit at the begin, back in it at the end."""
+"""The transactions of a connection: the driver leaves autocommit for them, and returns to it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .transactions import open_transactions
 
 
 class TransactionOfSession(Protocol):
-    """What a connection's transaction needs of the session's, if it was begun for one."""
+    """What a connection's transaction needs of the session's transaction that it is part of."""
 
     stored_on: int
 
@@ -42,9 +42,9 @@ class InAutocommit(Protocol):
 class OutOfAutocommit(Transaction):
     """What our transactions add to SQLAlchemy's.
 
-    The invariant: once commit(), rollback() or close() has ended the transaction, whatever these
-    raise, the driver is in autocommit again. So it is before the connection can reach the pool or
-    send another statement.
+    The invariant: once commit(), rollback() or close() has ended the transaction, the driver is in
+    autocommit again, even if the call raises. That happens before the connection can go back to the
+    pool or send another statement.
     """
 
     __slots__ = ()
@@ -52,7 +52,7 @@ class OutOfAutocommit(Transaction):
     connection: Any  # an InAutocommit
 
     def __init__(self, connection: Any, *args: Any) -> None:
-        is_seen = connection.is_seen  # SQLAlchemy, which asks for it here, is not its user
+        is_seen = connection.is_seen  # SQLAlchemy reads `connection` below, and is not the user
         try:
             open_transactions.add(connection, connection.session_transaction or self)
             connection.leave_autocommit()
@@ -75,10 +75,10 @@ class OutOfAutocommit(Transaction):
         self._end(self._commit)
 
     def rollback(self) -> None:
-        # It may have ended already: an error came after COMMIT or ROLLBACK.
+        # The transaction may have ended already, if an error came after COMMIT or ROLLBACK.
         is_open = id(self.connection.get_transaction()) == id(self)
         way = _unless_lost(super().rollback) if is_open else _nothing
-        # Or the driver stays out of autocommit, because of the cursors that the user has.
+        # The driver stays out of autocommit while the user has cursors that may send something.
         self._end(way, returns=not self.connection.waits_for_session())
 
     def close(self) -> None:
@@ -108,7 +108,8 @@ class OutOfAutocommit(Transaction):
             partly = of_session is not None and of_session.stored_on > 0
             raise _lost(error, before_commit=lost_before, partly=partly) from error
         except BaseException:
-            # That of a signal handler, or a timeout of gevent, may come when COMMIT is sent.
+            # An exception of a signal handler, or a timeout of gevent, may come while COMMIT is
+            # under way.
             if of_session is not None and was_open and not connection.is_open_on_server():
                 of_session.note_outcome_unknown()
             raise
@@ -132,14 +133,14 @@ class OptInTwoPhaseTransaction(OutOfAutocommit, TwoPhaseTransaction):  # pyright
         try:
             super().prepare()
         except BaseException:
-            self.connection.invalidate()  # psycopg takes the transaction for prepared
+            self.connection.invalidate()  # psycopg believes that the transaction is prepared
             raise
 
     def commit(self) -> None:
         try:
             super().commit()
         except BaseException:
-            self.connection.invalidate()  # the drivers take the transaction for open
+            self.connection.invalidate()  # the drivers believe that the transaction is open
             raise
 
 
@@ -155,7 +156,8 @@ class OptInNestedTransaction(NestedTransaction):
         super().commit()
 
     def rollback(self) -> None:
-        # It may be released already: that of another bind failed, and the session rolls back both.
+        # The savepoint may be released already: if the RELEASE on another bind has failed, the
+        # session rolls back both.
         if self.is_active or self.connection.get_nested_transaction() is self:
             _unless_lost(super().rollback)()
         self.connection.forget_failure()
@@ -170,7 +172,7 @@ def _nothing() -> None:
 
 
 def _unless_lost(way: Callable[[], object]) -> Callable[[], object]:
-    """Return a call that ignores the loss of the connection: the server has rolled back then."""
+    """Wrap a call so that it ignores a lost connection, on which the server has rolled back."""
 
     def roll_back() -> None:
         try:
@@ -183,9 +185,9 @@ def _unless_lost(way: Callable[[], object]) -> Callable[[], object]:
 
 
 def _lost(error: exc.DBAPIError, *, before_commit: bool, partly: bool) -> exc.OperationalError:
-    """Return the error of a COMMIT whose connection was lost.
+    """Return the error for a COMMIT whose connection was lost.
 
-    :param error: What the driver said.
+    :param error: The driver's error, as SQLAlchemy has wrapped it.
     :param before_commit: Whether the server had closed the connection before COMMIT was sent.
     :param partly: Whether another bind of the same transaction has been committed already.
     """

@@ -45,17 +45,18 @@ _READ_ONLY_BY_DEFAULT = (
 
 
 class CommitOutcomeUnknown(exc.OperationalError):
-    """The connection was lost during COMMIT: whether it was stored is not known.
+    """The connection was lost during COMMIT: the transaction may be stored or not.
 
-    So it is during a statement that is a whole transaction. Look it up before you do it again.
+    The same error is raised when the connection is lost during a statement that is a whole
+    transaction. Look up what is stored before you do it again.
     """
 
 
 def outcome_unknown(error: exc.DBAPIError, during: str) -> CommitOutcomeUnknown:
-    """Return the error for a connection that was lost when the transaction may be stored.
+    """Return the error for a connection that was lost when the transaction may be stored already.
 
-    :param error: What the driver said.
-    :param during: During what it was lost.
+    :param error: The driver's error, as SQLAlchemy has wrapped it.
+    :param during: What was going on when the connection was lost, for the text.
     """
     unknown = CommitOutcomeUnknown(
         error.statement, error.params, cast(BaseException, error.orig), connection_invalidated=True
@@ -90,18 +91,18 @@ def explain(error: exc.DBAPIError, connection: Connection) -> None:
     if code == READ_ONLY:
         if advice := why_read_only(connection):
             error.add_detail(advice)
-    # "held_" is the name of a stream outside. Another one has ended with the block that it was in.
+    # The name of each stream outside has "held_" in it. Any other stream ended with its block.
     elif code == _NO_SUCH_CURSOR and "held_" in str(error.orig) and not connection.in_transaction():
         error.add_detail(_POOLER)
 
 
 def why_read_only(connection: Connection) -> str | None:
-    """Say what to do about a write that the server has refused because it only reads there.
+    """Return advice for a write that the server has refused as read-only.
 
     Sends nothing.
 
     :param connection: The connection, on an engine of ours.
-    :returns: ``None`` for the transaction of somebody who has asked for one that only reads.
+    :returns: ``None`` inside a transaction, except on a standby.
     """
     if reported(connection, "in_hot_standby") == "on":
         return _STANDBY
@@ -122,12 +123,13 @@ def begins_to_write(options: Any) -> bool:
 
 
 def reported(connection: Connection, parameter: str) -> str | None:
-    """Return the value of a parameter that the server has told the driver, if it has.
+    """Return the value of a parameter, if the server has reported it to the driver.
 
-    Sends nothing. PostgreSQL reports these two since version 14.
+    Sends nothing. PostgreSQL reports ``in_hot_standby`` and ``default_transaction_read_only`` since
+    version 14.
 
     :param connection: The connection.
-    :param parameter: ``in_hot_standby``, for example.
+    :param parameter: The name of the parameter.
     """
     try:
         driver: Any = connection.connection.driver_connection
@@ -140,7 +142,7 @@ def reported(connection: Connection, parameter: str) -> str | None:
 def close_lost_cursor(cursor: Any) -> None:
     """Close a cursor whose connection is lost: psycopg leaves it open, and warns of it later.
 
-    :param cursor: A cursor that was closed, or had its connection lost; or ``None``.
+    :param cursor: The cursor, closed already or not; or ``None``.
     """
     if not getattr(cursor, "closed", True):
         with suppress(Exception):

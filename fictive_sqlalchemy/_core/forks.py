@@ -1,9 +1,10 @@
-"""What a forked child does with the connections of its parent: nothing.
+"""A forked child leaves the connections of its parent alone.
 
-A connection is one conversation with the server. A child that went on with it, closed it or only
-ended a transaction would do so to the parent. So a child of ``os.fork()`` begins with empty pools,
-what it has inherited counts as lost, and the parent goes on as if nothing had happened. This is
-more than ``Engine.dispose(close=False)`` does, which knows nothing of the connections in use:
+A connection is one conversation with the server. If a child used an inherited connection, closed it
+or ended its transaction, it would do so to the parent's connection. So a child of ``os.fork()``
+begins with empty pools, its inherited connections count as lost, and the parent goes on as if
+nothing had happened. ``Engine.dispose(close=False)`` does less: it empties the pool, and does
+nothing about connections that are in use:
 https://docs.sqlalchemy.org/en/20/core/pooling.html#using-connection-pools-with-multiprocessing-or-os-fork
 """
 
@@ -30,7 +31,8 @@ _held: WeakSet[ConnectionHooks] = WeakSet()  # SQLAlchemy's connections
 def leave_to_parent(engine: Engine) -> None:
     """Have forked children leave the pool of an engine to their parent.
 
-    :param engine: The engine. SQLite is left alone: its database in memory is a child's own copy.
+    :param engine: The engine. One of SQLite is left as it is: a child has its own copy of a
+        database in memory.
     """
     if engine.dialect.name == "sqlite":
         return
@@ -41,19 +43,19 @@ def leave_to_parent(engine: Engine) -> None:
         _entries.add(entry)
 
 
-# Have forked children leave a connection that is in use to their parent. The connection is of an
-# engine that leave_to_parent() was called for. Not a function: each session that reads comes here.
+# Have forked children leave a connection that is in use to their parent. Call leave_to_parent() for
+# its engine before. This is an alias and no function, to be fast: each new connection calls it.
 leave_connection_to_parent = _held.add
 
 
 def _after_fork_in_child() -> None:
     inherited = [entry.dbapi_connection for entry in list(_entries)]
     for entry in list(_entries):
-        entry.dbapi_connection = None  # so that the pool neither resets nor closes it
+        entry.dbapi_connection = None  # so that the pool neither resets nor closes the connection
     _cut(filter(None, inherited))
     for connection in list(_held):
         open_transactions.discard(connection)
-        connection.replace_held(None)  # and not invalidate(), which closes
+        connection.replace_held(None)  # invalidate() would close the parent's connection
     for engine in list(_engines):
         # The pool's locks may be held by threads that the child does not have.
         engine.dispose(close=False)
@@ -61,17 +63,18 @@ def _after_fork_in_child() -> None:
 
 
 def _cut(inherited: Iterable[Any]) -> None:
-    """Put a socket without a peer in the place of each inherited one, which the parent keeps.
+    """Replace the child's copy of each inherited socket by a socket without a peer.
 
-    Closing the connections would send Terminate, and psycopg2 might wait for a lock that a thread
-    of the parent holds. Leaving them open would keep them open on the server, locks and all, when
-    the parent dies.
+    The parent keeps its own copy. If the child closed the connections, the drivers would send
+    Terminate, and psycopg2 might wait for a lock that a thread of the parent holds. If the child
+    left the sockets open, the connections, with their locks, would stay open on the server after
+    the parent has died.
     """
     dead, peer = socket.socketpair()
     peer.close()
     with dead:
         for connection in inherited:
-            with suppress(Exception):  # it is closed, and has no socket
+            with suppress(Exception):  # the connection is closed, and has no socket
                 os.dup2(dead.fileno(), connection.fileno(), inheritable=False)
 
 

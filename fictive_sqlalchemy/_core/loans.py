@@ -18,7 +18,7 @@ class Loans(dict[OptInEngine, OptInConnection]):
 
     def __init__(self) -> None:
         super().__init__()
-        # What the connections have not read yet; see OptInConnection.lend_to().
+        # The results that are not read yet; see OptInConnection.lend_to() for why they are here.
         self._unread: dict[OptInEngine, object] = {}
 
     def borrow(self, engine: OptInEngine, owner: Owner, options: Any) -> OptInConnection:
@@ -39,7 +39,7 @@ class Loans(dict[OptInEngine, OptInConnection]):
         return [one for one in self.values() if one.is_handed_out and not one.closed]
 
     def leave(self, transaction: object) -> None:
-        """Have the connections leave a transaction of the session, which has ended."""
+        """Have the connections leave a transaction of the session that has ended."""
         for connection in self.values():
             if connection.is_standing_alone():
                 connection.end_standing_alone()
@@ -63,7 +63,7 @@ class Loans(dict[OptInEngine, OptInConnection]):
             while self:
                 self.popitem()[1].close()
         finally:
-            if self:  # one failed: the others have to go back all the same
+            if self:  # close() of one failed: the others have to go back all the same
                 self.end()
 
     def invalidate(self) -> None:

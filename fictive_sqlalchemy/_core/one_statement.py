@@ -1,10 +1,10 @@
-"""Which transactions are one statement, so that they need neither BEGIN nor COMMIT.
+"""Which transactions are a single INSERT or UPDATE, so that they need neither BEGIN nor COMMIT.
 
-PostgreSQL runs a statement outside a transaction as a transaction of its own. So where the last
-flush of a transaction sends the only statement of that, one INSERT or UPDATE, the statement alone
-stores the same in one round trip instead of three. :func:`is_one_statement` is the one predicate,
-for blocks, ``commit()``, ``flush()`` outside and all that is built on them. It sends nothing. Where
-anything is in doubt, BEGIN and COMMIT are sent.
+PostgreSQL runs a statement outside a transaction as a transaction of its own. If the last flush of
+a transaction sends one INSERT or UPDATE, and nothing else is sent in the transaction, the statement
+alone stores the same in one round trip instead of three. :func:`is_one_statement` decides this for
+blocks, for ``commit()`` and ``flush()`` outside, and for all that is built on them. It sends
+nothing. In case of doubt BEGIN and COMMIT are sent.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ _SHAPE = "fictive_sqlalchemy: shape"
 
 
 def is_one_statement(session: Any, connection: Any, only: Collection[object] | None) -> bool:
-    """Tell whether a flush sends one INSERT or UPDATE, and nobody can tell that from a transaction.
+    """Tell whether a flush sends one INSERT or UPDATE that needs neither BEGIN nor COMMIT.
 
-    The caller knows that the flush is the last one of its transaction, that no bind has joined the
-    transaction, and that no savepoint is open. BEGIN and COMMIT are sent, besides, where:
+    The caller has made sure that the flush is the last one of its transaction, that no bind has
+    joined the transaction, and that no savepoint is open. The answer is no in these cases:
 
     ======================================================  ========================================
-    what                                                    how it is seen
+    case                                                    what tells it
     ======================================================  ========================================
-    more than one object is new or changed, or one is       the session's collections. An object
-    deleted                                                 with a changed collection alone, to
-                                                            which the one object was added or from
-                                                            which it was taken, sends nothing
+    more than one object is new or changed, or one is       the session's collections. (An object
+    deleted                                                 counts as unchanged if only the one
+                                                            object was added to its collections,
+                                                            or removed from them.)
     an object has several tables; its key is not that of    ``mapper.tables``,
     the table, or has changed                               ``mapper.primary_key``,
                                                             ``committed_state``
@@ -58,26 +58,26 @@ def is_one_statement(session: Any, connection: Any, only: Collection[object] | N
     and leads to a stored object; the object is an orphan   cascade
     the flush reads what the server has made: after         ``eager_defaults``, the version's
     an UPDATE, as a version, before an INSERT               generator, ``Table.implicit_returning``
-    somebody listens to the begin or the end of the         ``dispatch``, listeners of this package
-    transaction, to the flush, to what happens to the       apart
-    object in it, or before the statement
-    the transaction has a level or flags; the engine gives  ``transaction_options``, and what the
-    it some (``read_only_outside`` does), or a listener     driver's connections started with
-    to the driver's connect
+    a listener is registered for the begin or the end of    ``dispatch``; listeners of this package
+    the transaction, the flush, the object in the flush,    do not count
+    or the moment before the statement
+    the transaction has an isolation level or flags, from   ``transaction_options``, and what the
+    itself, from the engine (as ``read_only_outside``), or  driver's connections started with
+    from a ``connect`` listener
     somebody has begun a transaction on the connection,     ``get_transaction()``
     to roll it back after a test
-    two phases; shards; an overridden ``flush()``           the session
-    the pool gives one connection to all sessions           StaticPool, SingletonThreadPool
+    a two-phase commit; shards; an overridden ``flush()``   the session
+    the pool gives one connection to several sessions       StaticPool, SingletonThreadPool
     the driver is not psycopg2 or psycopg 3                 ``dialect.driver``
     ======================================================  ========================================
 
-    A default of a column that sends SQL is seen when it does: the transaction begins before it, see
-    ``OptInConnection``. In ``retry_transaction()`` the flush is not the last of the transaction:
-    it comes before, to know how many binds there are to commit.
+    A column's default that sends SQL is not among them, because it is noticed only when it sends:
+    then the transaction begins before that, see ``OptInConnection``. ``retry_transaction()`` always
+    has BEGIN and COMMIT: it flushes before ``commit()``, to know how many binds will be committed.
 
     :param session: The session.
-    :param connection: Its connection to the one bind of the flush.
-    :param only: The objects that are flushed; all of the session if it is ``None``.
+    :param connection: The session's connection to the bind that the flush has asked for.
+    :param only: The objects that are flushed; ``None`` for all that wait in the session.
     """
     engine = connection.engine
     if (
@@ -105,7 +105,7 @@ def is_one_statement(session: Any, connection: Any, only: Collection[object] | N
 
 
 class _Shape:
-    """What is known of a class: how its objects are stored."""
+    """How the objects of one mapped class are stored."""
 
     __slots__ = ("has_one_table", "plain", "rules")
 
@@ -119,13 +119,13 @@ class _Shape:
             and mapper.eager_defaults is not True
             and (mapper.version_id_col is None or mapper.version_id_generator is not False)
         )
-        """Whether an INSERT or UPDATE of one table stores an object, and brings back all."""
+        """Whether one INSERT or UPDATE stores an object, and returns all values that are needed."""
         self.plain = frozenset(
             attribute.key
             for attribute in mapper.column_attrs
             if not any(column.primary_key for column in attribute.columns)
         )
-        """The attributes for columns that are no part of the key."""
+        """The attributes for columns that are not part of the primary key."""
         self.rules = orphan_rules(mapper)
 
 
@@ -138,7 +138,7 @@ def _shape(state: Any) -> _Shape:
 
 
 def _flushed(session: Any, only: Collection[object] | None) -> list[Any] | None:
-    """Return the states that a flush looks at, if it sends one statement for all of them."""
+    """Return the states of the new and changed objects, if a flush sends one statement for them."""
     if session.deleted_states:
         return None
     new, changed = list(session.new_states), list(session.changed_states)
@@ -159,7 +159,7 @@ def _flushed(session: Any, only: Collection[object] | None) -> list[Any] | None:
 
 
 def _fits(state: Any) -> bool:
-    """Tell whether a flush sends one statement for an object, and what comes back is all it needs.
+    """Tell whether a flush stores an object with one statement, and reads nothing else for it.
 
     :param state: The state of an object that is new or changed.
     """
@@ -176,7 +176,7 @@ def _fits(state: Any) -> bool:
                 return False
         elif not is_new or name not in state.mapper.column_attrs:
             return False
-    # What was in the dictionary before the object was made new is in no history.
+    # committed_state does not have attributes that were set before the object was made new.
     return not is_new or all(
         _leads_to_stored(state, relationship)
         for relationship in state.mapper.relationships
@@ -185,7 +185,11 @@ def _fits(state: Any) -> bool:
 
 
 def _leads_to_stored(state: Any, relationship: RelationshipProperty[Any]) -> bool:
-    """Tell whether a relationship is many-to-one, and leads to nothing or to a stored object."""
+    """Tell whether a flush sends nothing for a relationship.
+
+    So it is for a many-to-one relationship to ``None`` or to a stored object, for an empty
+    collection of a new object, and for a relationship that is only for reading.
+    """
     if relationship.viewonly:
         return True
     value = state.dict.get(relationship.key)
@@ -205,7 +209,7 @@ def _has_changed_collections_alone(state: Any) -> bool:
     return bool(state.committed_state) and all(
         name in relationships
         and relationships[name].direction is RelationshipDirection.ONETOMANY
-        and relationships[name].uselist  # of one object, the flush asks which it was before
+        and relationships[name].uselist  # for a scalar, the flush reads the object it replaces
         and not relationships[name].viewonly
         and not relationships[name].post_update
         for name in state.committed_state
@@ -213,10 +217,10 @@ def _has_changed_collections_alone(state: Any) -> bool:
 
 
 def _sends_nothing(state: Any, target: Any) -> bool:
-    """Tell whether a flush sends nothing for an object that has changed collections alone.
+    """Tell whether a flush sends nothing for an object of which only collections have changed.
 
     :param state: The state of the object.
-    :param target: The state of the one object for which something is sent.
+    :param target: The state of the one object that is stored. No other may be in the changes.
     """
     shape = _shape(state)
     if not shape.has_one_table or (any(shape.rules) and is_orphan(state)):
@@ -232,9 +236,9 @@ def _sends_nothing(state: Any, target: Any) -> bool:
 
 
 def _listens(target: Any, names: Iterable[str]) -> bool:
-    """Tell whether somebody other than this package listens to an event of a session or a class.
+    """Tell whether a session or class has a listener to an event that is not one of this package.
 
-    As :func:`_hears`, and without a call for each event that nobody listens to.
+    The same as :func:`_hears`, but faster where most events have no listener.
     """
     dispatch = target.dispatch
     for name in names:
@@ -246,7 +250,7 @@ def _listens(target: Any, names: Iterable[str]) -> bool:
 
 
 def _hears(target: Any, names: Iterable[str]) -> bool:
-    """Tell whether somebody other than this package listens to an event."""
+    """Tell whether a target has a listener to an event that is not one of this package."""
     dispatch = target.dispatch
     return not all(_is_ours(listener) for name in names for listener in getattr(dispatch, name))
 

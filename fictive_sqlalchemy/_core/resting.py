@@ -1,4 +1,4 @@
-"""What a connection needs of its engine: connections of the pool that are in autocommit."""
+"""The base class of the engine: what a connection needs of its engine."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class RestingEngine(Engine):
     """An engine whose DBAPI connections are in autocommit except during a transaction."""
 
     switch: Switch
-    """Into autocommit and out of it, for its driver."""
+    """Enters and leaves autocommit, as its driver does that."""
 
     transaction_options: TransactionOptions = DEFAULT
-    """What its transactions begin with unless they ask for something else."""
+    """The isolation level and flags of transactions that do not ask for others."""
 
     def raw_connection(self) -> PoolProxiedConnection:
         """Return a DBAPI connection from the pool, in autocommit. Sends nothing."""
@@ -24,14 +24,14 @@ class RestingEngine(Engine):
         try:
             connection = super().raw_connection()
             info = connection.info
-            if STARTED_WITH not in info:  # its first use: all listeners have had it
+            if STARTED_WITH not in info:  # its first use, after all "connect" listeners
                 started_with = self.switch.started_with(connection.dbapi_connection)
                 info[STARTED_WITH] = started_with
                 self.switch.reset(connection.dbapi_connection, started_with)
             return connection
         except BaseException:
-            # SingletonThreadPool counts who has its connection, and nobody else would give this one
-            # back.
+            # SingletonThreadPool counts the users of its connection, and nobody else would give
+            # this one back.
             if connection is not None:
                 connection.close()
             raise

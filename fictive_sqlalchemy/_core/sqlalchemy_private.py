@@ -1,11 +1,11 @@
 """Every private name of SQLAlchemy that this package uses, behind names of our own.
 
-Nothing public does what is done here. Each name has its reason beside it, and a test in
-``tests/core/test_private_names.py`` that fails by the private name when SQLAlchemy changes it. No
-other module of the package uses a private name of SQLAlchemy; a test says so.
+Nothing public does what is done here. Each name has its reason beside it. When SQLAlchemy changes a
+name, a test in ``tests/core/test_private_names.py`` fails and says which name it is. No other
+module of the package uses a private name of SQLAlchemy; a test checks that.
 
-The classes are bases with hooks. A hook that each statement passes is an alias instead of a call,
-so that it costs nothing.
+The classes are base classes with hooks. A hook that each statement passes through is an alias of
+the private method instead of a call, so that it costs nothing.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from sqlalchemy.pool import PoolProxiedConnection
 
 
 class ConnectionHooks(Connection):
-    """A ``Connection`` that never autobegins, and may give its DBAPI connection back meanwhile."""
+    """A ``Connection`` that never autobegins, and can be without a DBAPI connection for a time."""
 
     if TYPE_CHECKING:
         held: PoolProxiedConnection | None
         """The DBAPI connection; ``None`` if it was given back, or is lost, or closed."""
     else:
-        # The public `connection` takes one from the pool where there is none. attrgetter is no
-        # Python function, which would be slower: each statement reads this.
+        # The public `connection` would take one from the pool if there is none. Each statement
+        # reads this: attrgetter is faster than a function in Python.
         held = property(attrgetter("_dbapi_connection"))
 
     def replace_held(self, another: PoolProxiedConnection | None) -> None:
@@ -42,14 +42,14 @@ class ConnectionHooks(Connection):
         self._dbapi_connection = another
 
     def _autobegin(self) -> None:
-        # Each statement that finds no transaction comes here, and SQLAlchemy begins one.
+        # SQLAlchemy calls this for a statement outside a transaction, to begin one.
         pass
 
     undeclared: Any = None
     """A cursor on the server whose DECLARE has failed, so that there is nothing to close."""
 
     def _safe_close_cursor(self, cursor: Any) -> None:
-        # The one place that is told when a result has been read to its end, or is closed.
+        # No event tells that a result has been read to its end, or is closed. This is called then.
         if cursor is not self.undeclared:
             super()._safe_close_cursor(cursor)
             if self.has_streamed or not getattr(cursor, "closed", True):
@@ -64,8 +64,8 @@ class ConnectionHooks(Connection):
     def _handle_dbapi_exception(
         self, e: BaseException, statement: Any, parameters: Any, cursor: Any, *args: Any, **kw: Any
     ) -> NoReturn:
-        # Each error of the driver passes here. With a listener to "handle_error", which is public,
-        # SQLAlchemy would look for listeners several times for each statement that succeeds.
+        # Each error of the driver comes through here. A listener to the public event "handle_error"
+        # would slow down each statement: SQLAlchemy would look for listeners several times.
         self.before_error(e, statement, cursor, args[0] if args else kw.get("context"))
         try:
             super()._handle_dbapi_exception(e, statement, parameters, cursor, *args, **kw)
@@ -77,10 +77,10 @@ class ConnectionHooks(Connection):
         """Do what has to come before SQLAlchemy handles an error of a statement, or of a fetch."""
 
     def on_error(self, error: exc.DBAPIError, cursor: Any) -> None:
-        """Change an error of the driver that SQLAlchemy is about to raise as its own."""
+        """Change an error of the driver that SQLAlchemy has wrapped and is about to raise."""
 
     def connect_anew(self) -> PoolProxiedConnection:
-        """Return another DBAPI connection. What the driver says is raised as SQLAlchemy's error.
+        """Return another DBAPI connection. An error of the driver is raised as SQLAlchemy's.
 
         The public ``Connection.connection`` refuses in a transaction.
         """
@@ -90,7 +90,7 @@ class ConnectionHooks(Connection):
             self.raise_wrapped(error)
 
     def raise_wrapped(self, error: BaseException) -> NoReturn:
-        """Raise SQLAlchemy's error for one of the driver's; any other error as it is."""
+        """Raise an error of the driver as SQLAlchemy's error, and any other error as it is."""
         if not isinstance(error, self.dialect.loaded_dbapi.Error):
             raise error
         self._handle_dbapi_exception_noconnection(error, self.dialect, self.engine)
@@ -105,8 +105,8 @@ class ConnectionHooks(Connection):
         return (message,)
 
     def _rollback_impl(self) -> None:
-        # SQLAlchemy calls this after an error outside a transaction, too, logs ROLLBACK, and calls
-        # listeners.
+        # SQLAlchemy also calls this after an error outside a transaction, where it would log
+        # ROLLBACK and call listeners.
         if self.get_transaction() is not None:
             super()._rollback_impl()
 
@@ -121,7 +121,7 @@ class ConnectionHooks(Connection):
 
     def note_options(self) -> None:
         """Note the execution options, for :meth:`put_options_back`."""
-        # Options can be added in public, and not be taken away.
+        # Public methods can add options, but not take them away.
         self._noted_options = self._execution_options, self._message_formatter
 
     def put_options_back(self) -> None:
@@ -135,7 +135,7 @@ class SessionHooks(Session):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "provide_connection" in vars(cls):
-            # Each statement comes here for its connection, and SQLAlchemy begins here.
+            # Each statement gets its connection here, and SQLAlchemy would begin a transaction.
             cls._connection_for_bind = vars(cls)["provide_connection"]  # type: ignore[method-assign]
 
     def provide_connection(
@@ -152,10 +152,10 @@ class SessionHooks(Session):
     flushed_alone: Collection[object] | None = None
     """The objects that :meth:`flush_only` flushes."""
 
-    # The public `new` and `deleted` would tell, but they copy, and each read asks.
+    # Each read calls this. The public `new`, `dirty` and `deleted` would be slower: they copy.
     is_clean = Session._is_clean
 
-    # The public `new` and `deleted` copy, and `dirty` as well.
+    # The public `new`, `dirty` and `deleted` copy, and have objects in place of states.
     new_states = property(attrgetter("_new"))
     changed_states = property(attrgetter("identity_map._modified"))
     deleted_states = property(attrgetter("_deleted"))
@@ -174,16 +174,17 @@ class SessionHooks(Session):
         )
 
     def let_go(self, instances: Iterable[object]) -> None:
-        """Expunge objects, and these alone.
+        """Expunge these objects, and no others.
 
-        The public ``expunge()`` expunges related objects, too.
+        The public ``expunge()`` also expunges related objects.
         """
         self._expunge_states([instance_state(instance) for instance in instances])
 
     def flush_only(self, objects: Collection[object]) -> None:
-        """Flush these objects alone, as ``flush(objects)`` does, which SQLAlchemy 2.1 deprecates.
+        """Flush these objects alone.
 
-        SQLAlchemy has no other way, and would warn the user, who has not called it.
+        Only ``flush(objects)`` does this, which is deprecated in SQLAlchemy 2.1. It would warn
+        users, who have not called it.
 
         :param objects: Read after the ``before_flush`` listeners have been called. If it is empty,
             SQLAlchemy flushes everything.
@@ -210,7 +211,7 @@ class TransactionHooks(SessionTransaction):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "provide_connection" in vars(cls):
-            # A flush and a statement both come here for a connection, and no event comes before.
+            # A flush and a statement both get their connection here, and no event comes before.
             cls._connection_for_bind = vars(cls)["provide_connection"]  # type: ignore[method-assign]
 
     def provide_connection(self, bind: Any, execution_options: Any) -> Connection:
@@ -222,14 +223,14 @@ class TransactionHooks(SessionTransaction):
         return super()._connection_for_bind(bind, execution_options)
 
     def _prepare_impl(self) -> None:
-        # What commit() does before the first COMMIT: it flushes. No event comes after the flush.
+        # Here commit() flushes, before the first COMMIT. No event comes between the two.
         super()._prepare_impl()
         self.before_first_commit()
 
     def before_first_commit(self) -> None:
-        """Do what comes after the flush of ``commit()``, before any connection has a COMMIT.
+        """Do what comes after the flush of ``commit()``, before COMMIT on any connection.
 
-        With ``twophase=True``, each connection of the outermost transaction is prepared by then.
+        With ``twophase=True``, each connection of the outermost transaction is prepared already.
         """
 
     def restore_objects(self) -> None:
@@ -240,13 +241,15 @@ class TransactionHooks(SessionTransaction):
         self._restore_snapshot(dirty_only=self.nested)
 
 
-# Whether a Connection, an Engine or a Dialect has listeners at all. The public `dispatch` has to be
-# asked event by event.
+# Whether a Connection, an Engine or a Dialect has any listeners. The public `dispatch` tells it for
+# one event at a time, which would be slower.
 has_listeners: Callable[[Any], bool] = attrgetter("_has_events")
 
 
 def orphan_rules(mapper: Any) -> tuple[Collection[object], ...]:
-    """Return the lists of what can make orphans of a class; they grow as classes are mapped.
+    """Return the lists of relationships that can make orphans of the objects of a class.
+
+    The lists grow as more classes are mapped. No public attribute has them.
 
     :param mapper: The mapper of the class.
     """
@@ -258,14 +261,16 @@ def is_orphan(state: Any) -> bool:
 
     :param state: The state of the object.
     """
-    # Each relationship with a delete-orphan cascade that leads to it, whatever declares that.
+    # It depends on each relationship with a delete-orphan cascade that leads to the object's class,
+    # whichever class declares that.
     return bool(state.mapper._is_orphan(state))
 
 
 def forget_addition(instance: object, name: str, item: object) -> None:
-    """Take an object out of what waits to be added to a collection that is not loaded.
+    """Cancel the addition of an object to a collection that is not loaded.
 
-    SQLAlchemy adds it when the collection is loaded, and removes it with events only.
+    SQLAlchemy keeps the object apart, to add it when the collection is loaded. Its public methods
+    to remove it also call event listeners.
 
     :param instance: The object with the collection.
     :param name: The name of the collection.

@@ -31,26 +31,26 @@ if TYPE_CHECKING:
 
 
 class Phase(Enum):
-    """Whether the driver of a connection is in autocommit.
+    """Which transaction a connection is in, if any, and so whether the driver is in autocommit.
 
-    It changes before the driver leaves autocommit, and after the driver has returned to it. So if
-    an exception from a signal handler interrupts the return, the phase is still OPEN.
+    The phase changes before the driver leaves autocommit, and after the driver has returned to it.
+    So if an exception from a signal handler interrupts the return, the phase is still OPEN.
     """
 
     RESTING = "resting"
-    """The driver is in autocommit."""
+    """No transaction: the driver is in autocommit."""
 
     STANDALONE = "standalone"
-    """The driver is in autocommit, and the next statement is a whole transaction of the session."""
+    """A transaction of the session that is one statement: the driver stays in autocommit."""
 
     BEGINNING = "beginning"
-    """A transaction begins. What listeners to its begin send is part of it."""
+    """A transaction begins. What listeners to its begin send is part of the transaction."""
 
     OPEN = "open"
-    """A transaction is open, or is being ended."""
+    """A transaction is open, or is being ended: the driver is not in autocommit."""
 
 
-# Each statement asks, and the attributes of an Enum are slow.
+# Each statement reads the phase, and reading an attribute of an Enum is slow.
 RESTING, STANDALONE, BEGINNING, OPEN = Phase
 
 
@@ -63,13 +63,16 @@ class TransactingConnection(ConnectionHooks):
     engine: RestingEngine
 
     transaction_options: TransactionOptions
-    """What its transactions begin with."""
+    """The isolation level and flags that its transactions begin with."""
 
     taken = Connection.connection
-    """The DBAPI connection, taken from the pool where there is none, for ourselves."""
+    """The DBAPI connection; one is taken from the pool if there is none.
+
+    For this package alone: the public ``connection`` also notes that its user has seen it.
+    """
 
     is_seen = False
-    """Whether its user may have the DBAPI connection, or a cursor of it."""
+    """Whether the user may have the DBAPI connection, or a cursor of it."""
 
     session_transaction: SessionTransaction | None
     """The session's open transaction, if the connection has joined one."""
@@ -82,16 +85,17 @@ class TransactingConnection(ConnectionHooks):
         self._phase = RESTING
         # Whether the open transaction leaves something on the server's session if it is committed.
         self.leaves_something = False
-        # What the open transaction has begun with.
+        # The isolation level and flags that the open transaction has begun with.
         self._options_in_effect = engine.transaction_options
         self._unread_of_its_own: UnreadResults | None = UnreadResults()
-        # A session that has it on loan keeps them; a connection that outlives it has none.
+        # A session that has the connection on loan keeps the unread results. So this is a weak
+        # reference, which is None when the session is gone.
         self._unread = ref(self._unread_of_its_own)
         self._has_sent = False
         # The error that has aborted the open transaction.
         self._failure: exc.DBAPIError | None = None
         self._begin_to_log: str | None = None
-        # Whether the one statement of a transaction was executed, if an error has come.
+        # After an error: whether the one statement of a transaction may have been executed.
         self._may_be_stored: bool | None = None
         super().__init__(engine)
 
@@ -129,10 +133,11 @@ class TransactingConnection(ConnectionHooks):
 
         :param opt: As SQLAlchemy takes them, but ``isolation_level``, ``postgresql_readonly``
             and ``postgresql_deferrable`` are those of the transactions that begin from now on.
-            With the level ``"AUTOCOMMIT"`` these are none, as with SQLAlchemy: for statements
-            that PostgreSQL refuses in a transaction, in code that calls ``begin()`` all the same.
+            With the level ``"AUTOCOMMIT"``, ``begin()`` sends no BEGIN, as with SQLAlchemy. That is
+            for code that calls ``begin()`` around statements that PostgreSQL refuses in a
+            transaction.
         :raises sqlalchemy.exc.ArgumentError: if the database does not know a value.
-        :raises sqlalchemy.exc.InvalidRequestError: if one of these is given in a transaction.
+        :raises sqlalchemy.exc.InvalidRequestError: if one of these three is given in a transaction.
         """
         options, rest = split_options(opt)
         if len(rest) < len(opt):
@@ -156,7 +161,7 @@ class TransactingConnection(ConnectionHooks):
         )
 
     def give_options(self, **opt: Any) -> None:
-        """Set execution options in a transaction that has sent nothing yet, which has them then.
+        """Set execution options, also for the open transaction, which has sent nothing yet.
 
         :param opt: As :meth:`execution_options` takes them.
         """
@@ -196,7 +201,7 @@ class TransactingConnection(ConnectionHooks):
         except self.dialect.loaded_dbapi.Error as error:
             if not self.engine.switch.is_lost(connection.dbapi_connection):
                 self.raise_wrapped(error)
-            self._begin_on_another(options)  # lost since the look above, and nothing was sent on it
+            self._begin_on_another(options)  # lost since live_connection(), and nothing was sent
 
     def note_begin(self) -> None:
         """Note that the transaction is open."""
@@ -219,13 +224,13 @@ class TransactingConnection(ConnectionHooks):
                 raise
         finally:
             open_transactions.discard(self)
-            self._phase = RESTING  # last: where an exception comes before, close() does it again
+            self._phase = RESTING  # last: if an exception comes before, close() does all this again
 
     def waits_for_session(self) -> bool:
         """Tell whether it returns to autocommit only when the session's transaction has ended.
 
-        After a flush that failed, a session's transaction is rolled back, and goes on until its
-        block is left. What the user sends meanwhile on a cursor must not be stored.
+        After a flush that failed, the transaction is rolled back on the server, but the session's
+        block goes on. What the user sends meanwhile on a cursor of their own must not be stored.
         """
         return False
 
@@ -241,7 +246,7 @@ class TransactingConnection(ConnectionHooks):
             self.return_to_autocommit()
 
     def _end_interrupted(self) -> None:
-        """Return to autocommit where an exception has interrupted that.
+        """Return to autocommit, after an exception has interrupted the end of a transaction.
 
         :raises sqlalchemy.exc.InvalidRequestError: if the transaction is still open on the server.
         """
@@ -256,7 +261,7 @@ class TransactingConnection(ConnectionHooks):
         self.return_to_autocommit()
 
     def is_inside(self) -> bool:
-        """Tell whether a transaction is open, or is about to be: a listener may send something."""
+        """Tell whether a transaction is open or begins, or one statement is a whole transaction."""
         return self._phase is not RESTING or self.get_transaction() is not None
 
     def refuse_if_aborted(self) -> None:
@@ -287,7 +292,7 @@ class TransactingConnection(ConnectionHooks):
             self._may_be_stored = True
             return
         declared = getattr(context, "declares", None)
-        # SQLAlchemy tells no statement for an error of a later FETCH.
+        # SQLAlchemy passes no statement if the error is that of a later FETCH.
         if declared is None or statement is None or self._is_loss(error, cursor):
             return
         # DECLARE has failed, so there is no cursor on the server. The drivers would try to close
@@ -312,10 +317,10 @@ class TransactingConnection(ConnectionHooks):
             self._note_failure(error)
 
     def _note_failure(self, error: exc.DBAPIError) -> None:
-        """Note the error that has aborted the open transaction; say it again with later ones."""
+        """Note the error that has aborted the open transaction, and add it to later errors."""
         held = self.held
         if error.connection_invalidated:
-            self._failure = error  # it outlives what the rollback of a savepoint undoes
+            self._failure = error  # the rollback of a savepoint does not make this one good
             return
         if held is None or not self.engine.switch.is_aborted(held.dbapi_connection):
             return
@@ -336,9 +341,9 @@ class TransactingConnection(ConnectionHooks):
     # What is left on the server's session
 
     def note_left_behind(self, left: Left) -> None:
-        """Warn of what a statement leaves on the server's session, and have the pool close that.
+        """Warn of what a statement leaves on the server's session; the pool closes the connection.
 
-        :param left: What it leaves.
+        :param left: What the statement leaves.
         """
         if not left.may_be_held or not self.is_held_by_user():
             warn(left)
@@ -353,7 +358,7 @@ class TransactingConnection(ConnectionHooks):
             held.info[LEFT_BEHIND] = True
 
     def is_held_by_user(self) -> bool:
-        """Tell whether its user holds it and closes it, so that no session has it on loan."""
+        """Tell whether the user has opened it and will close it, so that it is no session's."""
         raise NotImplementedError
 
     # A DBAPI connection that was lost
@@ -369,9 +374,10 @@ class TransactingConnection(ConnectionHooks):
         return held is not None and self.engine.switch.has_begun(held.dbapi_connection)
 
     def live_connection(self) -> PoolProxiedConnection:
-        """Return the DBAPI connection; if the server has closed it while it was idle, another one.
+        """Return the DBAPI connection, or another one if the server has closed it while idle.
 
-        Nothing was sent on it yet, so nothing can be sent twice.
+        For a connection that is in no transaction and waits for no answer, so that nothing can be
+        sent twice.
         """
         connection = self.taken
         if self.engine.switch.is_lost(connection.dbapi_connection):
@@ -390,7 +396,7 @@ class TransactingConnection(ConnectionHooks):
     def _begin_on_another(self, options: TransactionOptions) -> None:
         """Go on with another DBAPI connection in a transaction that has sent nothing yet.
 
-        The lost one goes first: the pool may have no place for both.
+        The lost one goes back to the pool first: the pool may have no room for both.
         """
         lost = self.held
         assert lost is not None
@@ -407,7 +413,7 @@ class TransactingConnection(ConnectionHooks):
         self.replace_held(another)
 
     def _close_lost_streams(self) -> None:
-        """Close the cursors of streams whose connection is gone: their next row is an error."""
+        """Close the cursors of streams whose connection is lost: the next row is an error."""
         unread = self._unread()
         for stream in () if unread is None else unread.streams():
             close_lost_cursor(stream.cursor)
@@ -415,7 +421,7 @@ class TransactingConnection(ConnectionHooks):
     # The log
 
     def lines_to_log(self, message: str) -> list[str]:
-        """Say what is really sent: BEGIN with the first statement, COMMIT only after a BEGIN."""
+        """Log what is sent: BEGIN with the first statement, and COMMIT only after a BEGIN."""
         if message not in ("BEGIN (implicit)", "COMMIT", "ROLLBACK"):
             begin, self._begin_to_log = self._begin_to_log, None
             return [message] if begin is None else [begin, message]
@@ -428,15 +434,15 @@ class TransactingConnection(ConnectionHooks):
         if begin is None:
             return [message]
         if self.engine.switch.has_begun(self.taken.dbapi_connection):
-            return [begin, message]  # a cursor of the caller's own has sent something
+            return [begin, message]  # a cursor of the user's own has sent something
         return []
 
 
 def _may_have_sent(cursor: Any) -> bool:
-    """Tell whether a statement may have been sent on a cursor, when an exception has come.
+    """Tell, after an exception, whether a statement may have been sent on a cursor.
 
-    psycopg2 notes the statement immediately before it sends it. With psycopg 3 nothing public tells
-    until the answer is there.
+    psycopg2 sets ``cursor.query`` immediately before it sends the statement. psycopg 3 shows
+    nothing until the answer is there, so the statement may have been sent.
 
     :param cursor: The cursor; ``None`` while the statement was being prepared.
     """

@@ -1,13 +1,13 @@
 """How a write outside a transaction is stored: the one mechanism for all writes.
 
 **A write outside begins a transaction. It ends with the call, or with commit(), rollback() or
-close().** It ends with one of these three in sessions with ``begin_on_write=True``, and where a
-stock bind has joined the transaction, whose end SQLAlchemy leaves to commit() in any case.
+close().** It ends with one of these three in sessions with ``begin_on_write=True``, and if a stock
+bind has joined the transaction, because SQLAlchemy keeps that open until then.
 
 A :class:`WritingCall` surrounds each call of a session that may write. A flush, and a call that may
 send several statements, ask the session's transaction for a connection, and that begins the
-transaction. A statement that is certain to be the only one goes straight to the connection, and
-stands alone.
+transaction. A statement that is certain to be the only one goes straight to the connection, in
+autocommit.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from .callbacks import Callback, after_end
 
 
 class Kind(Enum):
-    """What kind of call it is, for the end of the transaction that it begins."""
+    """What kind of call it is, which decides how the transaction that it begins ends."""
 
     COMMIT = "commit"
-    """``commit()``: ends the transaction in any mode; objects expire as ever."""
+    """``commit()``: ends the transaction also with ``begin_on_write=True``. Objects expire."""
 
     FLUSH = "flush"
     """``flush()``: before COMMIT, what listeners have changed meanwhile is flushed, too. Objects do
     not expire: nobody has asked for a commit, and the objects are in use."""
 
     STATEMENT = "statement"
-    """``execute()`` and the like, which write without objects: COMMIT leaves alone what still waits
-    in the session, and calls no listener of the session, who would take that for stored."""
+    """``execute()`` and the like, which write without objects: if changes still wait in the
+    session, COMMIT does not flush them, and calls no listener of the session."""
 
     ALONE = "alone"
     """A bulk call, or ``store_alone()``: as STATEMENT, and a failure leaves all objects as they
-    are, so that what waits goes on waiting."""
+    are, so that pending changes stay pending."""
 
 
 class WritingCall(AbstractContextManager["WritingCall"]):
@@ -73,11 +73,11 @@ class WritingCall(AbstractContextManager["WritingCall"]):
         self.deleted: list[object] = []
         """The objects whose rows it has deleted."""
         self.on_commit: list[Callback] = []
-        """What is called after it, unless it fails. If it begins a transaction, these go there."""
+        """Called after it, unless it fails. If it begins a transaction, that gets them."""
         self.on_rollback: list[Callback] = []
-        """What is called after it, if it fails. If it begins a transaction, these go there."""
+        """Called after it, if it fails. If it begins a transaction, that gets them."""
 
-    def __enter__(self) -> WritingCall:  # noqa: PYI034  # or the one around it
+    def __enter__(self) -> WritingCall:  # noqa: PYI034  # may be the WritingCall around it
         around: WritingCall | None = self._session.writing_call
         if around is not None:
             return around
@@ -100,8 +100,8 @@ class WritingCall(AbstractContextManager["WritingCall"]):
             finally:
                 session.writing_call = None
         if self.deleted and not failed and self.kind is not Kind.COMMIT and session.is_outside:
-            # Their rows are gone for good. SQLAlchemy's commit() expunges such objects, too, but
-            # only with expire_on_commit.
+            # Already committed: a later rollback() must not revive these objects. SQLAlchemy's
+            # commit() expunges deleted objects, too, but only with expire_on_commit.
             session.let_go(self.deleted)
 
     def note_begin(self, transaction: OptInSessionTransaction) -> None:
@@ -121,7 +121,7 @@ class WritingCall(AbstractContextManager["WritingCall"]):
             return  # commit() has ended it
         if transaction is not self.transaction:
             if not failed and session.is_outside:
-                transaction.close()  # it has only noted changed objects; what was sent is committed
+                transaction.close()  # it has only noted changes; what was sent is committed already
         elif not transaction.has_ours() and (transaction.has_stock() or transaction.is_active):
             session.leave_to_stock(transaction)
         elif self.kind is not Kind.COMMIT and (session.begins_on_write or transaction.has_stock()):

@@ -19,13 +19,13 @@ class WritingSession(SessionStates):
     """A session that surrounds each call that may write with a :class:`.WritingCall`."""
 
     def flush(self, objects: Any = None) -> None:
-        """Store what is waiting. Outside it is one transaction, committed when the call returns.
+        """Send pending changes. Outside, they are one transaction, committed when it returns.
 
-        Outside, one INSERT or UPDATE is sent alone if that is all.
+        Outside, if one object is all that is stored, its INSERT or UPDATE is sent alone.
 
-        With ``begin_on_write=True`` it begins the transaction outside, which stays open.
+        With ``begin_on_write=True`` it begins a transaction outside, which stays open.
 
-        :param objects: Store these alone. Deprecated since SQLAlchemy 2.1.
+        :param objects: Flush these alone. Deprecated since SQLAlchemy 2.1.
         :raises Exception: what the database says. Outside, nothing is stored then, and the
             session is usable at once.
         """
@@ -64,11 +64,11 @@ class WritingSession(SessionStates):
     if not TYPE_CHECKING:  # the overloads of the base class say it better
 
         def execute(self, statement, params=None, **kwargs):
-            """Execute a statement; outside it stands alone, see :meth:`.OptInConnection.execute`.
+            """Execute a statement; outside it is sent alone and stored at once.
 
-            Outside, a call that may send several writing statements is one transaction, all or
-            nothing. So is a write before which SQLAlchemy flushes what waits: two writes keep
-            their order.
+            See :meth:`.OptInConnection.execute`. Outside, a call that may send several writing
+            statements is one transaction, all or nothing. If SQLAlchemy flushes pending changes
+            before a write, the flush and the write are one transaction, and keep their order.
             """
             if self._state is INSIDE or (statement.__class__ is Select and self.is_clean()):
                 return super().execute(statement, params, **kwargs)
@@ -99,7 +99,10 @@ class WritingSession(SessionStates):
                 return super().scalars(statement, params, **kwargs)
 
     def _writing(self, statement: Any, params: Any, kwargs: dict[str, Any]) -> WritingCall | None:
-        """Return what surrounds one statement outside, if it may write."""
+        """Return the :class:`.WritingCall` for a statement outside; ``None`` if it needs none.
+
+        A statement needs none if it is the only one that is sent, or does not write.
+        """
         if not getattr(statement, "is_dml", False):
             if not isinstance(params, (list, tuple)) and (
                 self.is_clean() or not _writes(statement)
@@ -145,10 +148,10 @@ class WritingSession(SessionStates):
         return WritingCall(self, Kind.ALONE if self.is_outside else Kind.STATEMENT)
 
     def store_alone(self, objects: Collection[object]) -> None:
-        """Store these objects alone; outside, a failure leaves all else as it is.
+        """Store these objects alone; outside, a failure leaves the session's other objects alone.
 
-        :param objects: Objects that wait; read after the ``before_flush`` listeners, so that a
-            collection may include what these change.
+        :param objects: New or changed objects. They are read after the ``before_flush`` listeners
+            were called, so that the collection may include what the listeners change.
         :raises Exception: what the database says.
         """
         with self._bulk():
@@ -160,7 +163,7 @@ class WritingSession(SessionStates):
         attribute_names: Iterable[str] | None = None,
         with_for_update: Any = None,
     ) -> None:
-        """As SQLAlchemy's.
+        """Refresh an object, as SQLAlchemy's session does.
 
         :raises sqlalchemy.exc.InvalidRequestError: for ``with_for_update`` outside. Nothing is
             sent, and changes to the object are kept.
@@ -180,7 +183,7 @@ class WritingSession(SessionStates):
 
 
 def _writes(statement: Any) -> bool:
-    """Tell whether a statement writes, which is no ``insert()``, ``update()`` or ``delete()``."""
+    """Tell whether a statement other than ``insert()``, ``update()`` or ``delete()`` writes."""
     if isinstance(statement, TextClause):
         return evidently_writes(str(statement))
     return any(getattr(part, "is_dml", False) for part in visitors.iterate(statement))

@@ -1,4 +1,4 @@
-"""The fixtures give a filled database and a session of each kind."""
+"""Fixtures: a filled database, and a session of each kind."""
 
 from __future__ import annotations
 

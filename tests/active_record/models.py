@@ -1,4 +1,4 @@
-"""These models store themselves, and have all that an attribute can be."""
+"""Models that store themselves, with each kind of attribute that a model can have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the package relies on in SQLAlchemy's results and contexts, which no name there shows."""
+"""The package relies on this behaviour of SQLAlchemy's results and execution contexts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A store is a database with tables of each kind, and what a test asks of it."""
+"""A ``Store`` is a database with tables of each kind, and the helpers that a test calls on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors that are no race reach the caller, and wrong names are refused before anything is sent."""
+"""Errors that no race explains are raised, and wrong names are refused before anything is sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Listeners to the session, the mapper and the attributes hear of a new object."""
+"""Listeners to the session, the mapper and the attributes are called for a new object."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The private names of Flask and Flask-SQLAlchemy that the extension uses.
 
-They are in ``ext/flask/_private.py`` and nowhere else, and each has a test that fails by its name.
+They are in ``ext/flask/_private.py`` and nowhere else. Each has a test whose failure names it.
 """
 
 from __future__ import annotations

@@ -1,1 +1,4 @@
-"""``retry_transaction()``: what PostgreSQL asks to run again, and nothing else. Real conflicts."""
+"""``retry_transaction()`` runs again what PostgreSQL asks to, and nothing else.
+
+The conflicts are real ones, between two transactions.
+"""

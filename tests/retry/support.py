@@ -1,4 +1,4 @@
-"""These functions fail so many times, and are retried without waiting."""
+"""Functions that fail a given number of times, and are retried without waiting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each try finds its session as the first one did, and a session in a transaction is refused."""
+"""Each attempt finds the session as the first did, and a session in a transaction is refused."""
 
 # ruff: noqa: PT012  # what raises is the block of a transaction, which has several lines
 

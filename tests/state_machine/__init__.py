@@ -1,4 +1,4 @@
-"""The state machine: random steps of two sessions, and a model that says what must come of each.
+"""The state machine: random steps of two sessions, and a model that predicts the outcome of each.
 
 * ``tables.py``: the mapped classes;
 * ``model``: the contract of a session in plain Python;

@@ -1,4 +1,4 @@
-"""The driver's own connection behaves under ``isolate()`` as it does for real."""
+"""The driver's own connection works under ``isolate()`` as it does without it."""
 
 from __future__ import annotations
 

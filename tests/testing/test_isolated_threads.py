@@ -1,4 +1,4 @@
-"""Threads under ``isolate()`` have their transactions one after the other on one connection."""
+"""Under ``isolate()`` the transactions of several threads take turns on one connection."""
 
 from __future__ import annotations
 

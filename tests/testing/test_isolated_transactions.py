@@ -1,4 +1,4 @@
-"""Transactions, errors and constraints under ``isolate()`` are as they are for real."""
+"""Transactions, errors and constraints work under ``isolate()`` as they do without it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A program that runs under ``isolate()`` sees what it sees for real."""
+"""A program that runs under ``isolate()`` sees what it sees without it."""
 
 from __future__ import annotations
 

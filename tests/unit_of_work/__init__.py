@@ -1,1 +1,1 @@
-"""Units of work: a session for one block or call, which commits as a whole or not at all."""
+"""Units of work: each is a session for one block or call, and commits as a whole or not at all."""

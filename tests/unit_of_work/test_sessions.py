@@ -1,4 +1,4 @@
-"""A unit of work takes the session that somebody else has made, and knows scoped sessions."""
+"""A unit of work can use a session that already exists, and works with scoped sessions."""
 
 # ruff: noqa: SIM117  # what raises is the block of a unit, which has several lines
 

@@ -1,4 +1,4 @@
-"""The fixture notes what is called after the transactions of the session."""
+"""A fixture that notes which functions are called after the transactions of the session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The functions are called rightly when a connection is lost, and with several binds."""
+"""The right functions are called when a connection is lost, and with several binds."""
 
 # ruff: noqa: PT012, SIM117  # what raises is the block of a transaction, which has several lines
 

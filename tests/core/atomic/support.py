@@ -1,4 +1,4 @@
-"""After an atomic block the tests check that the session can be used."""
+"""What the tests of atomic blocks share: a check that the session can be used afterwards."""
 
 from __future__ import annotations
 

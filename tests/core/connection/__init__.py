@@ -1,1 +1,1 @@
-"""Tests of the connection of ``engine.connect()``, closer than the contract."""
+"""Tests of the connection of ``engine.connect()``, in more detail than ``tests/core/contract``."""

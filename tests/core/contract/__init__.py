@@ -1,4 +1,4 @@
-"""The contract, row by row, as it shows on the wire. The other tests of the core look closer.
+"""The contract row by row, checked by what is sent. Other tests of the core have the details.
 
 | # | situation |                                   | # | situation |
 |---|-----------|                                   |---|-----------|

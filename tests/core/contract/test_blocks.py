@@ -1,4 +1,4 @@
-"""Rows 2 to 6 of the contract are about transactions, savepoints and exceptions inside them."""
+"""Rows 2 to 6 of the contract are about transactions, savepoints, and exceptions inside them."""
 
 # ruff: noqa: PT012, SIM117  # what raises is the block of a transaction, which has several lines
 

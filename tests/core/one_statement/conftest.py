@@ -1,4 +1,4 @@
-"""The fixtures give the tables, and the engines and sessions on them."""
+"""Fixtures: an engine on the tables of ``models.py``, and sessions of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models in whose flush there is more than one statement, or somebody who could tell."""
+"""Models that a flush stores with one statement, and models for which it sends more."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What differs where a transaction is one statement: what comes after it can't undo it.
+"""If a transaction is one statement, an error that comes after the statement can't undo it.
 
-The docs name each of these. Where somebody listens, so that BEGIN and COMMIT are sent, nothing of
-it is stored.
+The page about writing names each of these cases. Each test runs twice: with the statement alone,
+which stays stored, and with a listener, so that BEGIN is sent and nothing is stored.
 """
 
 # ruff: noqa: PT012, PT031  # what raises or warns is the end of a block

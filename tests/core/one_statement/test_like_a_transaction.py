@@ -1,12 +1,12 @@
-"""The same changes come to the same, whether a transaction is one statement or BEGIN and COMMIT.
+"""The same changes have the same outcome, with one statement alone and with BEGIN and COMMIT.
 
-Hypothesis chooses the changes, and how each transaction ends. They are done in two schemas of one
-database: in one of them somebody listens to the begin, so that BEGIN and COMMIT are always sent.
-After each transaction these have to agree: the rows, the results and errors, the states of the
-objects and the values they hold, and the events and functions that were called. And the wire never
-shows two writing statements of one transaction outside BEGIN and COMMIT.
+Hypothesis chooses the changes, and what begins and ends each transaction. The changes are made in
+two schemas of one database. The engine of the second schema has a listener to ``begin``, so that
+BEGIN and COMMIT are always sent there. After each transaction the two have to agree in the rows,
+the results and errors, the states and values of the objects, and the events and functions that were
+called. No transaction may send two writing statements outside BEGIN and COMMIT.
 
-``ONE_STATEMENT_EXAMPLES=5000 ONE_STATEMENT_SEED=7 pytest`` of this file runs more of it.
+``ONE_STATEMENT_EXAMPLES=5000 ONE_STATEMENT_SEED=7 pytest`` with this file tries more examples.
 """
 
 from __future__ import annotations

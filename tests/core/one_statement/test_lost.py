@@ -1,4 +1,4 @@
-"""A connection that is lost before the one statement, during it, or with the answer to it."""
+"""A connection is lost before the one statement, during it, or with the answer to it."""
 
 from __future__ import annotations
 

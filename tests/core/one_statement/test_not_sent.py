@@ -1,4 +1,4 @@
-"""Where one statement would not be the same as a transaction, BEGIN and COMMIT are sent."""
+"""BEGIN and COMMIT are sent if one statement alone would not be the same, or might not be."""
 
 # ruff: noqa: PT012  # what raises is the end of a block
 

@@ -1,4 +1,4 @@
-"""A transaction whose last flush sends its only statement is that statement, on the wire."""
+"""The statement is sent alone if the last flush of a transaction sends the only one."""
 
 # ruff: noqa: PT012  # what raises is the end of a block
 

@@ -1,1 +1,1 @@
-"""Where a session's reads go, shown by a replica that is real and stands still when it has to."""
+"""Which server a session reads from, tested with a real replica whose replay can be paused."""

@@ -1,4 +1,4 @@
-"""The tests open engines with replicas, and see where a read goes."""
+"""What the tests of replicas share: engines with replicas, and which server a read goes to."""
 
 from __future__ import annotations
 

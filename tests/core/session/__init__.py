@@ -1,1 +1,1 @@
-"""Tests of the session, closer than the contract."""
+"""Tests of the session, in more detail than ``tests/core/contract``."""

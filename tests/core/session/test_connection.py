@@ -1,4 +1,4 @@
-"""A session hands out its connection, is given one, or has one whose server process is killed."""
+"""A session hands out its connection, is bound to one, or has one that the server has closed."""
 
 # ruff: noqa: PT012, SIM117  # what raises is the block of a transaction, which has several lines
 

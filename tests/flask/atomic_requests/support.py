@@ -1,4 +1,4 @@
-"""A house is an application with one kind of session, whose requests the tests send."""
+"""A ``House`` is an application with one kind of session; the tests send requests to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can not be atomic is refused with an error that says why."""
+"""``atomic_requests()`` and its marks refuse what can't be atomic, with an error that says why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Its method, its application and its blueprint decide whether a request is atomic."""
+"""The method, the application and the blueprint of a request decide whether it is atomic."""
 
 from __future__ import annotations
 

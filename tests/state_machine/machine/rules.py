@@ -1,6 +1,6 @@
 """The rules by which Hypothesis chooses the steps.
 
-They are few, with many kinds each, so that it comes to all of them.
+There are few rules, with many kinds of steps each, so that Hypothesis comes to all of them.
 """
 
 from __future__ import annotations

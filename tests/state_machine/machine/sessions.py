@@ -1,4 +1,4 @@
-"""The two sessions, the model of each, and how both do the same."""
+"""The two sessions, the model of each, and how a session and its model take the same step."""
 
 from __future__ import annotations
 

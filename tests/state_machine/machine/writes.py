@@ -1,4 +1,4 @@
-"""Steps: writes past the objects."""
+"""Steps: statements that write without objects of the session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A session by the contract: outside or inside, what takes it inside, and what is sent."""
+"""The model of a session: outside or inside, what takes it inside, and what is sent."""
 
 from __future__ import annotations
 

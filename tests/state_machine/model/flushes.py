@@ -1,4 +1,4 @@
-"""A session by the contract: its unit of work."""
+"""The model of a session: its unit of work."""
 
 from __future__ import annotations
 

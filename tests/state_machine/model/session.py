@@ -1,4 +1,4 @@
-"""A session by the contract: its objects, and with its bases the whole of it."""
+"""The model of a session: its objects, and in the base classes all the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A session by the contract: its transactions and savepoints."""
+"""The model of a session: its transactions and savepoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A session by the contract: the rows that it writes."""
+"""The model of a session: the rows that it writes."""
 
 from __future__ import annotations
 
