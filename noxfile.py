@@ -62,6 +62,7 @@ CORE = [
     "tests/flask/test_misuse.py",
     "tests/flask/test_options.py",
     "tests/flask/test_private_names.py",
+    "tests/flask/test_track_modifications.py",
     "tests/flask/test_yardstick.py",
     "tests/test_declarative.py",
 ]

@@ -123,7 +123,7 @@ class OptInSession(HasAtomic, WritingSession):
     def commit(self) -> None:
         """Commit the transaction. Outside, store all that is waiting in a transaction of its own.
 
-        If all of the transaction is one INSERT or UPDATE, that is sent alone.
+        If one new or changed object is all of the transaction, its INSERT or UPDATE is sent alone.
 
         :raises Exception: what the database says. Outside, nothing is stored then, and the
             session is usable at once. With ``begin_on_write=True`` it needs a ``rollback()``
