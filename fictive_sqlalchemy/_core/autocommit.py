@@ -46,6 +46,10 @@ _UNTOUCHED = (True, None, None, None)
 _HAS_POLL = hasattr(select, "poll")  # Windows has none
 
 
+# In autocommit, without a level and flags.
+_NO_FLAGS = (True, None, None, None)
+
+
 class Switch:
     """Takes connections out of autocommit and back, with any dialect that offers AUTOCOMMIT.
 
@@ -53,9 +57,6 @@ class Switch:
 
     :param dialect: The dialect of the engine.
     """
-
-    has_met_flags = False
-    """Whether a connection had a level or flags when it was made: its transactions have these."""
 
     def __init__(self, dialect: Dialect) -> None:
         self.dialect: Any = dialect
@@ -224,10 +225,14 @@ class PsycopgSwitch(Switch):
         return bool(connection.closed)
 
     def started_with(self, connection: Any) -> Any:
-        flags = self._flags(connection)[1:]
-        if flags != (None, None, None):
-            self.has_met_flags = True
-        return (True, *flags)
+        return (True, *self._flags(connection)[1:])
+
+    def has_flags(self, connection: Any) -> bool:
+        """Tell whether a transaction would have a level or flags that the driver sends with BEGIN.
+
+        :param connection: The DBAPI connection, in autocommit.
+        """
+        return bool(self._flags(connection) != _NO_FLAGS)
 
     def reset(self, connection: Any, started_with: Any = _UNTOUCHED) -> None:
         status = self._status(connection)

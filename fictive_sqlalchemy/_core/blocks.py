@@ -320,8 +320,8 @@ class OptInSessionTransaction(Block):
     is_last_flush: bool = False
     """Whether the next flush, or the current one, is the last of the transaction."""
 
-    stands_alone: bool = False
-    """Whether its last flush sends one statement, without BEGIN and COMMIT."""
+    alone: OptInConnection | None = None
+    """The connection on which its last flush sends one statement, without BEGIN and COMMIT."""
 
     has_stood_alone: bool = False
     """Whether the server has executed that statement, which has stored the transaction."""
@@ -358,7 +358,7 @@ class OptInSessionTransaction(Block):
 
     def has_ours(self) -> bool:
         """Tell whether a bind of :func:`.create_engine` has joined."""
-        return self.stands_alone or any(map(self._is_opt_in, self.begun_on))
+        return self.alone is not None or any(map(self._is_opt_in, self.begun_on))
 
     def has_stock(self) -> bool:
         """Tell whether a bind that :func:`.create_engine` has not made has joined."""
@@ -407,6 +407,11 @@ class OptInSessionTransaction(Block):
         self.hand_over_callbacks()
         self.close()
 
+    def _join_with(self, alone: OptInConnection) -> None:
+        """Have a connection begin after all, because another bind takes part."""
+        if alone.is_standing_alone() and not self.has_stood_alone:
+            alone.join_instead()
+
     def _may_stand_alone(self, connection: OptInConnection) -> bool:
         """Have a connection send the one statement of the last flush, if that is all there is."""
         if not self.is_last_flush:
@@ -417,11 +422,13 @@ class OptInSessionTransaction(Block):
             return False
         if not is_one_statement(session, connection, session.flushed_alone):
             return False
-        self.stands_alone = True
+        self.alone = connection
         connection.stand_alone(self)
         return True
 
     def provide_connection(self, bind: Any, execution_options: Any) -> Connection:
+        if self.alone is not None and bind is not self.alone.engine:
+            self._join_with(self.alone)
         if not isinstance(bind, OptInEngine):
             if self.options is not DEFAULT:
                 execution_options = join_options(self.options) | dict(execution_options or {})

@@ -110,6 +110,8 @@ class OptInConnection(TransactingConnection):
                 is still in the transaction that was lost with it. On a new connection, what a
                 cursor sends would be committed at once.
             """
+            if self._phase is STANDALONE:
+                self.join_instead()  # what a cursor sends belongs to the transaction
             self.is_seen = True
             if self.held is None and self.get_transaction() is None:
                 self._refuse_if_ended()
@@ -279,6 +281,13 @@ class OptInConnection(TransactingConnection):
         """Tell whether it is in a transaction that is one statement, sent already or not."""
         return self._phase is STANDALONE
 
+    def join_instead(self) -> None:
+        """Join the transaction with BEGIN after all: the statement is not the only one."""
+        # Not by the session, which may be about to set a savepoint.
+        transaction: Any = self.session_transaction
+        self.end_standing_alone()
+        transaction.provide_connection(self.engine, None)
+
     def end_standing_alone(self) -> None:
         """Leave the session's transaction; the server has none, so nothing is sent."""
         self.session_transaction = None
@@ -288,13 +297,11 @@ class OptInConnection(TransactingConnection):
         self, call: Callable[..., Any], statement: Any, parameters: Any, execution_options: Any
     ) -> Any:
         transaction: TransactionOfOneStatement = cast(Any, self.session_transaction)
-        owner = self.owner
-        if owner is not None and (
-            self._has_sent or self._under_way or not getattr(statement, "is_dml", False)
-        ):
-            # It is not the only statement: for example, a column's default sends SQL first.
-            self.end_standing_alone()
-            owner.join(self)
+        # With this option, which nobody else gives, a flush sends its own statements.
+        is_of_flush = "compiled_cache" in (execution_options or ())
+        if self._has_sent or self._under_way or not is_of_flush:
+            # It is not the only one: a default of a column sends SQL before it, for example.
+            self.join_instead()
             return self._send_inside(call, statement, parameters, execution_options)
         self.live_connection()
         self._under_way += 1

@@ -26,11 +26,15 @@ _SESSION_EVENTS = (
     "after_flush",
     "after_flush_postexec",
     "after_begin",
+    "after_transaction_end",
     "pending_to_persistent",
 )
 _MAPPER_EVENTS = ("before_insert", "after_insert", "before_update", "after_update")
-_CLASS_EVENTS = ("refresh_flush",)
-_CONNECTION_EVENTS = ("begin", "commit", "rollback", "before_execute", "before_cursor_execute")
+_CLASS_EVENTS = ("refresh_flush", "expire")
+_CONNECTION_EVENTS = (
+    *("begin", "commit", "rollback"),
+    *("before_execute", "after_execute", "before_cursor_execute", "after_cursor_execute"),
+)
 _DIALECT_EVENTS = ("do_execute",)
 
 _OURS = __name__.partition(".")[0] + "."
@@ -56,14 +60,15 @@ def is_one_statement(session: Any, connection: Any, only: Collection[object] | N
                                                             ``committed_state``
     a relationship has changed, unless it is many-to-one    ``committed_state``, the direction, the
     and leads to a stored object; the object is an orphan   cascade
+    an object has changed whose rows others may follow      ``passive_updates=False``
     the flush reads what the server has made: after         ``eager_defaults``, the version's
     an UPDATE, as a version, before an INSERT               generator, ``Table.implicit_returning``
     a listener is registered for the begin or the end of    ``dispatch``; listeners of this package
     the transaction, the flush, the object in the flush,    do not count
-    or the moment before the statement
-    the transaction has an isolation level or flags, from   ``transaction_options``, and what the
-    itself, from the engine (as ``read_only_outside``), or  driver's connections started with
-    from a ``connect`` listener
+    or the statement
+    the transaction has an isolation level or flags, from   ``transaction_options``, and the flags
+    itself, from the engine (as ``read_only_outside``), or  of the driver's connection
+    from a listener of the pool
     somebody has begun a transaction on the connection,     ``get_transaction()``
     to roll it back after a test
     a two-phase commit; shards; an overridden ``flush()``   the session
@@ -71,8 +76,9 @@ def is_one_statement(session: Any, connection: Any, only: Collection[object] | N
     the driver is not psycopg2 or psycopg 3                 ``dialect.driver``
     ======================================================  ========================================
 
-    A column's default that sends SQL is not among them, because it is noticed only when it sends:
-    then the transaction begins before that, see ``OptInConnection``. ``retry_transaction()`` always
+    What sends SQL during the flush, such as a column's default, is not among them, because it is
+    noticed only when it sends: then the transaction begins before that, see
+    ``OptInConnection.join_instead()``. ``retry_transaction()`` always
     has BEGIN and COMMIT: it flushes before ``commit()``, to know how many binds will be committed.
 
     :param session: The session.
@@ -84,10 +90,10 @@ def is_one_statement(session: Any, connection: Any, only: Collection[object] | N
         engine.dialect.driver not in PSYCOPG
         or connection.get_transaction() is not None
         or connection.transaction_options is not DEFAULT
-        or engine.switch.has_met_flags
+        or engine.switch.has_flags(connection.taken.dbapi_connection)
         or session.twophase
         or session.connection_callable is not None
-        or not _is_ours(session.flush)
+        or getattr(session.flush, "__func__", None) is not session.own_flush.__func__
         or isinstance(engine.pool, (StaticPool, SingletonThreadPool))
     ):
         return False
@@ -167,6 +173,8 @@ def _fits(state: Any) -> bool:
     if not shape.has_one_table or (any(shape.rules) and is_orphan(state)):
         return False
     is_new = state.key is None
+    if not is_new and not all(each.passive_updates for each in state.mapper.relationships):
+        return False  # other rows may follow what has changed
     for name in state.committed_state:
         if name in shape.plain:
             continue

@@ -106,6 +106,8 @@ class TransactingConnection(ConnectionHooks):
 
         :raises sqlalchemy.exc.InvalidRequestError: if the connection is in a transaction.
         """
+        if self._phase is STANDALONE:
+            self.join_instead()
         if self.get_transaction() is not None:
             return super().begin()  # which raises SQLAlchemy's own error
         if self.transaction_options.isolation_level == "AUTOCOMMIT":
@@ -114,6 +116,8 @@ class TransactingConnection(ConnectionHooks):
 
     def begin_nested(self) -> NestedTransaction:
         """Set a SAVEPOINT; outside there is nothing to nest in, so it is :meth:`begin`."""
+        if self._phase is STANDALONE:
+            self.join_instead()
         if self.get_transaction() is None:
             return cast(NestedTransaction, self.begin())
         return OptInNestedTransaction(self)
@@ -124,6 +128,8 @@ class TransactingConnection(ConnectionHooks):
         :param xid: Its id; one is made up if it is left out.
         :raises sqlalchemy.exc.InvalidRequestError: if the connection is in a transaction.
         """
+        if self._phase is STANDALONE:
+            self.join_instead()
         if self.get_transaction() is not None:
             return super().begin_twophase(xid)  # which raises SQLAlchemy's own error
         return OptInTwoPhaseTransaction(self, xid or self.dialect.create_xid())
@@ -152,6 +158,10 @@ class TransactingConnection(ConnectionHooks):
         if rest:
             super().execution_options(**rest)
         return self
+
+    def join_instead(self) -> None:
+        """Join the session's transaction, which is not one statement after all."""
+        raise NotImplementedError
 
     def has_sent_nothing(self) -> bool:
         """Tell whether the open transaction has sent nothing yet, not even BEGIN."""
@@ -280,7 +290,9 @@ class TransactingConnection(ConnectionHooks):
     def before_error(self, error: BaseException, statement: Any, cursor: Any, context: Any) -> None:
         held = self.held
         if self._phase is STANDALONE:
-            self._may_be_stored = held is None or _may_have_sent(cursor)
+            self._may_be_stored = held is None or (
+                self._is_loss(error, cursor) and _may_have_sent(cursor)
+            )
         if held is None:
             return
         if self.engine.switch.is_busy(held.dbapi_connection):
@@ -347,7 +359,7 @@ class TransactingConnection(ConnectionHooks):
         """
         if not left.may_be_held or not self.is_held_by_user():
             warn(left)
-        if left.rolls_back and self._phase is not RESTING:
+        if left.rolls_back and self._phase not in (RESTING, STANDALONE):
             self.leaves_something = True
         else:
             self.taken.info[LEFT_BEHIND] = True

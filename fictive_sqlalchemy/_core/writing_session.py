@@ -46,6 +46,9 @@ class WritingSession(SessionStates):
             )
             flush(*arguments)
 
+    # For is_one_statement(): a flush() of the user's own may send more.
+    own_flush = flush
+
     def _note_failure(self, error: BaseException) -> None:
         innermost = self.innermost()
         if innermost is not None and not innermost.is_active:
