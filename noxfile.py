@@ -29,46 +29,27 @@ WORKERS = str(min(os.cpu_count() or 1, 4))
 PATIENCE = 30.0
 
 
-# Tests that depend on the driver and on SQLAlchemy. They run in each combination of the two.
-CORE = [
-    "tests/core/connection",
+# The contract, which each driver keeps on each line of SQLAlchemy.
+CONTRACT = [
     "tests/core/contract",
     "tests/core/one_statement",
-    "tests/core/replicas",
-    "tests/core/session",
-    "tests/core/test_autocommit.py",
     "tests/core/test_begin_on_write.py",
     "tests/core/test_begin_on_write_engines.py",
-    "tests/core/test_connections_given_back.py",
     "tests/core/test_connections_handed_out.py",
-    "tests/core/test_engine.py",
-    "tests/core/test_errors_inside.py",
     "tests/core/test_lost_causes.py",
     "tests/core/test_lost_servers.py",
     "tests/core/test_prepared.py",
     "tests/core/test_private_names.py",
     "tests/core/test_relied_on.py",
-    "tests/core/test_read_only.py",
     "tests/core/test_server_state.py",
-    "tests/core/test_threads.py",
-    "tests/core/test_transactions.py",
-    "tests/core/test_two_binds.py",
     "tests/core/test_writes.py",
-    "tests/find_or_create",
+    "tests/find_or_create/test_races.py",
     "tests/flask/test_begin_on_write.py",
-    "tests/flask/test_binds.py",
-    "tests/flask/test_extension.py",
-    "tests/flask/test_filter_by_or_create.py",
-    "tests/flask/test_misuse.py",
-    "tests/flask/test_options.py",
     "tests/flask/test_private_names.py",
-    "tests/flask/test_track_modifications.py",
     "tests/flask/test_yardstick.py",
-    "tests/test_declarative.py",
 ]
 
-
-# Tests that depend on the version of the server. They also run on PostgreSQL 16.
+# What depends on the version of the server.
 SERVER = [
     "tests/core/contract",
     "tests/core/replicas",
@@ -81,29 +62,33 @@ SERVER = [
     "tests/test_wire.py",
 ]
 
-# Tests of CORE that take long. The two combinations that run everything have each driver and each
-# line already, so the other two leave these out.
-LONG = [
-    "tests/core/one_statement/test_like_a_transaction.py",
-    "tests/core/test_autocommit.py::test_an_interruption_at_any_line_leaves_nothing_behind",
+# What depends on no driver and on no line of SQLAlchemy: it runs once.
+ONCE = [
+    "tests/celery",
+    "tests/neighbours",
+    "tests/test_benchmarks.py",
+    "tests/test_docs.py",
+    "tests/test_example_bank.py",
+    "tests/test_house.py",
+    "tests/test_how_it_works.py",
+    "tests/test_postgres_server.py",
+    "tests/test_pytest_plugin.py",
+    "tests/test_scripts.py",
+    "tests/test_troubleshooting.py",
 ]
 
 
 def chosen(session: nox.Session, driver: str, line: str) -> list[str]:
-    """Return pytest's arguments that choose the tests of a combination, to save time.
+    """Return what pytest runs in a combination, so that the whole stays short.
 
-    psycopg2 on 2.1 runs everything. psycopg on 2.0 runs everything but the slow tests, which start
-    programs and do not depend on the driver. So all other tests run with each driver and on each
-    line. The other two combinations run CORE, without LONG.
-
-    :param driver: psycopg2 or psycopg.
-    :param line: The line of SQLAlchemy: 2.1 or 2.0.
+    Everything runs in one combination. What depends on the driver or on SQLAlchemy runs with the
+    other driver on the other line, too, and the contract in all four.
     """
     if session.posargs or (driver, line) == ("psycopg2", "2.1"):
         return []
     if (driver, line) == ("psycopg", "2.0"):
-        return ["-m", "not slow"]
-    return [*CORE, *(f"--deselect={test}" for test in LONG)]
+        return ["-m", "not slow", *(f"--ignore={tests}" for tests in ONCE)]
+    return [*CONTRACT, "--deselect=tests/core/one_statement/test_like_a_transaction.py"]
 
 
 def pytest(session: nox.Session, *arguments: str, python: str = "python", **env: str) -> None:
@@ -119,7 +104,7 @@ def pytest(session: nox.Session, *arguments: str, python: str = "python", **env:
 
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
-    """All tests with both drivers, on both lines of SQLAlchemy and PostgreSQL 18 and 16; lint."""
+    """What decides: both drivers, both lines of SQLAlchemy, PostgreSQL 18 and 16; lint."""
     for line in LINES:
         session.notify(f"postgres18(SQLAlchemy {line})")
     session.notify("postgres16")
