@@ -15,31 +15,11 @@ from sqlalchemy.orm import sessionmaker
 
 from fictive_sqlalchemy import TRANSACTION_CONNECTIONS, CommitOutcomeUnknown, OptInSession
 from tests.core.one_statement.models import Club
+from tests.core.one_statement.ways import Way, atomic, block, commit, flush
 from tests.library import Onlooker, sent
 from tests.wire import Message, WireProxy
 
-
-def block(session: OptInSession, change: Callable[[], object]) -> None:
-    with session.begin():
-        change()
-
-
-def atomic(session: OptInSession, change: Callable[[], object]) -> None:
-    with session.atomic():
-        change()
-
-
-def flush(session: OptInSession, change: Callable[[], object]) -> None:
-    change()
-    session.flush()
-
-
-def commit(session: OptInSession, change: Callable[[], object]) -> None:
-    change()
-    session.commit()
-
-
-WAYS: dict[str, Callable[[OptInSession, Callable[[], object]], None]] = {
+WAYS: dict[str, Way] = {
     "block": block,
     "atomic": atomic,
     "flush": flush,

@@ -26,42 +26,19 @@ from tests.core.one_statement.models import (
     Room,
     Versioned,
 )
+from tests.core.one_statement.ways import (
+    Way,
+    atomic,
+    begin_commit,
+    block,
+    commit,
+    flush,
+    nested,
+)
 from tests.library import Onlooker, sent
 from tests.wire import WireProxy
 
-
-def block(session: OptInSession, change: Callable[[], object]) -> None:
-    with session.begin():
-        change()
-
-
-def nested(session: OptInSession, change: Callable[[], object]) -> None:
-    with session.begin_nested():
-        change()
-
-
-def atomic(session: OptInSession, change: Callable[[], object]) -> None:
-    with session.atomic():
-        change()
-
-
-def begin_commit(session: OptInSession, change: Callable[[], object]) -> None:
-    session.begin()
-    change()
-    session.commit()
-
-
-def flush(session: OptInSession, change: Callable[[], object]) -> None:
-    change()
-    session.flush()
-
-
-def commit(session: OptInSession, change: Callable[[], object]) -> None:
-    change()
-    session.commit()
-
-
-WAYS: dict[str, Callable[[OptInSession, Callable[[], object]], None]] = {
+WAYS: dict[str, Way] = {
     "block": block,
     "begin_nested": nested,
     "atomic": atomic,
