@@ -46,10 +46,6 @@ _UNTOUCHED = (True, None, None, None)
 _HAS_POLL = hasattr(select, "poll")  # Windows has none
 
 
-# In autocommit, without a level and flags.
-_NO_FLAGS = (True, None, None, None)
-
-
 class Switch:
     """Takes connections out of autocommit and back, with any dialect that offers AUTOCOMMIT.
 
@@ -232,7 +228,7 @@ class PsycopgSwitch(Switch):
 
         :param connection: The DBAPI connection, in autocommit.
         """
-        return bool(self._flags(connection) != _NO_FLAGS)
+        return bool(self._flags(connection) != _UNTOUCHED)
 
     def reset(self, connection: Any, started_with: Any = _UNTOUCHED) -> None:
         status = self._status(connection)

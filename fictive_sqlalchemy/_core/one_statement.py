@@ -78,8 +78,8 @@ def is_one_statement(session: Any, connection: Any, only: Collection[object] | N
 
     What sends SQL during the flush, such as a column's default, is not among them, because it is
     noticed only when it sends: then the transaction begins before that, see
-    ``OptInConnection.join_instead()``. ``retry_transaction()`` always
-    has BEGIN and COMMIT: it flushes before ``commit()``, to know how many binds will be committed.
+    ``OptInConnection.join_instead()``. ``retry_transaction()`` always has BEGIN and COMMIT: it
+    flushes before ``commit()``, to know how many binds will be committed.
 
     :param session: The session.
     :param connection: The session's connection to the bind that the flush has asked for.
