@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, cast
-from weakref import WeakKeyDictionary
 
 import sqlalchemy
 from flask import Flask, has_app_context
-from flask.ctx import AppContext
-from flask_sqlalchemy.session import Session as FlaskSession
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -23,10 +20,12 @@ from ...scoped_session import OptInScopedSession
 from ...testing import isolate
 from ._private import current_app_context, record_queries_of
 from .atomic_requests import AtomicRequestsMixin, atomic_requests_of
+from .binds import BindSession
+from .contexts import ContextRegistry
 from .declarative import DeclarativeBaseMixin
 
 
-class Session(OptInSession, FlaskSession):
+class Session(OptInSession, BindSession):
     """What ``db.session`` is made of: Flask-SQLAlchemy's session, which finds the bind by the
     model's bind key, with transactions that you opt in to.
 
@@ -104,7 +103,7 @@ class OptInTransactionMixin(HasAtomic, AtomicRequestsMixin, DeclarativeBaseMixin
         """
         options = dict(options or {})
         class_ = options.get("class_", Session)
-        bases = list(dict.fromkeys((OptInSession, class_, FlaskSession)))
+        bases = list(dict.fromkeys((OptInSession, class_, BindSession)))
         # A class that another one of them is derived from is not needed.
         needed = [base for base in bases if sum(issubclass(one, base) for one in bases) == 1]
         options["class_"] = (
@@ -115,9 +114,7 @@ class OptInTransactionMixin(HasAtomic, AtomicRequestsMixin, DeclarativeBaseMixin
         if not is_scoped_by_us:
             return OptInScopedSession(stock.session_factory, stock.registry.scopefunc)
         session = OptInScopedSession(stock.session_factory, current_app_context)
-        # The key is the context itself. An id() may be that of a later context, which would get the
-        # session of this one.
-        session.registry.registry = WeakKeyDictionary[AppContext, Any]()
+        session.registry = ContextRegistry(stock.session_factory, current_app_context)
         return session
 
     @contextmanager

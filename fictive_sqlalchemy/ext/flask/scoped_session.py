@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
 from flask import Flask, current_app, has_app_context
 from flask.ctx import AppContext
@@ -14,6 +14,7 @@ from werkzeug.local import LocalProxy
 from ...scoped_session import OptInScopedSession
 from ._private import current_app_context
 from .atomic_requests import AtomicRequestsMixin, atomic_requests_of
+from .contexts import ContextRegistry
 
 S = TypeVar("S", bound=Session)
 
@@ -36,9 +37,7 @@ class flask_scoped_session(AtomicRequestsMixin, OptInScopedSession[S]):
     ) -> None:
         self._apps: WeakSet[Flask] = WeakSet()
         super().__init__(cast("sessionmaker[S]", session_factory), self._scope)
-        # The key is the context itself. An id() may be that of a later context, which would get the
-        # session of this one.
-        self.registry.registry = WeakKeyDictionary[AppContext, S]()
+        self.registry = ContextRegistry(self.session_factory, self._scope)
         if app is not None:
             self.init_app(app)
 

@@ -1,0 +1,66 @@
+"""The engine of a mapped class, found faster than by Flask-SQLAlchemy's session."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from flask_sqlalchemy.session import Session as FlaskSession
+from sqlalchemy import Table
+from sqlalchemy.orm import Mapper
+
+from ._private import current_app_context
+
+
+class BindSession(FlaskSession):
+    """Flask-SQLAlchemy's session, which looks up the engines of its application once.
+
+    Each read asks for the engine of a mapped class. Flask-SQLAlchemy finds it by the bind key of
+    the class's table, and looks for the engines of the current application each time.
+
+    :param db: The extension.
+    :param kwargs: As Flask-SQLAlchemy's session takes them.
+    """
+
+    # Those of the application that was current at the last use.
+    _engines: Any = None
+    _app: Flask | None = None
+
+    def __init__(self, db: SQLAlchemy, **kwargs: Any) -> None:
+        super().__init__(db, **kwargs)
+        self._extension = db
+
+    def get_bind(
+        self, mapper: Any = None, clause: Any = None, bind: Any = None, **kwargs: Any
+    ) -> Any:
+        """Return the engine of a mapped class or a statement, the same as Flask-SQLAlchemy's.
+
+        :param mapper: The mapped class, or its mapper.
+        :param clause: The statement.
+        :param bind: The engine or connection, if the caller has chosen one.
+        :param kwargs: What else SQLAlchemy passes on.
+        """
+        if bind is None and isinstance(mapper, Mapper):
+            app = current_app_context().app
+            if app is not self._app:
+                self._note(app)
+            table: Any = mapper.local_table  # pyright: ignore[reportUnknownMemberType]
+            if self._engines is not None and isinstance(table, Table):
+                # The engine is not remembered: tests may put another one into `engines`.
+                engine = self._engines.get(table.metadata.info.get("bind_key", self))
+                if engine is not None:
+                    return engine
+        return super().get_bind(
+            mapper=mapper,  # pyright: ignore[reportUnknownArgumentType]
+            clause=clause,
+            bind=bind,
+            **kwargs,
+        )
+
+    def _note(self, app: Flask) -> None:
+        """Note the engines of an application, unless they may be others at each use."""
+        extension, self._engines = self._extension, None
+        if type(extension).engines is SQLAlchemy.engines:  # and not a property of its user's own
+            self._engines = extension.engines
+        self._app = app
