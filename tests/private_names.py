@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,16 @@ def is_private(name: str) -> bool:
     return name.startswith("_") and not name.endswith("__")
 
 
+def _assigned_in(node: ast.ClassDef) -> Iterator[str]:
+    for statement in node.body:
+        targets: list[ast.expr] = []
+        if isinstance(statement, ast.Assign):
+            targets = statement.targets
+        elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
+            targets = [statement.target]
+        yield from (target.id for target in targets if isinstance(target, ast.Name))
+
+
 def used_in(*paths: Path) -> set[str]:
     """Every name with a leading underscore that modules read, write, define, import or spell."""
     names: set[str] = set()
@@ -34,6 +45,8 @@ def used_in(*paths: Path) -> set[str]:
                 names.add(node.attr)
             elif isinstance(node, ast.FunctionDef):
                 names.add(node.name)
+            elif isinstance(node, ast.ClassDef):  # what is defined as an alias
+                names.update(_assigned_in(node))
             elif isinstance(node, ast.alias):
                 names.add(node.name.rpartition(".")[2])
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):

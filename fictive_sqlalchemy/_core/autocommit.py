@@ -43,9 +43,6 @@ _ANYTHING = TransactionOptions("ANY", True, True)
 _UNTOUCHED = (True, None, None, None)
 
 
-_HAS_POLL = hasattr(select, "poll")  # Windows has none
-
-
 class Switch:
     """Takes connections out of autocommit and back, with any dialect that offers AUTOCOMMIT.
 
@@ -122,7 +119,23 @@ class Switch:
 
         :param connection: The DBAPI connection.
         """
-        return bool(getattr(connection, "closed", False))
+        return bool(self.is_closed(connection))
+
+    def is_closed(self, connection: Any) -> Any:
+        """Tell whether the driver has closed a connection. Sends nothing.
+
+        :param connection: The DBAPI connection.
+        """
+        return getattr(connection, "closed", False)
+
+    def watch(self, connection: Any) -> Callable[[int], Any]:
+        """Return what tells whether the server has sent something that nobody has read.
+
+        It is called with 0, the milliseconds to wait. Make another one for another thread.
+
+        :param connection: The DBAPI connection, which is idle.
+        """
+        return bool
 
     def started_with(self, connection: Any) -> Any:
         """Return the flags that :meth:`reset` brings a connection back to.
@@ -156,18 +169,22 @@ class PsycopgSwitch(Switch):
         super().__init__(dialect)
         self._status: Callable[[Any], int]
         self._read: Callable[[Any], object]
+        is_closed: Callable[[Any], Any]
         if dialect.driver == "psycopg":
+            is_closed = attrgetter("pgconn.status")  # OK is 0, and BAD is 1
             self._status = attrgetter("pgconn.transaction_status")
             self._read = lambda connection: connection.pgconn.consume_input()
             self._flags = attrgetter("autocommit", "isolation_level", "read_only", "deferrable")
         else:
+            is_closed = attrgetter("closed")
             self._status = methodcaller("get_transaction_status")
             self._read = methodcaller("poll")
             self._flags = attrgetter("autocommit", "isolation_level", "readonly", "deferrable")
         if not TYPE_CHECKING:
-            # The status is 0 if the connection is idle. An alias, because each statement asks, and
-            # a Python function would be slower.
+            # Aliases, because each statement asks, and a Python function would be slower. The
+            # status is 0 if the connection is idle.
             self.has_begun = self._status
+            self.is_closed = is_closed
 
     def enter_autocommit(
         self, connection: Any, used: TransactionOptions = DEFAULT, started_with: Any = _UNTOUCHED
@@ -199,26 +216,29 @@ class PsycopgSwitch(Switch):
         return self._status(connection) == _ACTIVE
 
     def is_lost(self, connection: Any) -> bool:
-        if connection.closed:
+        if self.is_closed(connection):
             return True
-        descriptor = connection.fileno()
-        if _HAS_POLL:  # _has_something_to_read(), inlined because each statement comes here
-            poll = select.poll()
-            poll.register(descriptor, select.POLLIN)
-            if not poll.poll(0):
-                return False
-        elif not _has_something_to_read(descriptor):
+        has_input = self.watch(connection)
+        if not has_input(0):
             return False
-        if _peek(descriptor) in (b"", _ERROR_RESPONSE):
+        if _peek(connection.fileno()) in (b"", _ERROR_RESPONSE):
             return True
         try:
             # Either a notice or TLS data: let the driver read, which finds out whether the server
             # has closed the connection.
-            while _has_something_to_read(descriptor):
+            while has_input(0):
                 self._read(connection)
         except (self.dialect.loaded_dbapi.Error, OSError, ValueError):
             return True
-        return bool(connection.closed)
+        return bool(self.is_closed(connection))
+
+    def watch(self, connection: Any) -> Callable[[int], Any]:
+        descriptor = connection.fileno()
+        if hasattr(select, "poll"):  # Windows has none
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            return poll.poll
+        return lambda _: select.select([descriptor], [], [], 0)[0]
 
     def started_with(self, connection: Any) -> Any:
         return (True, *self._flags(connection)[1:])
@@ -270,14 +290,6 @@ def _peek(descriptor: int) -> bytes:
             return copy.recv(1, socket.MSG_PEEK)
         except OSError:  # it was reset
             return b""
-
-
-def _has_something_to_read(descriptor: int) -> bool:
-    if _HAS_POLL:
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        return bool(poll.poll(0))
-    return bool(select.select([descriptor], [], [], 0)[0])
 
 
 def switch_for(dialect: Dialect) -> Switch:

@@ -77,6 +77,9 @@ class Block(TransactionHooks):
     begun_on: frozenset[Connection] = frozenset()
     """The connections that have joined, one for each bind."""
 
+    is_last_flush: bool = False
+    """Whether the next flush, or the current one, is the last of the transaction or savepoint."""
+
     refusal: str = COMMIT_IN_BLOCK
     """The text of the error for a ``commit()`` inside its ``with`` block."""
 
@@ -106,17 +109,15 @@ class Block(TransactionHooks):
     # The ways to end
 
     def commit(self, *args: Any, **kwargs: Any) -> None:
+        session = self.session
+        if not session.callbacks.ending:
+            with after_end(session):
+                self.commit(*args, **kwargs)
+            return
         self.refuse_to_commit()
         if len(self.begun_on) > 1:
             self.look_before_commit()
-        session = self.session
-        if session.callbacks.ending:
-            self._commit(*args, **kwargs)
-        else:
-            with after_end(session):
-                self._commit(*args, **kwargs)
-
-    def _commit(self, *args: Any, **kwargs: Any) -> None:
+        self.is_last_flush = True
         try:
             super().commit(*args, **kwargs)
         except BaseException as error:
@@ -132,14 +133,10 @@ class Block(TransactionHooks):
 
     def close(self, invalidate: bool = False) -> None:
         session = self.session
-        if session.callbacks.ending:
-            self._close(invalidate)
-        else:
+        if not session.callbacks.ending:
             with after_end(session):
-                self._close(invalidate)
-
-    def _close(self, invalidate: bool) -> None:
-        session = self.session
+                self.close(invalidate)
+            return
         try:
             super().close(invalidate)
         except BaseException:
@@ -294,7 +291,10 @@ class Block(TransactionHooks):
         flush may fail after that.
         """
         self.is_open = False
-        if self._is_committed or self.is_stored():
+        if self._is_committed:
+            if self.on_commit or self.on_rollback:
+                self.hand_over_callbacks()
+        elif self.is_stored():
             self.hand_over_callbacks()
         else:
             self.session.callbacks.extend(self.on_rollback)
@@ -317,9 +317,6 @@ class OptInSessionTransaction(Block):
     stored_on: int = 0
     """On how many of its binds it is committed."""
 
-    is_last_flush: bool = False
-    """Whether the next flush, or the current one, is the last of the transaction."""
-
     alone: OptInConnection | None = None
     """The connection on which its last flush sends one statement, without BEGIN and COMMIT."""
 
@@ -335,7 +332,7 @@ class OptInSessionTransaction(Block):
     def look_before_commit(self) -> None:
         super().look_before_commit()
         for connection in self.joined:
-            transaction = connection.get_transaction()
+            transaction = connection.root_transaction
             if transaction is not None and connection.is_lost():
                 transaction.commit()  # which raises, before anything is stored
 
@@ -377,10 +374,6 @@ class OptInSessionTransaction(Block):
     def _is_opt_in(self, connection: Connection) -> bool:
         return isinstance(connection, OptInConnection) and connection.owner is self.session
 
-    def _commit(self, *args: Any, **kwargs: Any) -> None:
-        self.is_last_flush = True
-        super()._commit(*args, **kwargs)
-
     def commit_connections(self) -> None:
         """Commit what was sent, and leave the session's pending changes unflushed.
 
@@ -391,7 +384,7 @@ class OptInSessionTransaction(Block):
         """
         if len(self.begun_on) > 1:
             self.look_before_commit()
-        begun = [found for one in self.joined if (found := one.get_transaction()) is not None]
+        begun = [found for one in self.joined if (found := one.root_transaction) is not None]
         for transaction in begun:
             if isinstance(transaction, TwoPhaseTransaction):
                 transaction.prepare()
@@ -409,13 +402,15 @@ class OptInSessionTransaction(Block):
 
     def _join_with(self, alone: OptInConnection) -> None:
         """Have a connection begin after all, because another bind takes part."""
-        if alone.is_standing_alone() and not self.has_stood_alone:
+        if alone.is_standing_alone and not self.has_stood_alone:
             alone.join_instead()
 
-    def _may_stand_alone(self, connection: OptInConnection) -> bool:
+    def _is_alone(self, connection: OptInConnection) -> bool:
         """Have a connection send the one statement of the last flush, if that is all there is."""
-        if not self.is_last_flush:
+        if not self.is_active:
             return False
+        if connection.is_standing_alone or not self.is_last_flush:
+            return connection.is_standing_alone
         self.is_last_flush = False
         session = self.session
         if self.options is not DEFAULT or self.begun_on:
@@ -437,15 +432,16 @@ class OptInSessionTransaction(Block):
         if not self.joined and not session.is_inside:
             session.begin_implicitly()  # a flush, or a call that may send many statements
         connection: OptInConnection = session.borrow(bind)
-        if self.is_active and (connection.is_standing_alone() or self._may_stand_alone(connection)):
+        if connection in self.joined:
+            if self.is_active:
+                if execution_options and connection.has_sent_nothing():
+                    connection.give_options(**execution_options)
+                    execution_options = None
+                if not execution_options:
+                    return connection
+        elif self._is_alone(connection):
             return connection
-        if connection in self.joined and self.is_active:
-            if execution_options and connection.has_sent_nothing():
-                connection.give_options(**execution_options)
-                execution_options = None
-            if not execution_options:
-                return connection
-        if connection.get_transaction() is not None:
+        if connection.root_transaction is not None:
             return super().provide_connection(connection, execution_options)
         joined_before = connection.session_transaction
         options = connection.transaction_options
@@ -462,7 +458,7 @@ class OptInSessionTransaction(Block):
                 connection.put_options_back()
             # An exception came from a listener to after_begin, or from a signal handler. SQLAlchemy
             # may have begun the connection's transaction, and would forget it.
-            if (begun := connection.get_transaction()) is not None:
+            if (begun := connection.root_transaction) is not None:
                 begun.rollback()
             raise
         finally:

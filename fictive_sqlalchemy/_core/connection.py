@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol, cast
 from weakref import ref
 
@@ -16,6 +17,7 @@ from .autocommit import HELD_CURSORS, PSYCOPG, switch_for
 from .errors import NOTHING_STORED, close_lost_cursor, outcome_unknown
 from .forks import leave_connection_to_parent
 from .resting import RestingEngine
+from .sqlalchemy_private import overflow_of
 from .transacting import OPEN, RESTING, STANDALONE, TransactingConnection
 
 # A statement that may begin a transaction: https://www.postgresql.org/docs/current/sql-begin.html
@@ -169,7 +171,7 @@ class OptInConnection(TransactingConnection):
 
     if not TYPE_CHECKING:  # the overloads of the base class say it better
 
-        def execute(self, statement, parameters=None, *, execution_options=None):
+        def execute(self, statement, parameters=None, *, execution_options=None, _call=None):
             """Execute a statement; outside a transaction it is sent alone, and stored at once.
 
             Outside, many parameter sets are one transaction, all or nothing. With ``yield_per`` or
@@ -179,52 +181,68 @@ class OptInConnection(TransactingConnection):
             :raises sqlalchemy.exc.InvalidRequestError: for ``with_for_update`` outside, and for
                 a write in a read-only transaction. Nothing is sent.
             """
-            return self._send(super().execute, statement, parameters, execution_options)
+            # The others below send with this as well: one function less for each read of a session.
+            call = Connection.execute if _call is None else _call
+            if self._phase is not RESTING or self.root_transaction is not None:
+                if self._phase is STANDALONE:
+                    return self._send_standalone(call, statement, parameters, execution_options)
+                if self._phase is not OPEN or self.root_transaction is not None:
+                    return self._send_inside(call, statement, parameters, execution_options)
+                if self.session_transaction is None:
+                    self._end_interrupted()
+            if self.session_transaction is not None:
+                self._refuse_if_ended()
+            # Each statement comes here. So is_lost() is inlined, and what an attribute has is not
+            # called as a method, which would be slower.
+            held, switch, has_input = self.held, self.engine.switch, self._has_input
+            is_closed, has_begun = switch.is_closed, switch.has_begun
+            if (
+                held is None
+                or held is not self._watched
+                or has_input(0)
+                or is_closed(held.dbapi_connection)
+            ):
+                # Here, because SQLAlchemy would report a pool's error as that of the statement.
+                self.live_connection()
+            has_failed = True
+            self._under_way += 1  # a counter: loading a parameter's value may send a statement
+            try:
+                if isinstance(parameters, (list, tuple)) and _are_many(parameters):
+                    with self._transaction_around_call():
+                        return self._send_inside(call, statement, parameters, execution_options)
+                result = call(self, statement, parameters, execution_options=execution_options)
+                if isinstance(result, CursorResult) and result.cursor is not None:
+                    results = self._unread
+                    unread = results()
+                    if unread and unread[-1].cursor is not None:
+                        unread.note(result)
+                    elif unread is not None:  # the last one, if there is one, was read meanwhile
+                        unread[-1:] = (result,)
+                has_failed = False
+                return result
+            finally:
+                self._under_way -= 1
+                held = self.held
+                if held is not None and has_begun(held.dbapi_connection):
+                    self._end_begun_by_hand(statement, has_failed)
+                if self._owner is not None:
+                    pool = self.engine.pool
+                    if not isinstance(pool, QueuePool) or overflow_of(pool) >= 0:
+                        self.give_back_if_wanted()
 
         def scalar(self, statement, parameters=None, *, execution_options=None):
             """Execute a statement as :meth:`execute` does; return the first value."""
-            return self._send(super().scalar, statement, parameters, execution_options)
+            call = Connection.scalar
+            return self.execute(
+                statement, parameters, execution_options=execution_options, _call=call
+            )
 
         def exec_driver_sql(self, statement, parameters=None, execution_options=None):
             """Execute SQL in the driver's own form, as :meth:`execute` does."""
-            return self._send(super().exec_driver_sql, statement, parameters, execution_options)
-
-    def _send(
-        self, call: Callable[..., Any], statement: Any, parameters: Any, execution_options: Any
-    ) -> Any:
-        if self._phase is not RESTING or self.get_transaction() is not None:
-            if self._phase is STANDALONE:
-                return self._send_standalone(call, statement, parameters, execution_options)
-            if self._phase is not OPEN or self.get_transaction() is not None:
-                return self._send_inside(call, statement, parameters, execution_options)
-            if self.session_transaction is None:
-                self._end_interrupted()
-        if self.session_transaction is not None:
-            self._refuse_if_ended()
-        held = self.held
-        if held is None or self.engine.switch.is_lost(held.dbapi_connection):
-            # Here, because SQLAlchemy would report an error of the pool as the statement's error.
-            self.live_connection()
-        has_failed = True
-        self._under_way += 1  # a counter: loading a parameter's value may send another statement
-        try:
-            if isinstance(parameters, (list, tuple)) and _are_many(cast(Any, parameters)):
-                with self._transaction_around_call():
-                    return self._send_inside(call, statement, parameters, execution_options)
-            result = call(statement, parameters, execution_options=execution_options)
-            if isinstance(result, CursorResult) and result.cursor is not None:
-                unread = self._unread()
-                if unread is not None:
-                    unread.note(result)  # pyright: ignore[reportUnknownArgumentType]
-            has_failed = False
-            return result  # pyright: ignore[reportUnknownVariableType]
-        finally:
-            self._under_way -= 1
-            held = self.held
-            if held is not None and self.engine.switch.has_begun(held.dbapi_connection):
-                self._end_begun_by_hand(statement, has_failed)
-            if self._owner is not None:
-                self.give_back_if_wanted()
+            call = Connection.exec_driver_sql
+            return self.execute(
+                statement, parameters, execution_options=execution_options, _call=call
+            )
 
     def _refuse_if_ended(self) -> None:
         """Refuse a statement if the session's transaction has ended on this connection."""
@@ -258,7 +276,7 @@ class OptInConnection(TransactingConnection):
                     while self.is_lost():
                         self._begin_on_another(used)
         try:
-            return call(statement, parameters, execution_options=execution_options)
+            return call(self, statement, parameters, execution_options=execution_options)
         except exc.PendingRollbackError as error:  # the connection was lost in this transaction
             raise error from self._failure
         except Exception:
@@ -277,9 +295,11 @@ class OptInConnection(TransactingConnection):
         self._phase = STANDALONE  # first: an exception of a signal handler may come at any line
         self.session_transaction = cast(Any, transaction)
 
-    def is_standing_alone(self) -> bool:
-        """Tell whether it is in a transaction that is one statement, sent already or not."""
-        return self._phase is STANDALONE
+    if TYPE_CHECKING:
+        is_standing_alone: bool
+        """Whether it is in a transaction that is one statement, sent already or not."""
+    else:
+        is_standing_alone = property(attrgetter("_phase.is_standalone"))
 
     def join_instead(self) -> None:
         """Join the transaction with BEGIN after all: the statement is not the only one."""
@@ -308,7 +328,7 @@ class OptInConnection(TransactingConnection):
         self._may_be_stored = None
         result: Any = None
         try:
-            result = call(statement, parameters, execution_options=execution_options)
+            result = call(self, statement, parameters, execution_options=execution_options)
             if self._phase is STANDALONE:
                 self._has_sent = True
                 if _has_changed_a_row(result):
@@ -373,7 +393,7 @@ class OptInConnection(TransactingConnection):
             return
         pool = self.engine.pool
         if isinstance(pool, QueuePool):
-            overflow = pool.overflow()  # negative while the pool has opened fewer than it keeps
+            overflow = overflow_of(pool)
             if overflow < 0 or overflow < pool.checkedin() or pool.size() == 0:  # 0: no limit
                 return
         elif not isinstance(pool, AssertionPool):

@@ -15,7 +15,7 @@ import socket
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
@@ -25,7 +25,9 @@ from .transactions import open_transactions
 
 _engines: WeakSet[Engine] = WeakSet()
 _entries: WeakSet[Any] = WeakSet()  # the entries of the pools, which hold the DBAPI connections
-_held: WeakSet[ConnectionHooks] = WeakSet()  # SQLAlchemy's connections
+# SQLAlchemy's connections. No WeakSet, because each new connection comes here, and a dictionary
+# calls no function of Python's.
+_held: dict[ref[ConnectionHooks], None] = {}
 
 
 def leave_to_parent(engine: Engine) -> None:
@@ -43,9 +45,12 @@ def leave_to_parent(engine: Engine) -> None:
         _entries.add(entry)
 
 
-# Have forked children leave a connection that is in use to their parent. Call leave_to_parent() for
-# its engine before. This is an alias and no function, to be fast: each new connection calls it.
-leave_connection_to_parent = _held.add
+def leave_connection_to_parent(connection: ConnectionHooks) -> None:
+    """Have forked children leave a connection that is in use to their parent.
+
+    :param connection: The connection. Call :func:`leave_to_parent` for its engine before.
+    """
+    _held[ref(connection, _held.__delitem__)] = None
 
 
 def _after_fork_in_child() -> None:
@@ -53,7 +58,7 @@ def _after_fork_in_child() -> None:
     for entry in list(_entries):
         entry.dbapi_connection = None  # so that the pool neither resets nor closes the connection
     _cut(filter(None, inherited))
-    for connection in list(_held):
+    for connection in filter(None, [held() for held in _held.copy()]):
         open_transactions.discard(connection)
         connection.replace_held(None)  # invalidate() would close the parent's connection
     for engine in list(_engines):

@@ -16,10 +16,8 @@ class Loans(dict[OptInEngine, OptInConnection]):
     after a statement when the pool has none.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        # The results that are not read yet; see OptInConnection.lend_to() for why they are here.
-        self._unread: dict[OptInEngine, object] = {}
+    # The results that are not read yet; see OptInConnection.lend_to() for why they are here.
+    _unread: dict[OptInEngine, object] | None = None
 
     def borrow(self, engine: OptInEngine, owner: Owner, options: Any) -> OptInConnection:
         """Take a connection to a bind on loan from its pool.
@@ -29,6 +27,8 @@ class Loans(dict[OptInEngine, OptInConnection]):
         :param options: Execution options for the connection.
         """
         connection = self[engine] = engine.connect()
+        if self._unread is None:
+            self._unread = {}
         self._unread[engine] = connection.lend_to(owner)
         if options:
             connection.execution_options(**options)
@@ -41,12 +41,12 @@ class Loans(dict[OptInEngine, OptInConnection]):
     def leave(self, transaction: object) -> None:
         """Have the connections leave a transaction of the session that has ended."""
         for connection in self.values():
-            if connection.is_standing_alone():
+            if connection.is_standing_alone:
                 connection.end_standing_alone()
             elif connection.session_transaction is transaction:
                 connection.session_transaction = None
                 connection.put_options_back()
-                if connection.get_transaction() is not None:  # an exception interrupted its end
+                if connection.root_transaction is not None:  # an exception interrupted its end
                     connection.close()
                 elif connection.is_inside():
                     connection.roll_back_rest()

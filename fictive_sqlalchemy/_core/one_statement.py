@@ -39,6 +39,9 @@ _DIALECT_EVENTS = ("do_execute",)
 
 _OURS = __name__.partition(".")[0] + "."
 
+#: The listeners of this package that each session has. It is faster to look here first.
+OWN_LISTENERS: set[Any] = set()
+
 _SHAPE = "fictive_sqlalchemy: shape"
 
 
@@ -88,7 +91,7 @@ def is_one_statement(session: Any, connection: Any, only: Collection[object] | N
     engine = connection.engine
     if (
         engine.dialect.driver not in PSYCOPG
-        or connection.get_transaction() is not None
+        or connection.root_transaction is not None
         or connection.transaction_options is not DEFAULT
         or engine.switch.has_flags(connection.taken.dbapi_connection)
         or session.twophase
@@ -97,17 +100,19 @@ def is_one_statement(session: Any, connection: Any, only: Collection[object] | N
         or isinstance(engine.pool, (StaticPool, SingletonThreadPool))
     ):
         return False
-    states = _flushed(session, only) or ()
-    return bool(states) and not (
-        _listens(session, _SESSION_EVENTS)
+    states = _flushed(session, only)
+    if (
+        not states
+        or _listens(session, _SESSION_EVENTS)
         or (has_listeners(connection) and _hears(connection, _CONNECTION_EVENTS))
         or (has_listeners(engine) and _hears(engine, _CONNECTION_EVENTS))
         or (has_listeners(engine.dialect) and _hears(engine.dialect, _DIALECT_EVENTS))
-        or any(
-            _listens(state.mapper, _MAPPER_EVENTS) or _listens(state.manager, _CLASS_EVENTS)
-            for state in states
-        )
-    )
+    ):
+        return False
+    for state in states:
+        if _listens(state.manager.mapper, _MAPPER_EVENTS) or _listens(state.manager, _CLASS_EVENTS):
+            return False
+    return True
 
 
 class _Shape:
@@ -137,25 +142,25 @@ class _Shape:
 
 def _shape(state: Any) -> _Shape:
     known: dict[Any, Any] = state.manager.info
-    if _SHAPE not in known:
-        known[_SHAPE] = _Shape(state.mapper)
-    shape: _Shape = known[_SHAPE]
+    shape: _Shape | None = known.get(_SHAPE)
+    if shape is None:
+        shape = known[_SHAPE] = _Shape(state.mapper)
     return shape
 
 
 def _flushed(session: Any, only: Collection[object] | None) -> list[Any] | None:
     """Return the states of the new and changed objects, if a flush sends one statement for them."""
-    if session.deleted_states:
+    new, changed, deleted = map(list, session.waiting)
+    if deleted:
         return None
-    new, changed = list(session.new_states), list(session.changed_states)
     if only is not None:
         known = {inspect(instance) for instance in only}
         new = [state for state in new if state in known]
         changed = [state for state in changed if state in known]
     if len(new) > 1:
         return None
-    if not new and len(changed) == 1:
-        return changed if _fits(changed[0]) else None
+    if len(new) + len(changed) == 1:
+        return new + changed if _fits((new or changed)[0]) else None
     writing = new + [state for state in changed if not _has_changed_collections_alone(state)]
     if len(writing) != 1 or not _fits(writing[0]):
         return None
@@ -173,8 +178,10 @@ def _fits(state: Any) -> bool:
     if not shape.has_one_table or (any(shape.rules) and is_orphan(state)):
         return False
     is_new = state.key is None
-    if not is_new and not all(each.passive_updates for each in state.mapper.relationships):
-        return False  # other rows may follow what has changed
+    if not is_new:
+        for relationship in state.manager.mapper.relationships:
+            if not relationship.passive_updates:
+                return False  # other rows may follow what has changed
     for name in state.committed_state:
         if name in shape.plain:
             continue
@@ -184,12 +191,12 @@ def _fits(state: Any) -> bool:
                 return False
         elif not is_new or name not in state.mapper.column_attrs:
             return False
-    # committed_state does not have attributes that were set before the object was made new.
-    return not is_new or all(
-        _leads_to_stored(state, relationship)
-        for relationship in state.mapper.relationships
-        if relationship.key in state.dict
-    )
+    if is_new:
+        # committed_state does not have attributes that were set before the object was made new.
+        for relationship in state.manager.mapper.relationships:
+            if relationship.key in state.dict and not _leads_to_stored(state, relationship):
+                return False
+    return True
 
 
 def _leads_to_stored(state: Any, relationship: RelationshipProperty[Any]) -> bool:
@@ -251,9 +258,10 @@ def _listens(target: Any, names: Iterable[str]) -> bool:
     dispatch = target.dispatch
     for name in names:
         listeners = getattr(dispatch, name)
-        heard = listeners.parent_listeners or listeners.listeners
-        if heard and not all(map(_is_ours, listeners)):
-            return True
+        if listeners.parent_listeners or listeners.listeners:
+            for listener in listeners:
+                if listener not in OWN_LISTENERS and not _is_ours(listener):
+                    return True
     return False
 
 

@@ -13,11 +13,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
+from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from sqlalchemy import exc
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, RootTransaction
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.pool import PoolProxiedConnection
@@ -41,9 +42,16 @@ class ConnectionHooks(Connection):
         """
         self._dbapi_connection = another
 
-    def _autobegin(self) -> None:
-        # SQLAlchemy calls this for a statement outside a transaction, to begin one.
-        pass
+    # SQLAlchemy calls this for each statement outside a transaction, to begin one. bool() does
+    # nothing here, and is faster than a function in Python.
+    _autobegin: Any = staticmethod(bool)
+
+    if TYPE_CHECKING:
+        root_transaction: RootTransaction | None
+        """What the public ``get_transaction()`` returns: the outermost transaction."""
+    else:
+        # Each statement reads this: attrgetter is faster than a function in Python.
+        root_transaction = property(attrgetter("_transaction"))
 
     undeclared: Any = None
     """A cursor on the server whose DECLARE has failed, so that there is nothing to close."""
@@ -51,7 +59,7 @@ class ConnectionHooks(Connection):
     def _safe_close_cursor(self, cursor: Any) -> None:
         # No event tells that a result has been read to its end, or is closed. This is called then.
         if cursor is not self.undeclared:
-            super()._safe_close_cursor(cursor)
+            Connection._safe_close_cursor(self, cursor)  # super() is slower
             if self.has_streamed or not getattr(cursor, "closed", True):
                 self.on_cursor_closed(cursor)
 
@@ -155,10 +163,22 @@ class SessionHooks(Session):
     # Each read calls this. The public `new`, `dirty` and `deleted` would be slower: they copy.
     is_clean = Session._is_clean
 
-    # The public `new`, `dirty` and `deleted` copy, and have objects in place of states.
-    new_states = property(attrgetter("_new"))
-    changed_states = property(attrgetter("identity_map._modified"))
-    deleted_states = property(attrgetter("_deleted"))
+    if TYPE_CHECKING:
+        waiting: tuple[Collection[Any], Collection[Any], Collection[Any]]
+        """The states of the objects that wait for a flush: of new, changed and deleted ones."""
+    else:
+        # The public `new`, `dirty` and `deleted` copy, and have objects in place of states.
+        waiting = property(attrgetter("_new", "identity_map._modified", "_deleted"))
+
+    if TYPE_CHECKING:
+        current_transaction: SessionTransaction | None
+        """The innermost transaction, which may be a savepoint, or belong to a flush.
+
+        ``None`` where there is not even a ``SessionTransaction`` that notes changes.
+        """
+    else:
+        # The public get_transaction() and get_nested_transaction() are slower.
+        current_transaction = property(attrgetter("_transaction"))
 
     if TYPE_CHECKING:
         entered: Any
@@ -191,18 +211,13 @@ class SessionHooks(Session):
         """
         read_late: Any = objects  # SQLAlchemy iterates over them once, and asks for a sequence
         self.flushed_alone = objects
+        # Without the decorator that warns.
+        self._flush = partial(inspect.unwrap(Session._flush), self)  # type: ignore[method-assign]
         try:
             self.flush(read_late)
         finally:
+            del self._flush
             self.flushed_alone = None
-
-    def _flush(self, objects: Any = None) -> None:
-        if self.flushed_alone is not None:
-            inspect.unwrap(Session._flush)(self, objects)  # without the decorator that warns
-        elif objects is None:
-            super()._flush()
-        else:
-            super()._flush(objects)
 
 
 class TransactionHooks(SessionTransaction):
@@ -244,6 +259,11 @@ class TransactionHooks(SessionTransaction):
 # Whether a Connection, an Engine or a Dialect has any listeners. The public `dispatch` tells it for
 # one event at a time, which would be slower.
 has_listeners: Callable[[Any], bool] = attrgetter("_has_events")
+
+
+# How many connections a QueuePool has opened beyond those that it keeps; negative while it has
+# opened fewer. Each statement outside asks, and the public `overflow()` is slower.
+overflow_of: Callable[[Any], int] = attrgetter("_overflow")
 
 
 def orphan_rules(mapper: Any) -> tuple[Collection[object], ...]:

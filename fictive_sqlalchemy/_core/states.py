@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from enum import Enum
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event, exc
@@ -26,6 +27,7 @@ from .callbacks import Callbacks
 from .connection import OptInConnection
 from .engine import OptInEngine
 from .loans import Loans
+from .one_statement import OWN_LISTENERS
 from .options import split_options
 from .places import calling_place
 from .replicas import borrow_to_read, may_write, source_of
@@ -51,6 +53,10 @@ class State(Enum):
     A transaction that a write has begun ends with the call that has written, or with commit(),
     rollback() or close(): see :mod:`.writes`.
     """
+
+    def __init__(self, value: str) -> None:
+        self.is_inside = value == "inside"
+        self.is_outside = value == "outside"
 
     OUTSIDE = "outside"
     """No transaction was asked for. SQLAlchemy's ``SessionTransaction`` only notes changes."""
@@ -121,7 +127,7 @@ class SessionStates(SessionHooks):
 
     def transaction_committed(self) -> None:
         """Note that the innermost transaction or savepoint is committed."""
-        committed = super().get_nested_transaction() or super().get_transaction()
+        committed = self.current_transaction
         if isinstance(committed, Block):
             committed.hand_over_callbacks()
 
@@ -148,7 +154,8 @@ class SessionStates(SessionHooks):
             self.writing_call.note_begin(transaction)
         if self.begins_on_write:
             transaction.begun_at = calling_place()
-        self.join_handed_out()
+        if self._has_handed_out:
+            self.join_handed_out()
         return transaction
 
     def leave_to_stock(self, transaction: OptInSessionTransaction) -> None:
@@ -185,29 +192,28 @@ class SessionStates(SessionHooks):
         Nobody sees when the user sends something on a cursor of the DBAPI connection. Sends
         nothing, or SAVEPOINT where the transaction is a savepoint.
         """
-        if self._has_handed_out:
-            for connection in self._loans.handed_out():
-                self.join(connection)
+        for connection in self._loans.handed_out():
+            self.join(connection)
 
     # What is known
 
-    @property
-    def is_inside(self) -> bool:
+    if TYPE_CHECKING:
+        is_inside: bool
         """Whether a transaction is open that our binds join."""
-        return self._state is INSIDE
 
-    @property
-    def is_outside(self) -> bool:
+        is_outside: bool
         """Whether no transaction is open, not even on a stock bind."""
-        return self._state is OUTSIDE
+    else:
+        is_inside = property(attrgetter("_state.is_inside"))
+        is_outside = property(attrgetter("_state.is_outside"))
 
     def noted_transaction(self) -> Any:
         """Return SQLAlchemy's outermost ``SessionTransaction``; outside it only notes changes."""
-        return super().get_transaction()
+        return self.current_transaction and super().get_transaction()
 
     def autobegun(self) -> OptInSessionTransaction:
         """Return SQLAlchemy's outermost ``SessionTransaction``; make one if there is none."""
-        transaction = super().get_transaction()
+        transaction = self.current_transaction and super().get_transaction()
         if transaction is None:
             state = self._state
             transaction = super().begin()
@@ -310,9 +316,8 @@ class SessionStates(SessionHooks):
         if not execution_options:
             if engine.primary is not None:
                 return borrow_to_read(engine, self.borrow, self._loans)
-            on_loan = self._loans.get(engine)
-            # What is held is not closed; to ask that takes a call.
-            if on_loan is not None and (on_loan.held is not None or not on_loan.closed):
+            on_loan = self._loans.get(engine)  # as borrow() does: each statement comes here
+            if on_loan is not None and on_loan.held is not None:
                 return on_loan
             return self.borrow(engine)
         if len(split_options(execution_options)[1]) < len(execution_options):
@@ -328,7 +333,8 @@ class SessionStates(SessionHooks):
         :param engine: The bind.
         """
         on_loan = self._loans.get(engine)
-        if on_loan is not None and not on_loan.closed:
+        # What is held is not closed; to ask that takes a call.
+        if on_loan is not None and (on_loan.held is not None or not on_loan.closed):
             return on_loan
         if self._is_closed:
             super().begin()  # which raises SQLAlchemy's own error
@@ -375,14 +381,12 @@ class SessionStates(SessionHooks):
 
         :returns: For a SELECT outside, one of the engine's replicas, if it has some.
         """
-        bind = super().get_bind(*args, **kwargs)
-        if self._state is INSIDE or self._from_primary:
-            return bind
-        if not isinstance(bind, OptInEngine) or not bind.replicas:
+        bind: Any = super().get_bind(*args, **kwargs)
+        if self._state is INSIDE or self._from_primary or not getattr(bind, "replicas", ()):
             return bind
         clause = kwargs.get("clause")
         if self.begins_on_write and (
-            _has_one_snapshot(self._loans.get(bind, bind)) or may_write(clause, bind)
+            _has_one_snapshot(self._loans.get(bind) or bind) or may_write(clause, bind)
         ):
             return bind
         return source_of(bind, clause, self._loans)
@@ -412,3 +416,4 @@ for _name, _method in (
     ("persistent_to_deleted", SessionStates.object_deleted),
 ):
     event.listen(SessionStates, _name, _method, insert=True)
+    OWN_LISTENERS.add(_method)

@@ -19,7 +19,7 @@ from .connection_transactions import (
     OptInTwoPhaseTransaction,
 )
 from .errors import LOST_INSIDE, NOTHING_STORED, close_lost_cursor, explain, sqlstate
-from .options import TransactionOptions, split_options, without_autocommit
+from .options import DEFAULT, TransactionOptions, split_options, without_autocommit
 from .resting import RestingEngine
 from .results import UnreadResults
 from .server_state import Left, warn
@@ -36,6 +36,9 @@ class Phase(Enum):
     The phase changes before the driver leaves autocommit, and after the driver has returned to it.
     So if an exception from a signal handler interrupts the return, the phase is still OPEN.
     """
+
+    def __init__(self, value: str) -> None:
+        self.is_standalone = value == "standalone"
 
     RESTING = "resting"
     """No transaction: the driver is in autocommit."""
@@ -95,11 +98,18 @@ class TransactingConnection(ConnectionHooks):
         # The error that has aborted the open transaction.
         self._failure: exc.DBAPIError | None = None
         self._begin_to_log: str | None = None
+        # The DBAPI connection that _has_input() watches, see Switch.watch().
+        self._watched: PoolProxiedConnection | None = None
+        self._has_input: Callable[[int], Any] = bool
         # After an error: whether the one statement of a transaction may have been executed.
         self._may_be_stored: bool | None = None
         super().__init__(engine)
 
     # Transactions
+
+    def replace_held(self, another: PoolProxiedConnection | None) -> None:
+        self._watched = None
+        super().replace_held(another)
 
     def begin(self) -> RootTransaction:
         """Begin a real transaction. The driver sends BEGIN with the first statement.
@@ -108,7 +118,7 @@ class TransactingConnection(ConnectionHooks):
         """
         if self._phase is STANDALONE:
             self.join_instead()
-        if self.get_transaction() is not None:
+        if self.root_transaction is not None:
             return super().begin()  # which raises SQLAlchemy's own error
         if self.transaction_options.isolation_level == "AUTOCOMMIT":
             return super().begin()  # the user has asked for one that sends no BEGIN
@@ -193,7 +203,8 @@ class TransactingConnection(ConnectionHooks):
 
     def leave_autocommit(self) -> None:
         """Take the driver out of autocommit, for the transaction that begins. Sends nothing."""
-        self.transaction_options.check(self.dialect)
+        if self.transaction_options is not DEFAULT:
+            self.transaction_options.check(self.dialect)
         connection = self.live_connection()
         if isinstance(self.engine.pool, (StaticPool, SingletonThreadPool)):
             used_by = connection.info.get(USED_BY)
@@ -272,7 +283,7 @@ class TransactingConnection(ConnectionHooks):
 
     def is_inside(self) -> bool:
         """Tell whether a transaction is open or begins, or one statement is a whole transaction."""
-        return self._phase is not RESTING or self.get_transaction() is not None
+        return self._phase is not RESTING or self.root_transaction is not None
 
     def refuse_if_aborted(self) -> None:
         """Refuse to commit after an error: PostgreSQL would roll back, and no driver reports that.
@@ -378,7 +389,16 @@ class TransactingConnection(ConnectionHooks):
     def is_lost(self) -> bool:
         """Tell whether the server has closed the connection, as far as is known. Sends nothing."""
         held = self.held
-        return held is None or self.engine.switch.is_lost(held.dbapi_connection)
+        if held is None:
+            return True
+        switch, connection = self.engine.switch, held.dbapi_connection
+        if held is not self._watched:
+            if switch.is_closed(connection):
+                return True
+            self._has_input, self._watched = switch.watch(connection), held
+        if not self._has_input(0) and not switch.is_closed(connection):
+            return False
+        return switch.is_lost(connection)
 
     def is_open_on_server(self) -> bool:
         """Tell whether BEGIN was sent, and neither COMMIT nor ROLLBACK yet. Sends nothing."""
@@ -392,7 +412,7 @@ class TransactingConnection(ConnectionHooks):
         sent twice.
         """
         connection = self.taken
-        if self.engine.switch.is_lost(connection.dbapi_connection):
+        if self.is_lost():
             # The server may have closed those that are idle in the pool, too.
             idle: Callable[[], int] = getattr(self.engine.pool, "checkedin", int)
             for _ in range(idle() + 1):
@@ -401,7 +421,7 @@ class TransactingConnection(ConnectionHooks):
                 self.invalidate()
                 self._close_lost_streams()
                 connection = self.taken
-                if not self.engine.switch.is_lost(connection.dbapi_connection):
+                if not self.is_lost():
                     break
         return connection
 

@@ -94,11 +94,15 @@ class WritingCall(AbstractContextManager["WritingCall"]):
         if session.writing_call is not self:
             return
         failed = type_ is not None
-        with after_end(session, only_log=failed):
-            try:
-                self._end(failed)
-            finally:
-                session.writing_call = None
+        is_over = session.current_transaction is None  # commit() has ended it
+        if is_over and not (session.callbacks or self.on_commit or self.on_rollback):
+            session.writing_call = None
+        else:
+            with after_end(session, only_log=failed):
+                try:
+                    self._end(failed)
+                finally:
+                    session.writing_call = None
         if self.deleted and not failed and self.kind is not Kind.COMMIT and session.is_outside:
             # Already committed: a later rollback() must not revive these objects. SQLAlchemy's
             # commit() expunges deleted objects, too, but only with expire_on_commit.

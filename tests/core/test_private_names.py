@@ -12,6 +12,7 @@ import ast
 import inspect
 import sqlite3
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NoReturn, cast
 
 import pytest
@@ -260,6 +261,20 @@ class TestSession:
         session.delete(note)
         assert not session._is_clean()
 
+    def test__transaction(self, session: SpySession, connection: SpyConnection) -> None:
+        """The innermost transaction of a session, and the outermost one of a connection."""
+        outermost = [session._transaction, connection._transaction]
+        assert outermost == [None, None]
+        begun = session.begin()
+        assert session._transaction is begun is session.get_transaction()
+        savepoint = session.begin_nested()
+        assert session._transaction is savepoint is session.get_nested_transaction()
+        savepoint.rollback()
+        assert session._transaction is begun
+        root = connection.begin()
+        connection.begin_nested()
+        assert connection._transaction is root is connection.get_transaction()
+
     def test__new(self, session: SpySession) -> None:
         """The states of the objects that ``new`` has."""
         session.add(note := Note(text="new"))
@@ -485,14 +500,32 @@ class TestListeners:
             assert called == []
 
 
+class TestPool:
+    def test__overflow(self) -> None:
+        """How many connections a QueuePool has beyond those that it keeps, as ``overflow()``."""
+        connect: Any = partial(sqlite3.connect, ":memory:")
+        pool = sa.QueuePool(connect, pool_size=2, max_overflow=1)
+        found = [pool._overflow]
+        taken = []
+        for _ in range(3):
+            taken.append(pool.connect())
+            found.append(pool._overflow)
+            assert pool.overflow() == found[-1]
+        assert found == [-2, -1, 0, 1]
+        for connection in taken:
+            connection.close()
+        assert pool._overflow == pool.overflow() == 0
+        pool.dispose()
+
+
 NAMES = names_with_a_test(
-    TestConnection, TestSession, TestSessionTransaction, TestMapper, TestListeners
+    TestConnection, TestSession, TestSessionTransaction, TestMapper, TestListeners, TestPool
 )
 
 
 def theirs() -> set[str]:
     """Every such name of SQLAlchemy's objects that the package meets, and of their classes."""
-    engine = sa.create_engine("sqlite://")
+    engine = sa.create_engine("sqlite://", poolclass=sa.QueuePool)
     with engine.connect() as connection, Session(engine) as session:
         session.add(note := Note(text="new"))
         result: Any = connection.execute(sa.select(1))
