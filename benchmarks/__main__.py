@@ -17,16 +17,15 @@ from pathlib import Path
 
 from benchmarks import cpu, growth, latency, memory, page, round_trips, waiting
 from benchmarks.figures import Figure
-from benchmarks.peers import (
-    DRIVERS,
-    OPERATIONS,
-    PEERS,
-)
+from benchmarks.peers import DRIVERS, OPERATIONS, PEERS
 from benchmarks.setting import Setting, setting
 
 ROOT = Path(__file__).parent.parent
 MEASURED = ROOT / "build" / "benchmarks.json"
 OTHERS = ("Flask-SQLAlchemy-Lite", "Django", "peewee")
+
+#: The peers without the one that only writes in another way than the one before it.
+READERS = [peer for peer in PEERS if peer != "by_hand_alone"]
 
 OBJECTS = 20_000
 
@@ -54,10 +53,24 @@ class Effort:
 
 
 FULL = Effort(
-    generations=4, batches=10, processes=3, rows=300_000, delays=8, turns=2, seconds=1.2, growths=3
+    generations=4,
+    batches=10,
+    processes=3,
+    rows=300_000,
+    delays=8,
+    turns=2,
+    seconds=1.2,
+    growths=3,
 )
 QUICK = Effort(
-    generations=2, batches=4, processes=1, rows=50_000, delays=3, turns=1, seconds=0.8, growths=2
+    generations=2,
+    batches=4,
+    processes=1,
+    rows=50_000,
+    delays=3,
+    turns=1,
+    seconds=0.8,
+    growths=2,
 )
 
 
@@ -98,11 +111,11 @@ def measure(where: Setting, effort: Effort) -> Iterator[Figure]:
             driver, url, peers, "stock", OPERATIONS, effort.generations, effort.batches
         )
         yield from cpu.measure_instructions(driver, url, peers, OPERATIONS, batches=10)
-        yield from memory.measure_held(driver, url, peers, OBJECTS, effort.processes)
-        yield from memory.measure_streamed(driver, url, peers, "stream_objects", effort.rows)
+        yield from memory.measure_held(driver, url, READERS, OBJECTS, effort.processes)
+        yield from memory.measure_streamed(driver, url, READERS, "stream_objects", effort.rows)
         yield from latency.measure(where.proxy, driver, proxied, peers, "by_hand", effort.delays)
         yield from waiting.measure(
-            driver, url, peers, waiting.NUMBERS_OF_THREADS, effort.turns, effort.seconds
+            driver, url, READERS, waiting.NUMBERS_OF_THREADS, effort.turns, effort.seconds
         )
         yield from growth.measure(driver, url, peers, "by_hand", effort.growths)
 

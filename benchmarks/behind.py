@@ -22,15 +22,16 @@ _FLASK = ("stock", "lite")
 _AUTOCOMMIT = ("autocommit",)
 _SQLALCHEMY = (*_FLASK, *_AUTOCOMMIT)
 _OTHER_ORMS = ("django", "peewee")
-_BY_HAND = ("by_hand",)
+_BY_HAND = ("by_hand", "by_hand_alone")
 _ALL = (*_SQLALCHEMY, *_OTHER_ORMS, *_BY_HAND)
 
 _CPU: Reasons = {
     _SQLALCHEMY: (
-        "a transaction takes a connection out of autocommit and back, with looks whether the "
-        "server is still there and whether the transaction was aborted; a statement outside asks "
-        "whether the pool needs the connection, and `filter_by_or_create` checks what it is called "
-        "with"
+        "a flush finds out whether one statement is all of the transaction; if it is not, the "
+        "transaction takes a connection out of autocommit and back; before it the session checks "
+        "that the server is still there, and after it calls the callbacks; a statement outside "
+        "asks whether the pool needs the connection, and `filter_by_or_create` checks what it is "
+        "called with"
     ),
     _OTHER_ORMS: (
         "SQLAlchemy's session keeps track of each object, which theirs do not have, and Flask's "
@@ -51,9 +52,15 @@ KINDS: dict[str, tuple[tuple[str, ...], Reasons]] = {
     "Round trips": (
         (round_trips.ROUND_TRIPS,),
         {
-            _SQLALCHEMY: "in autocommit there is no BEGIN and no COMMIT, and so nothing to undo",
+            _SQLALCHEMY: (
+                "in autocommit there is no BEGIN and no COMMIT, and so nothing to undo; here there "
+                "are both, unless the transaction is the one INSERT or UPDATE of a flush"
+            ),
             _OTHER_ORMS: "SQLAlchemy inserts with several statements what they insert with one",
-            _BY_HAND: "a COPY brings all rows at once, and needs no transaction",
+            _BY_HAND: (
+                "who writes by hand knows that a statement is the only one, and that an INSERT "
+                "gives way without a savepoint; a COPY brings all rows at once"
+            ),
         },
     ),
     "Client CPU": ((cpu.CPU,), _CPU),
@@ -70,12 +77,9 @@ KINDS: dict[str, tuple[tuple[str, ...], Reasons]] = {
     "Latency": (
         (latency.LATENCY,),
         {
-            (*_FLASK, *_OTHER_ORMS, *_BY_HAND): (
-                "with as many round trips, what is left is the client's CPU, as above"
-            ),
-            _AUTOCOMMIT: (
-                "in autocommit there is no BEGIN and no COMMIT, and so less to wait for; what is "
-                "left is the client's CPU"
+            _ALL: (
+                "with as many round trips, or without a delay, what counts is the client's CPU, as "
+                "above"
             ),
         },
     ),
@@ -145,7 +149,7 @@ def _place(figure: Figure) -> str:
     place = figure.what
     if figure.kind == latency.LATENCY:
         place += f" at {figure.at:.0f} ms"
-    elif figure.kind in MORE or figure.kind == waiting.P99:
+    elif figure.kind in (waiting.SHARE, waiting.P99):
         place = f"{figure.kind} with {figure.at:.0f} threads"
     elif figure.kind in growth.SIZES:
         place += f": {figure.at:,.0f}"
