@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks import cpu, growth, latency, memory, page, round_trips, waiting
+from benchmarks import contention, cpu, growth, latency, memory, page, round_trips, waiting
 from benchmarks.figures import Figure
 from benchmarks.peers import DRIVERS, OPERATIONS, PEERS
 from benchmarks.setting import Setting, setting
@@ -48,6 +48,8 @@ class Effort:
     """How often they take turns to serve."""
     seconds: float
     """How long each serves in its turn."""
+    updates: int
+    """How often they take turns to update one row, each as long as it serves."""
     growths: int
     """How many generations of processes show how it grows."""
 
@@ -60,6 +62,7 @@ FULL = Effort(
     delays=8,
     turns=2,
     seconds=1.2,
+    updates=5,
     growths=3,
 )
 QUICK = Effort(
@@ -70,6 +73,7 @@ QUICK = Effort(
     delays=3,
     turns=1,
     seconds=0.8,
+    updates=2,
     growths=2,
 )
 
@@ -116,6 +120,9 @@ def measure(where: Setting, effort: Effort) -> Iterator[Figure]:
         yield from latency.measure(where.proxy, driver, proxied, peers, "by_hand", effort.delays)
         yield from waiting.measure(
             driver, url, READERS, waiting.NUMBERS_OF_THREADS, effort.turns, effort.seconds
+        )
+        yield from contention.measure(
+            where.proxy, driver, proxied, peers, "by_hand", effort.updates, effort.seconds
         )
         yield from growth.measure(driver, url, peers, "by_hand", effort.growths)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
-from benchmarks import cpu, growth, latency, memory, round_trips, waiting
+from benchmarks import contention, cpu, growth, latency, memory, round_trips, waiting
 from benchmarks.figures import Figure
 from benchmarks.peers import DRIVER_TITLES, load_peer
 
 #: Where more is better. Everywhere else less is.
-MORE = {waiting.SHARE}
+MORE = {waiting.SHARE, contention.RATIO}
 
 #: Why, by the names of the peers.
 Reasons: TypeAlias = dict[tuple[str, ...], str]
@@ -83,6 +83,13 @@ KINDS: dict[str, tuple[tuple[str, ...], Reasons]] = {
             ),
         },
     ),
+    "One hot row": (
+        (contention.RATIO,),
+        {
+            _SQLALCHEMY: "in autocommit an UPDATE is sent alone, too; what counts is the CPU",
+            _BY_HAND: "the UPDATE alone, without an ORM: what counts is the client's CPU",
+        },
+    ),
     "Requests that wait": ((waiting.SHARE, waiting.P99), _THREADS),
     "How the cost grows, at the largest size": (
         tuple(growth.SIZES),
@@ -149,7 +156,7 @@ def _place(figure: Figure) -> str:
     place = figure.what
     if figure.kind == latency.LATENCY:
         place += f" at {figure.at:.0f} ms"
-    elif figure.kind in (waiting.SHARE, waiting.P99):
+    elif figure.kind in (waiting.SHARE, waiting.P99, contention.RATIO):
         place = f"{figure.kind} with {figure.at:.0f} threads"
     elif figure.kind in growth.SIZES:
         place += f": {figure.at:,.0f}"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks import (
     behind,
+    contention,
     cpu,
     growth,
     latency,
@@ -78,6 +79,10 @@ def parts(facts: Sequence[str], figures: Sequence[Figure]) -> dict[str, str]:
                 ("idle in a transaction, the mean", waiting.IDLE, ratio),
                 ("seconds idle in a transaction, per request", waiting.IDLE_SECONDS, ratio),
             )
+        ],
+        "hot row": [
+            Column("updates per second", contention.RATE, count),
+            Column("by hand with BEGIN and COMMIT = 1", contention.RATIO, ratio),
         ],
         "growth": [
             Column(f"{kind}: {sizes[-1]:,}", kind, ratio, at=sizes[-1])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from benchmarks import waiting
+from benchmarks import behind, contention, waiting
 from benchmarks.behind import times
 from benchmarks.figures import Figure
 from benchmarks.peers import (
@@ -57,17 +57,21 @@ READS: dict[Operation, int] = {
     TEN_READS_AND_UPDATE: 10,
 }
 
+# The update of what need not be read, which the hot row is about.
+UPDATE_KNOWN = Operation("update alone", "update_known")
+
 # What it sends beside reads; and on which peers without BEGIN and COMMIT, one of which is never
 # atomic.
 WRITES: dict[Operation, list[str]] = {
     STORE: ["INSERT"],
     READ_THEN_UPDATE: ["UPDATE"],
     TEN_READS_AND_UPDATE: ["UPDATE"],
+    UPDATE_KNOWN: ["UPDATE"],
     UPDATE_BY_KEY: ["UPDATE"],
     BLOCK_OF_TWO: ["UPDATE", "INSERT"],
 }
 ALONE: dict[str, set[Operation]] = {
-    "ours": {STORE, READ_THEN_UPDATE, TEN_READS_AND_UPDATE},
+    "ours": {STORE, READ_THEN_UPDATE, TEN_READS_AND_UPDATE, UPDATE_KNOWN},
     "autocommit": set(WRITES),
     "django": {STORE},
     "peewee": {STORE},
@@ -120,7 +124,7 @@ def bench(
 
 
 @pytest.mark.parametrize(
-    "operation", [*OPERATIONS, TEN_READS_AND_UPDATE], ids=lambda one: one.title
+    "operation", [*OPERATIONS, TEN_READS_AND_UPDATE, UPDATE_KNOWN], ids=lambda one: one.title
 )
 def test_an_operation_stores_what_it_says(
     bench: Bench, operation: Operation, wire: WireProxy
@@ -177,6 +181,15 @@ def test_it_serves_in_more_threads_than_the_pool_has_connections(
     assert wire.connections == 0  # all that it opened are closed
 
 
+def test_it_updates_one_row_in_many_threads(bench: Bench, wire: WireProxy) -> None:
+    before, titles = bench.stored(), bench.titles()
+    assert bench.worker.do("contend", 5, 0.1) > 0
+    assert bench.stored() == before
+    assert bench.titles() != titles
+    wire.quiesce()
+    assert wire.connections == 0
+
+
 def test_it_updates_among_objects_that_were_read(bench: Bench) -> None:
     titles = bench.titles()
     read, update = bench.worker.do("among", 100, 2)
@@ -223,7 +236,15 @@ def test_where_we_are_behind_is_found_in_the_figures(
     assert times(ours, other) == expected
 
 
-def test_of_what_more_is_better_less_is_behind() -> None:
-    less, more = (replace(figure(value), kind=waiting.SHARE) for value in (0.4, 0.8))
+@pytest.mark.parametrize("kind", [waiting.SHARE, contention.RATIO])
+def test_of_what_more_is_better_less_is_behind(kind: str) -> None:
+    less, more = (replace(figure(value), kind=kind) for value in (0.4, 0.8))
     assert times(less, more) == 2.0
     assert times(more, less) is None
+
+
+def test_the_list_of_where_we_are_behind_says_with_how_many_threads() -> None:
+    ours = replace(figure(2.5), kind=contention.RATIO, at=contention.THREADS)
+    text = behind.text([ours, replace(ours, peer="by_hand_alone", value=7.5)])
+    assert "psycopg by hand, one statement in 1 of 1 figures, by up to 3.00 times" in text
+    assert "with 20 threads, psycopg2" in text

@@ -113,6 +113,10 @@ class Peer(ABC):
         """Change a document that was read, in a transaction."""
 
     @abstractmethod
+    def known(self, key: int) -> Any:
+        """Return an object for a document that is stored, without a read."""
+
+    @abstractmethod
     def update_by_key(self, key: int, title: str) -> None:
         """Change a document without an object for it, in a transaction."""
 
@@ -180,6 +184,11 @@ class Peer(ABC):
             for key in range(1, count):
                 self.get(key)
             self.update(self.get(count), self._new())
+
+    def update_known(self) -> None:
+        """Store a change of one document that need not be read: the UPDATE is all."""
+        with self.request():
+            self.update(self.known(1), self._new())
 
     def update_in_block(self) -> None:
         """Change one document by its key, without an object for it.

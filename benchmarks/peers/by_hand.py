@@ -93,6 +93,10 @@ class ByHand(Peer):
         """An UPDATE."""
         self.update_by_key(document[0], title)
 
+    def known(self, key: int) -> Any:
+        """A row with the key."""
+        return key, ""
+
     def update_by_key(self, key: int, title: str) -> None:
         """An UPDATE."""
         with self.change() as cursor:

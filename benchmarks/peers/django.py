@@ -121,6 +121,10 @@ class Django(Peer):
             document.title = title
             document.save(force_update=True)
 
+    def known(self, key: int) -> Any:
+        """A model instance with the key."""
+        return self.document(pk=key)
+
     def update_by_key(self, key: int, title: str) -> None:
         """``objects.filter().update()`` in an ``atomic()`` block."""
         with self._atomic():

@@ -11,7 +11,13 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import Engine, ForeignKey, Text, insert, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    make_transient_to_detached,
+    mapped_column,
+    relationship,
+)
 
 from benchmarks.peers import MAX_OVERFLOW, POOL_SIZE, Peer
 from fictive_sqlalchemy.ext.flask import builtins
@@ -85,6 +91,13 @@ class OnSQLAlchemy(Peer):
         """Set the attribute and commit."""
         document.title = title
         self.session.commit()
+
+    def known(self, key: int) -> Any:
+        """``make_transient_to_detached()``, which takes an object for stored."""
+        document = self.document(id=key)
+        make_transient_to_detached(document)
+        self.session.add(document)
+        return document
 
     def update_by_key(self, key: int, title: str) -> None:
         """An ORM-enabled UPDATE, and commit."""

@@ -95,6 +95,10 @@ class Peewee(Peer):
             document.title = title
             document.save()
 
+    def known(self, key: int) -> Any:
+        """A model instance with the key."""
+        return self.document(id=key)
+
     def update_by_key(self, key: int, title: str) -> None:
         """``set_by_id()`` in an ``atomic()`` block."""
         with self.db.atomic():
