@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from benchmarks import behind, contention, waiting
+from benchmarks import behind, contention, quiet, waiting
 from benchmarks.behind import times
 from benchmarks.figures import Figure
 from benchmarks.peers import (
@@ -248,3 +249,45 @@ def test_the_list_of_where_we_are_behind_says_with_how_many_threads() -> None:
     text = behind.text([ours, replace(ours, peer="by_hand_alone", value=7.5)])
     assert "psycopg by hand, one statement in 1 of 1 figures, by up to 3.00 times" in text
     assert "with 20 threads, psycopg2" in text
+
+
+@pytest.mark.parametrize(
+    ("began_quiet", "looks", "expected"),
+    [
+        (True, [0.0, quiet.CPUS], []),
+        (True, [None], []),
+        (False, [0.0], ["when the run began"]),
+        (True, [0.0, 0.94, 0.5], ["up to 0.9 CPUs during the run, in 2 of 3 looks"]),
+        (False, [1.0], ["when the run began", "up to 1.0 CPUs"]),
+    ],
+)
+def test_the_page_says_where_the_machine_was_not_quiet(
+    began_quiet: bool, looks: list[float | None], expected: list[str]
+) -> None:
+    found = list(quiet.disturbances(began_quiet, looks))
+    assert len(found) == len(expected)
+    assert all(part in sentence for part, sentence in zip(expected, found, strict=True))
+
+
+def test_a_run_waits_until_the_machine_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = [2.0, 1.0, 0.0]
+    pauses: list[float] = []
+    monkeypatch.setattr("os.getloadavg", lambda: (loads.pop(0), 0.0, 0.0))
+    monkeypatch.setattr("time.sleep", pauses.append)
+    assert quiet.wait(60.0)
+    assert len(pauses) == 2
+
+
+def test_a_run_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (2.0, 0.0, 0.0))
+    assert not quiet.wait(0.0)
+
+
+def test_a_machine_may_not_tell_how_busy_it_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(quiet, "_STAT", tmp_path / "stat")
+    assert quiet.busy() is None
+    (tmp_path / "stat").write_text("cpu  100 0 100 900 9 0 0 7 0 0\ncpu0 100 0 100 900 9\n")
+    monkeypatch.setattr(quiet, "_LOOK", 0.01)
+    assert quiet.busy() == 0.0
