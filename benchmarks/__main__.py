@@ -10,23 +10,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from benchmarks import cpu, growth, latency, memory, page, round_trips, waiting
+from benchmarks import contention, cpu, growth, latency, memory, page, quiet, round_trips, waiting
 from benchmarks.figures import Figure
-from benchmarks.peers import (
-    DRIVERS,
-    OPERATIONS,
-    PEERS,
-)
+from benchmarks.peers import DRIVERS, OPERATIONS, PEERS
 from benchmarks.setting import Setting, setting
 
 ROOT = Path(__file__).parent.parent
 MEASURED = ROOT / "build" / "benchmarks.json"
 OTHERS = ("Flask-SQLAlchemy-Lite", "Django", "peewee")
+
+#: The peers without the one that only writes in another way than the one before it.
+READERS = [peer for peer in PEERS if peer != "by_hand_alone"]
 
 OBJECTS = 20_000
 
@@ -49,15 +48,33 @@ class Effort:
     """How often they take turns to serve."""
     seconds: float
     """How long each serves in its turn."""
+    updates: int
+    """How often they take turns to update one row, each as long as it serves."""
     growths: int
     """How many generations of processes show how it grows."""
 
 
 FULL = Effort(
-    generations=4, batches=10, processes=3, rows=300_000, delays=8, turns=2, seconds=1.2, growths=3
+    generations=4,
+    batches=10,
+    processes=3,
+    rows=300_000,
+    delays=8,
+    turns=2,
+    seconds=1.2,
+    updates=5,
+    growths=3,
 )
 QUICK = Effort(
-    generations=2, batches=4, processes=1, rows=50_000, delays=3, turns=1, seconds=0.8, growths=2
+    generations=2,
+    batches=4,
+    processes=1,
+    rows=50_000,
+    delays=3,
+    turns=1,
+    seconds=0.8,
+    updates=2,
+    growths=2,
 )
 
 
@@ -69,17 +86,17 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.draw:
         effort = QUICK if arguments.quick else FULL
-        busy = os.getloadavg()[0] > 1
+        began_quiet = quiet.wait(0.0 if arguments.quick else quiet.PATIENCE)
+        plain: list[dict[str, Any]] = []
+        looks: list[float | None] = []
         with setting(effort.rows) as where:
-            plain = [asdict(figure) for figure in measure(where, effort)]
+            for kind in measure(where, effort):
+                looks.append(quiet.busy())
+                plain += [asdict(figure) for figure in kind]
             facts = [where.versions(*OTHERS)]
         if arguments.quick:
             facts.append("This was a quick run: the ratios are rough.")
-        if busy:
-            facts.append(
-                "Other programs kept the machine busy when the run began: the times are rougher "
-                "than their spread says."
-            )
+        facts += quiet.disturbances(began_quiet, looks)
         MEASURED.parent.mkdir(exist_ok=True)
         MEASURED.write_text(json.dumps({"facts": facts, "figures": plain}), encoding="utf-8")
     measured = json.loads(MEASURED.read_text(encoding="utf-8"))
@@ -87,24 +104,27 @@ def main() -> None:
     page.write(ROOT / "docs", measured["facts"], figures)
 
 
-def measure(where: Setting, effort: Effort) -> Iterator[Figure]:
-    """Measure all figures, one kind after the other."""
+def measure(where: Setting, effort: Effort) -> Iterator[Iterator[Figure]]:
+    """Give the kinds of figures one after the other; each is measured when it is iterated over."""
     peers = list(PEERS)
     for driver in DRIVERS:
         url, proxied = where.urls[driver], where.proxied[driver]
-        yield from round_trips.measure(where.proxy, driver, proxied, peers, OPERATIONS)
-        yield from cpu.measure_calls(driver, url, peers, OPERATIONS)
-        yield from cpu.measure_time(
+        yield round_trips.measure(where.proxy, driver, proxied, peers, OPERATIONS)
+        yield cpu.measure_calls(driver, url, peers, OPERATIONS)
+        yield cpu.measure_time(
             driver, url, peers, "stock", OPERATIONS, effort.generations, effort.batches
         )
-        yield from cpu.measure_instructions(driver, url, peers, OPERATIONS, batches=10)
-        yield from memory.measure_held(driver, url, peers, OBJECTS, effort.processes)
-        yield from memory.measure_streamed(driver, url, peers, "stream_objects", effort.rows)
-        yield from latency.measure(where.proxy, driver, proxied, peers, "by_hand", effort.delays)
-        yield from waiting.measure(
-            driver, url, peers, waiting.NUMBERS_OF_THREADS, effort.turns, effort.seconds
+        yield cpu.measure_instructions(driver, url, peers, OPERATIONS, batches=10)
+        yield memory.measure_held(driver, url, READERS, OBJECTS, effort.processes)
+        yield memory.measure_streamed(driver, url, READERS, "stream_objects", effort.rows)
+        yield latency.measure(where.proxy, driver, proxied, peers, "by_hand", effort.delays)
+        yield waiting.measure(
+            driver, url, READERS, waiting.NUMBERS_OF_THREADS, effort.turns, effort.seconds
         )
-        yield from growth.measure(driver, url, peers, "by_hand", effort.growths)
+        yield contention.measure(
+            where.proxy, driver, proxied, peers, "by_hand", effort.updates, effort.seconds
+        )
+        yield growth.measure(driver, url, peers, "by_hand", effort.growths)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
-from benchmarks import cpu, growth, latency, memory, round_trips, waiting
+from benchmarks import contention, cpu, growth, latency, memory, round_trips, waiting
 from benchmarks.figures import Figure
 from benchmarks.peers import DRIVER_TITLES, load_peer
 
 #: Where more is better. Everywhere else less is.
-MORE = {waiting.SHARE}
+MORE = {waiting.SHARE, contention.RATIO}
 
 #: Why, by the names of the peers.
 Reasons: TypeAlias = dict[tuple[str, ...], str]
@@ -22,15 +22,16 @@ _FLASK = ("stock", "lite")
 _AUTOCOMMIT = ("autocommit",)
 _SQLALCHEMY = (*_FLASK, *_AUTOCOMMIT)
 _OTHER_ORMS = ("django", "peewee")
-_BY_HAND = ("by_hand",)
+_BY_HAND = ("by_hand", "by_hand_alone")
 _ALL = (*_SQLALCHEMY, *_OTHER_ORMS, *_BY_HAND)
 
 _CPU: Reasons = {
     _SQLALCHEMY: (
-        "a transaction takes a connection out of autocommit and back, with looks whether the "
-        "server is still there and whether the transaction was aborted; a statement outside asks "
-        "whether the pool needs the connection, and `filter_by_or_create` checks what it is called "
-        "with"
+        "a flush finds out whether one statement is all of the transaction; if it is not, the "
+        "transaction takes a connection out of autocommit and back; before it the session checks "
+        "that the server is still there, and after it calls the callbacks; a statement outside "
+        "asks whether the pool needs the connection, and `filter_by_or_create` checks what it is "
+        "called with"
     ),
     _OTHER_ORMS: (
         "SQLAlchemy's session keeps track of each object, which theirs do not have, and Flask's "
@@ -51,9 +52,15 @@ KINDS: dict[str, tuple[tuple[str, ...], Reasons]] = {
     "Round trips": (
         (round_trips.ROUND_TRIPS,),
         {
-            _SQLALCHEMY: "in autocommit there is no BEGIN and no COMMIT, and so nothing to undo",
+            _SQLALCHEMY: (
+                "in autocommit there is no BEGIN and no COMMIT, and so nothing to undo; here there "
+                "are both, unless the transaction is the one INSERT or UPDATE of a flush"
+            ),
             _OTHER_ORMS: "SQLAlchemy inserts with several statements what they insert with one",
-            _BY_HAND: "a COPY brings all rows at once, and needs no transaction",
+            _BY_HAND: (
+                "who writes by hand knows that a statement is the only one, and that an INSERT "
+                "gives way without a savepoint; a COPY brings all rows at once"
+            ),
         },
     ),
     "Client CPU": ((cpu.CPU,), _CPU),
@@ -70,13 +77,17 @@ KINDS: dict[str, tuple[tuple[str, ...], Reasons]] = {
     "Latency": (
         (latency.LATENCY,),
         {
-            (*_FLASK, *_OTHER_ORMS, *_BY_HAND): (
-                "with as many round trips, what is left is the client's CPU, as above"
+            _ALL: (
+                "with as many round trips, or without a delay, what counts is the client's CPU, as "
+                "above"
             ),
-            _AUTOCOMMIT: (
-                "in autocommit there is no BEGIN and no COMMIT, and so less to wait for; what is "
-                "left is the client's CPU"
-            ),
+        },
+    ),
+    "One hot row": (
+        (contention.RATIO,),
+        {
+            _SQLALCHEMY: "in autocommit an UPDATE is sent alone, too; what counts is the CPU",
+            _BY_HAND: "the UPDATE alone, without an ORM: what counts is the client's CPU",
         },
     ),
     "Requests that wait": ((waiting.SHARE, waiting.P99), _THREADS),
@@ -145,7 +156,7 @@ def _place(figure: Figure) -> str:
     place = figure.what
     if figure.kind == latency.LATENCY:
         place += f" at {figure.at:.0f} ms"
-    elif figure.kind in MORE or figure.kind == waiting.P99:
+    elif figure.kind in (waiting.SHARE, waiting.P99, contention.RATIO):
         place = f"{figure.kind} with {figure.at:.0f} threads"
     elif figure.kind in growth.SIZES:
         place += f": {figure.at:,.0f}"

@@ -115,13 +115,47 @@ def stream(peer: Peer, method: str) -> tuple[int, int]:
 
 
 def serve(peer: Peer, threads: int, wait: float, seconds: float) -> tuple[int, float, float, float]:
-    """Serve requests that wait between two reads, one after the other in each of some threads.
+    """Serve requests that wait between two reads.
 
     :param threads: How many threads.
     :param wait: How many seconds a request waits.
     :param seconds: For how long.
     :returns: how many requests were served, when that began and when it ended, and the seconds
         within which 99 of 100 requests were done.
+    """
+    return _serve(
+        peer,
+        threads,
+        seconds,
+        connect=lambda: peer.read_wait_read(0.0),
+        request=lambda: peer.read_wait_read(wait),
+    )
+
+
+def contend(peer: Peer, threads: int, seconds: float) -> float:
+    """Update the same row in some threads.
+
+    :param threads: How many threads.
+    :param seconds: For how long.
+    :returns: how many updates a second.
+    """
+    update = peer.update_known
+    served, start, end, _ = _serve(peer, threads, seconds, connect=update, request=update)
+    return served / (end - start)
+
+
+def _serve(
+    peer: Peer,
+    threads: int,
+    seconds: float,
+    connect: Callable[[], None],
+    request: Callable[[], None],
+) -> tuple[int, float, float, float]:
+    """Serve requests, one after the other in each of some threads.
+
+    :param connect: Makes the thread's connection, before the time begins.
+    :param request: The request.
+    :returns: what :func:`serve` returns.
     """
     barrier = threading.Barrier(threads + 1)
     times: list[float] = []
@@ -130,11 +164,11 @@ def serve(peer: Peer, threads: int, wait: float, seconds: float) -> tuple[int, f
     def serve_one() -> None:
         own: list[float] = []
         try:
-            peer.read_wait_read(0.0)  # to make the connection
+            connect()
             barrier.wait()
             end = time.monotonic() + seconds
             while (start := time.monotonic()) < end:
-                peer.read_wait_read(wait)
+                request()
                 own.append(time.monotonic() - start)
         except BaseException as failure:
             failures.append(failure)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from benchmarks.figures import Figure, able, in_turns, progress, spread, unable
-from benchmarks.peers import READ, READ_THEN_UPDATE, TEN_READS
+from benchmarks.peers import READ, READ_THEN_UPDATE, TEN_READS, TEN_READS_AND_UPDATE
 from benchmarks.worker import workers
 from tests.wire import WireProxy
 
 LATENCY = "latency"
-OPERATIONS = (READ, TEN_READS, READ_THEN_UPDATE)
+OPERATIONS = (READ, TEN_READS, READ_THEN_UPDATE, TEN_READS_AND_UPDATE)
 DELAYS = (0, 1, 10)
 """Milliseconds that a round trip takes longer, half of it each way."""
 

@@ -10,9 +10,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import behind, cpu, growth, latency, memory, plots, round_trips, waiting
+from benchmarks import (
+    behind,
+    contention,
+    cpu,
+    growth,
+    latency,
+    memory,
+    plots,
+    round_trips,
+    waiting,
+)
 from benchmarks.figures import Figure
-from benchmarks.peers import DRIVER_TITLES, OPERATIONS, PEERS, load_peer
+from benchmarks.peers import DRIVER_TITLES, PEERS, READING, WRITING, load_peer
 
 
 def write(docs: Path, facts: Sequence[str], figures: Sequence[Figure]) -> None:
@@ -36,13 +46,13 @@ def write(docs: Path, facts: Sequence[str], figures: Sequence[Figure]) -> None:
 
 def parts(facts: Sequence[str], figures: Sequence[Figure]) -> dict[str, str]:
     """Return what is written into the page, by its name there."""
+    written = {
+        "round trips": _by_operation(figures, round_trips.ROUND_TRIPS, count),
+        "cpu": _by_operation(figures, cpu.CPU, ratio),
+        "calls": _by_operation(figures, cpu.CALLS, count),
+        "instructions": _by_operation(figures, cpu.INSTRUCTIONS, count),
+    }
     tables = {
-        "round trips": [
-            _operation(round_trips.ROUND_TRIPS, one.title, count) for one in OPERATIONS
-        ],
-        "cpu": [_operation(cpu.CPU, one.title, ratio) for one in OPERATIONS],
-        "calls": [_operation(cpu.CALLS, one.title, count) for one in OPERATIONS],
-        "instructions": [_operation(cpu.INSTRUCTIONS, one.title, count) for one in OPERATIONS],
         "memory": [
             Column("one object of a request that holds many", memory.HELD, kilobytes),
             Column("a stream of objects", memory.STREAMED, megabytes),
@@ -70,12 +80,17 @@ def parts(facts: Sequence[str], figures: Sequence[Figure]) -> dict[str, str]:
                 ("seconds idle in a transaction, per request", waiting.IDLE_SECONDS, ratio),
             )
         ],
+        "hot row": [
+            Column("updates per second", contention.RATE, count),
+            Column("by hand with BEGIN and COMMIT = 1", contention.RATIO, ratio),
+        ],
         "growth": [
             Column(f"{kind}: {sizes[-1]:,}", kind, ratio, at=sizes[-1])
             for kind, sizes in growth.SIZES.items()
         ],
     }
-    written = {name: "\n\n".join(_tables(figures, columns)) for name, columns in tables.items()}
+    for name, columns in tables.items():
+        written[name] = "\n\n".join(_tables(figures, columns))
     if not any(one.kind == cpu.INSTRUCTIONS for one in figures):
         written["instructions"] = "The machine of this run does not count instructions."
     written["facts"] = "\n\n".join(facts)
@@ -134,12 +149,17 @@ def _spread(figure: Figure, form: Callable[[float], str]) -> str:
     return middle if low == high else f"{middle} ({low} to {high})"
 
 
-def _operation(kind: str, title: str, form: Callable[[Figure], str]) -> Column:
-    return Column(title, kind, form, title)
+def _by_operation(figures: Sequence[Figure], kind: str, form: Callable[[Figure], str]) -> str:
+    """Write the tables of the operations that read, and of those that write."""
+    tables: list[str] = []
+    for operations in (READING, WRITING):
+        columns = [Column(one.title, kind, form, one.title) for one in operations]
+        tables.extend(_tables(figures, columns))
+    return "\n\n".join(tables)
 
 
 def _tables(figures: Sequence[Figure], columns: Sequence[Column]) -> Iterator[str]:
-    """Write a table for each driver, a line for each peer."""
+    """Write a table for each driver, a line for each peer that has figures."""
     for driver, title in DRIVER_TITLES.items():
         lines = [
             f"| {title} | {' | '.join(column.title for column in columns)} |",
@@ -147,5 +167,6 @@ def _tables(figures: Sequence[Figure], columns: Sequence[Column]) -> Iterator[st
         ]
         for peer in PEERS:
             cells = [column.cell(figures, driver, peer) for column in columns]
-            lines.append(f"| {load_peer(peer).title} | {' | '.join(cells)} |")
+            if any(cells):
+                lines.append(f"| {load_peer(peer).title} | {' | '.join(cells)} |")
         yield "\n".join(lines)

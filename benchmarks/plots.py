@@ -16,7 +16,17 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 
 from benchmarks import cpu, growth, latency, waiting
 from benchmarks.figures import Figure
-from benchmarks.peers import DRIVER_TITLES, PEERS, READ, READ_THEN_UPDATE, TEN_READS, load_peer
+from benchmarks.peers import (
+    BLOCK_OF_TWO,
+    DRIVER_TITLES,
+    LAZY_LOADS,
+    PEERS,
+    READ,
+    READ_THEN_UPDATE,
+    STORE,
+    TEN_READS,
+    load_peer,
+)
 
 STYLE: Any = {
     "axes.axisbelow": True,
@@ -42,7 +52,11 @@ LOOKS: dict[str, dict[str, Any]] = {
     "django": {"color": "#1b7f4b"},
     "peewee": {"color": "#b8860b"},
     "by_hand": {"color": "#444444", "linestyle": "--"},
+    "by_hand_alone": {"color": "#8a8a8a", "linestyle": ":"},
 }
+
+#: The operations with bars for their CPU time; the page's tables have all.
+BARS = (READ, TEN_READS, LAZY_LOADS, STORE, READ_THEN_UPDATE, BLOCK_OF_TWO)
 
 
 def draw(directory: Path, figures: Sequence[Figure]) -> None:
@@ -62,8 +76,8 @@ def draw(directory: Path, figures: Sequence[Figure]) -> None:
 
 
 def draw_cpu(file: Path, driver: str, figures: Sequence[Figure]) -> None:
-    """Draw bars for the CPU time of each operation."""
-    operations = list(dict.fromkeys(one.what for one in figures if one.kind == cpu.CPU))
+    """Draw bars for the CPU time of some operations."""
+    operations = [one.title for one in BARS]
     title = f"{driver}: client CPU, Flask-SQLAlchemy = 1"
     with _panels(file, title, len(operations), height=1.6, legend=False) as panels:
         for panel, operation in zip(panels, operations, strict=True):
@@ -74,10 +88,9 @@ def draw_cpu(file: Path, driver: str, figures: Sequence[Figure]) -> None:
             order = {peer: place for place, peer in enumerate(PEERS)}
             for one in sorted(bars, key=lambda bar: order[bar.peer], reverse=True):
                 value, low, high = one.value or 0.0, one.low or 0.0, one.high or 0.0
-                title = load_peer(one.peer).title.removeprefix("Flask-SQLAlchemy, ")
                 color = LOOKS[one.peer]["color"]
                 panel.barh(
-                    title,
+                    _short_title(one.peer),
                     value,
                     xerr=[[value - low], [high - value]],
                     color=color,
@@ -88,7 +101,7 @@ def draw_cpu(file: Path, driver: str, figures: Sequence[Figure]) -> None:
 
 def draw_latency(file: Path, driver: str, figures: Sequence[Figure]) -> None:
     """Draw lines for the time of requests over the network's delay."""
-    operations = (READ.title, TEN_READS.title, READ_THEN_UPDATE.title)
+    operations = [one.title for one in latency.OPERATIONS]
     with _panels(file, f"{driver}: time, by hand = 1", len(operations)) as panels:
         for panel, operation in zip(panels, operations, strict=True):
             panel.set_title(operation)
@@ -131,6 +144,10 @@ def draw_growth(file: Path, driver: str, figures: Sequence[Figure]) -> None:
             panel.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
 
 
+def _short_title(peer: str) -> str:
+    return load_peer(peer).title.removeprefix("Flask-SQLAlchemy, ")
+
+
 def _lines(
     panel: Any,
     figures: Sequence[Figure],
@@ -146,13 +163,14 @@ def _lines(
     places = {at: place for place, at in enumerate(sorted({one.at or 0.0 for one in own}))}
     for peer in PEERS:
         points = sorted((one.at or 0.0, one.value) for one in own if one.peer == peer)
-        panel.plot(
-            [places[at] if evenly else at for at, _ in points],
-            [value for _, value in points],
-            marker="o",
-            label=load_peer(peer).title,
-            **LOOKS[peer],
-        )
+        if points:
+            panel.plot(
+                [places[at] if evenly else at for at, _ in points],
+                [value for _, value in points],
+                marker="o",
+                label=_short_title(peer),
+                **LOOKS[peer],
+            )
 
 
 @contextmanager

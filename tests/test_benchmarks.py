@@ -4,23 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from benchmarks import waiting
+from benchmarks import behind, contention, quiet, waiting
 from benchmarks.behind import times
 from benchmarks.figures import Figure
 from benchmarks.peers import (
+    BLOCK_OF_TWO,
     CREATED,
-    FOUND,
+    CREATED_INSIDE,
     INSERT,
+    LAZY_LOADS,
     OPERATIONS,
+    PAGINATE,
     PEERS,
     READ,
     READ_THEN_UPDATE,
+    STORE,
     TEN_READS,
+    TEN_READS_AND_UPDATE,
+    UPDATE_BY_KEY,
     Operation,
     load_peer,
 )
@@ -31,14 +38,45 @@ from tests.wire import WireProxy
 
 ROWS = 2500
 
-# What one time of each operation adds.
+# What one time of an operation adds.
 ADDED: dict[Operation, dict[str, int]] = {
-    READ: {},
-    TEN_READS: {},
-    READ_THEN_UPDATE: {},
-    FOUND: {},
+    STORE: {"notes": 1},
+    BLOCK_OF_TWO: {"notes": 1},
     CREATED: {"tags": 1},
+    CREATED_INSIDE: {"tags": 1},
     INSERT: {"notes": 5000},
+}
+
+# How many statements it reads documents or books with.
+READS: dict[Operation, int] = {
+    READ: 1,
+    TEN_READS: 10,
+    LAZY_LOADS: 1,
+    PAGINATE: 1,
+    READ_THEN_UPDATE: 1,
+    BLOCK_OF_TWO: 1,
+    TEN_READS_AND_UPDATE: 10,
+}
+
+# The update of what need not be read, which the hot row is about.
+UPDATE_KNOWN = Operation("update alone", "update_known")
+
+# What it sends beside reads; and on which peers without BEGIN and COMMIT, one of which is never
+# atomic.
+WRITES: dict[Operation, list[str]] = {
+    STORE: ["INSERT"],
+    READ_THEN_UPDATE: ["UPDATE"],
+    TEN_READS_AND_UPDATE: ["UPDATE"],
+    UPDATE_KNOWN: ["UPDATE"],
+    UPDATE_BY_KEY: ["UPDATE"],
+    BLOCK_OF_TWO: ["UPDATE", "INSERT"],
+}
+ALONE: dict[str, set[Operation]] = {
+    "ours": {STORE, READ_THEN_UPDATE, TEN_READS_AND_UPDATE, UPDATE_KNOWN},
+    "autocommit": set(WRITES),
+    "django": {STORE},
+    "peewee": {STORE},
+    "by_hand_alone": set(WRITES),
 }
 
 STORED = """
@@ -65,10 +103,11 @@ class Bench:
         """Return how many rows are stored."""
         return dict(self.tables.execute(sa.text(STORED)).one()._mapping)
 
-    def title(self) -> str:
-        """Return the title of the first document."""
-        title: str = self.tables.scalars(sa.text("SELECT title FROM document WHERE id = 1")).one()
-        return title
+    def titles(self) -> str:
+        """Return the titles of the documents that an operation may update, in one text."""
+        select = "SELECT string_agg(title, ',' ORDER BY id) FROM document WHERE id <= 10"
+        titles: str = self.tables.scalars(sa.text(select)).one()
+        return titles
 
 
 @pytest.fixture(scope="module", params=list(PEERS))
@@ -85,26 +124,42 @@ def bench(
     server.drop_database(database)
 
 
-@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda one: one.title)
+@pytest.mark.parametrize(
+    "operation", [*OPERATIONS, TEN_READS_AND_UPDATE, UPDATE_KNOWN], ids=lambda one: one.title
+)
 def test_an_operation_stores_what_it_says(
     bench: Bench, operation: Operation, wire: WireProxy
 ) -> None:
     if bench.fails(operation.method):
         pytest.skip("it fails: see the last test")
     bench.worker.do("repeat", operation, 1)  # what a connection begins with is not looked at
-    before, title = bench.stored(), bench.title()
+    before, titles = bench.stored(), bench.titles()
     with wire.record() as recording:
         bench.worker.do("repeat", operation, 1)
     after = bench.stored()
     added = {name: count - before[name] for name, count in after.items() if count != before[name]}
-    assert added == ADDED[operation]
-    assert (bench.title() != title) == (operation is READ_THEN_UPDATE)
+    assert added == ADDED.get(operation, {})
+    writes = WRITES.get(operation, [])
+    assert (bench.titles() != titles) == ("UPDATE" in writes)
     assert wire.transactions_open == 0
-    reads = [one for one in recording.statements if one.startswith("SELECT") and "title" in one]
-    assert len(reads) == {READ: 1, TEN_READS: 10, READ_THEN_UPDATE: 1}.get(operation, 0)
-    if operation is READ_THEN_UPDATE and bench.peer != "autocommit":
-        stored = ["UPDATE"] if bench.peer == "ours" else ["BEGIN", "UPDATE", "COMMIT"]
+    selects = [one for one in recording.statements if one.startswith("SELECT")]
+    reads = [one for one in selects if "title" in one and "count(" not in one.lower()]
+    assert len(reads) == READS.get(operation, 0)
+    if writes:
+        alone = operation in ALONE.get(bench.peer, ())
+        stored = writes if alone else ["BEGIN", *writes, "COMMIT"]
         assert [one for one in recording.verbs if one != "SELECT"] == stored
+
+
+def test_it_reads_the_author_of_ten_books_each_with_a_statement(
+    bench: Bench, wire: WireProxy
+) -> None:
+    bench.worker.do("repeat", LAZY_LOADS, 1)
+    with wire.record() as recording:
+        bench.worker.do("repeat", LAZY_LOADS, 1)
+    loads = [one for one in recording.statements if one.startswith("SELECT") and "name" in one]
+    assert len(loads) == 10
+    assert all("author" in one for one in loads)
 
 
 def test_it_holds_and_streams_all_objects(bench: Bench) -> None:
@@ -127,12 +182,21 @@ def test_it_serves_in_more_threads_than_the_pool_has_connections(
     assert wire.connections == 0  # all that it opened are closed
 
 
+def test_it_updates_one_row_in_many_threads(bench: Bench, wire: WireProxy) -> None:
+    before, titles = bench.stored(), bench.titles()
+    assert bench.worker.do("contend", 5, 0.1) > 0
+    assert bench.stored() == before
+    assert bench.titles() != titles
+    wire.quiesce()
+    assert wire.connections == 0
+
+
 def test_it_updates_among_objects_that_were_read(bench: Bench) -> None:
-    title = bench.title()
+    titles = bench.titles()
     read, update = bench.worker.do("among", 100, 2)
     assert read > 0
     assert update > 0
-    assert bench.title() != title
+    assert bench.titles() != titles
 
 
 @pytest.mark.parametrize(
@@ -147,7 +211,8 @@ def test_what_is_said_to_fail_fails(
         task = ("stream", method)
     with Worker(peer, url) as worker, pytest.raises(RuntimeError, match="has ended"):
         worker.do(*task)
-    assert "transaction" in capfd.readouterr().err
+    why = "paginate" if method == "paginate" else "transaction"
+    assert why in capfd.readouterr().err
 
 
 def figure(value: float | None, low: float | None = None, high: float | None = None) -> Figure:
@@ -172,7 +237,57 @@ def test_where_we_are_behind_is_found_in_the_figures(
     assert times(ours, other) == expected
 
 
-def test_of_what_more_is_better_less_is_behind() -> None:
-    less, more = (replace(figure(value), kind=waiting.SHARE) for value in (0.4, 0.8))
+@pytest.mark.parametrize("kind", [waiting.SHARE, contention.RATIO])
+def test_of_what_more_is_better_less_is_behind(kind: str) -> None:
+    less, more = (replace(figure(value), kind=kind) for value in (0.4, 0.8))
     assert times(less, more) == 2.0
     assert times(more, less) is None
+
+
+def test_the_list_of_where_we_are_behind_says_with_how_many_threads() -> None:
+    ours = replace(figure(2.5), kind=contention.RATIO, at=contention.THREADS)
+    text = behind.text([ours, replace(ours, peer="by_hand_alone", value=7.5)])
+    assert "psycopg by hand, one statement in 1 of 1 figures, by up to 3.00 times" in text
+    assert "with 20 threads, psycopg2" in text
+
+
+@pytest.mark.parametrize(
+    ("began_quiet", "looks", "expected"),
+    [
+        (True, [0.0, quiet.CPUS], []),
+        (True, [None], []),
+        (False, [0.0], ["when the run began"]),
+        (True, [0.0, 0.94, 0.5], ["up to 0.9 CPUs during the run, in 2 of 3 looks"]),
+        (False, [1.0], ["when the run began", "up to 1.0 CPUs"]),
+    ],
+)
+def test_the_page_says_where_the_machine_was_not_quiet(
+    began_quiet: bool, looks: list[float | None], expected: list[str]
+) -> None:
+    found = list(quiet.disturbances(began_quiet, looks))
+    assert len(found) == len(expected)
+    assert all(part in sentence for part, sentence in zip(expected, found, strict=True))
+
+
+def test_a_run_waits_until_the_machine_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = [2.0, 1.0, 0.0]
+    pauses: list[float] = []
+    monkeypatch.setattr("os.getloadavg", lambda: (loads.pop(0), 0.0, 0.0))
+    monkeypatch.setattr("time.sleep", pauses.append)
+    assert quiet.wait(60.0)
+    assert len(pauses) == 2
+
+
+def test_a_run_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (2.0, 0.0, 0.0))
+    assert not quiet.wait(0.0)
+
+
+def test_a_machine_may_not_tell_how_busy_it_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(quiet, "_STAT", tmp_path / "stat")
+    assert quiet.busy() is None
+    (tmp_path / "stat").write_text("cpu  100 0 100 900 9 0 0 7 0 0\ncpu0 100 0 100 900 9\n")
+    monkeypatch.setattr(quiet, "_LOOK", 0.01)
+    assert quiet.busy() == 0.0

@@ -1,7 +1,8 @@
 """What is compared: one application, written for each peer as its documentation has it.
 
-Three tables: ``document`` is read and updated, ``tag`` has unique names, ``note`` takes many rows
-at once. An operation is what a request does with the database, its begin and its end included.
+Five tables: ``document`` is read and updated, ``tag`` has unique names, ``note`` takes new rows,
+and each ``book`` has one of the ``author`` rows. An operation is what a request does with the
+database, its begin and its end included.
 """
 
 from __future__ import annotations
@@ -23,8 +24,15 @@ TABLES = """
 CREATE TABLE document (id serial PRIMARY KEY, title text NOT NULL);
 CREATE TABLE tag (id serial PRIMARY KEY, name text NOT NULL UNIQUE);
 CREATE TABLE note (id serial PRIMARY KEY, title text NOT NULL);
+CREATE TABLE author (id serial PRIMARY KEY, name text NOT NULL);
+CREATE TABLE book (
+    id serial PRIMARY KEY, title text NOT NULL, author_id integer NOT NULL REFERENCES author
+);
 INSERT INTO document (title) SELECT 'title ' || n FROM generate_series(1, {rows}) AS n;
 INSERT INTO tag (name) VALUES ('found');
+INSERT INTO author (name) SELECT 'name ' || n FROM generate_series(1, 100) AS n;
+INSERT INTO book (title, author_id)
+    SELECT 'title ' || n, (n - 1) % 100 + 1 FROM generate_series(1, 1000) AS n;
 ANALYZE;
 """
 
@@ -45,12 +53,33 @@ class Operation:
 
 READ = Operation("read by key", "reads", (1,), batch=20)
 TEN_READS = Operation("ten reads", "reads", (10,), batch=4)
+LAZY_LOADS = Operation("100 rows with ten lazy loads", "lazy_loads", (100, 10), batch=2)
+PAGINATE = Operation("paginate()", "paginate", batch=8)
+STORE = Operation("store one object", "store", batch=12)
 READ_THEN_UPDATE = Operation("read, then update", "read_then_update", batch=10)
+UPDATE_BY_KEY = Operation("update by key, in a block", "update_in_block", batch=10)
+BLOCK_OF_TWO = Operation("a block of two statements", "block_of_two", batch=6)
 FOUND = Operation("get or create, found", "found", batch=15)
 CREATED = Operation("get or create, created", "created", batch=8)
+CREATED_INSIDE = Operation("get or create, created in a block", "created_inside", batch=8)
 INSERT = Operation("insert 5,000 rows", "insert_many", (5000,))
+TEN_READS_AND_UPDATE = Operation("ten reads and an update", "reads_then_update", (10,), batch=3)
 
-OPERATIONS = (READ, TEN_READS, READ_THEN_UPDATE, FOUND, CREATED, INSERT)
+READING = (READ, TEN_READS, LAZY_LOADS, PAGINATE)
+WRITING = (
+    STORE,
+    READ_THEN_UPDATE,
+    UPDATE_BY_KEY,
+    BLOCK_OF_TWO,
+    FOUND,
+    CREATED,
+    CREATED_INSIDE,
+    INSERT,
+)
+OPERATIONS = (*READING, *WRITING)
+
+#: The page that is read, and how many books are on it.
+PAGE, PER_PAGE = 2, 20
 
 
 class Peer(ABC):
@@ -84,8 +113,28 @@ class Peer(ABC):
         """Change a document that was read, in a transaction."""
 
     @abstractmethod
+    def known(self, key: int) -> Any:
+        """Return an object for a document that is stored, without a read."""
+
+    @abstractmethod
+    def update_by_key(self, key: int, title: str) -> None:
+        """Change a document without an object for it, in a transaction."""
+
+    @abstractmethod
+    def create(self, title: str) -> None:
+        """Store one note."""
+
+    @abstractmethod
+    def update_and_create(self, document: Any, title: str) -> None:
+        """Change a document that was read and store a note, in one transaction."""
+
+    @abstractmethod
     def get_or_create(self, name: str) -> Any:
         """Return the tag with a name; make it if there is none. Others may make it meanwhile."""
+
+    @abstractmethod
+    def get_or_create_inside(self, name: str) -> Any:
+        """Do the same in a transaction that could hold more."""
 
     @abstractmethod
     def insert(self, titles: Sequence[str]) -> None:
@@ -94,6 +143,18 @@ class Peer(ABC):
     @abstractmethod
     def load(self, count: int) -> list[Any]:
         """Read the first documents with one statement."""
+
+    @abstractmethod
+    def books(self, count: int) -> list[Any]:
+        """Read the first books with one statement."""
+
+    @abstractmethod
+    def author(self, book: Any) -> Any:
+        """Read the author of a book."""
+
+    @abstractmethod
+    def page(self, number: int, per_page: int) -> list[Any]:
+        """Read a page of the books, and how many books there are."""
 
     @abstractmethod
     def stream(self) -> Iterator[Any]:
@@ -117,6 +178,49 @@ class Peer(ABC):
         with self.request():
             self.update(self.get(1), self._new())
 
+    def reads_then_update(self, count: int) -> None:
+        """Read some documents by their keys and store a change of the last."""
+        with self.request():
+            for key in range(1, count):
+                self.get(key)
+            self.update(self.get(count), self._new())
+
+    def update_known(self) -> None:
+        """Store a change of one document that need not be read: the UPDATE is all."""
+        with self.request():
+            self.update(self.known(1), self._new())
+
+    def update_in_block(self) -> None:
+        """Change one document by its key, without an object for it.
+
+        :meth:`read_then_update` changes an object in a block, and the flush at the end knows that
+        nothing else is sent. Here the block itself executes an UPDATE, and more may follow: so what
+        is sent is BEGIN, UPDATE and COMMIT, also where a flush is one statement.
+        """
+        with self.request():
+            self.update_by_key(1, self._new())
+
+    def store(self) -> None:
+        """Store one note."""
+        with self.request():
+            self.create(self._new())
+
+    def block_of_two(self) -> None:
+        """Read one document by its key; in one transaction store a change of it and a note."""
+        with self.request():
+            self.update_and_create(self.get(1), self._new())
+
+    def lazy_loads(self, count: int, loads: int) -> None:
+        """Read some books with one statement, and the authors of the first ones each with one."""
+        with self.request():
+            for book in self.books(count)[:loads]:
+                self.author(book)
+
+    def paginate(self) -> None:
+        """Read a page of the books, with how many there are."""
+        with self.request():
+            self.page(PAGE, PER_PAGE)
+
     def found(self) -> None:
         """Get or create what is there."""
         with self.request():
@@ -126,6 +230,11 @@ class Peer(ABC):
         """Get or create what is not there."""
         with self.request():
             self.get_or_create(self._new())
+
+    def created_inside(self) -> None:
+        """Get or create what is not there, in a transaction that could hold more."""
+        with self.request():
+            self.get_or_create_inside(self._new())
 
     def insert_many(self, count: int) -> None:
         """Store many notes at once."""
@@ -181,6 +290,7 @@ PEERS = {
     "django": "django:Django",
     "peewee": "peewee:Peewee",
     "by_hand": "by_hand:ByHand",
+    "by_hand_alone": "by_hand:ByHandAlone",
 }
 #: The drivers, and what a reader calls them.
 DRIVER_TITLES = {"psycopg2": "psycopg2", "psycopg": "psycopg 3"}

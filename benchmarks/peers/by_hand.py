@@ -1,20 +1,25 @@
 """psycopg2 or psycopg 3 by hand: what the driver and the server need is the floor.
 
 Rows are tuples. A request that needs no transaction takes a connection of the pool for a statement.
+There are two of them: one has BEGIN and COMMIT around each change, as any transaction may need, and
+one sends a change alone, which is enough where the transaction is one statement.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from queue import LifoQueue
-from typing import Any
+from typing import Any, ClassVar, NoReturn
 
 from sqlalchemy import make_url
 
 from benchmarks.peers import MAX_OVERFLOW, POOL_SIZE, Peer
+
+_UPDATE = "UPDATE document SET title = %s WHERE id = %s"
+_CREATE = "INSERT INTO note (title) VALUES (%s) RETURNING id"
 
 
 class ByHand(Peer):
@@ -54,46 +59,91 @@ class ByHand(Peer):
         """Nothing."""
         return nullcontext()
 
+    @contextmanager
+    def statement(self) -> Iterator[Any]:
+        """A cursor for a statement that is its own transaction."""
+        with self.connection() as connection, connection.cursor() as cursor:
+            yield cursor
+
+    @contextmanager
+    def transaction(self) -> Iterator[Any]:
+        """A cursor for what is sent between BEGIN and COMMIT."""
+        with self.statement() as cursor:
+            cursor.execute("BEGIN")
+            try:
+                yield cursor
+            except BaseException:
+                cursor.execute("ROLLBACK")
+                raise
+            cursor.execute("COMMIT")
+
+    def change(self) -> AbstractContextManager[Any]:
+        """A cursor for the only statement of a transaction, here between BEGIN and COMMIT."""
+        return self.transaction()
+
     def get(self, key: int) -> Any:
         """A SELECT."""
-        with self.connection() as connection, connection.cursor() as cursor:
+        with self.statement() as cursor:
             cursor.execute("SELECT id, title FROM document WHERE id = %s", (key,))
             row = cursor.fetchone()
         assert row is not None
         return row
 
     def update(self, document: Any, title: str) -> None:
-        """An UPDATE between BEGIN and COMMIT: it stands for any transaction."""
-        with self.connection() as connection, connection.cursor() as cursor:
-            cursor.execute("BEGIN")
-            try:
-                cursor.execute("UPDATE document SET title = %s WHERE id = %s", (title, document[0]))
-            except BaseException:
-                cursor.execute("ROLLBACK")
-                raise
-            cursor.execute("COMMIT")
+        """An UPDATE."""
+        self.update_by_key(document[0], title)
+
+    def known(self, key: int) -> Any:
+        """A row with the key."""
+        return key, ""
+
+    def update_by_key(self, key: int, title: str) -> None:
+        """An UPDATE."""
+        with self.change() as cursor:
+            cursor.execute(_UPDATE, (title, key))
+
+    def create(self, title: str) -> None:
+        """An INSERT that returns the key."""
+        with self.change() as cursor:
+            cursor.execute(_CREATE, (title,))
+            cursor.fetchone()
+
+    def update_and_create(self, document: Any, title: str) -> None:
+        """An UPDATE and an INSERT between BEGIN and COMMIT."""
+        with self.transaction() as cursor:
+            cursor.execute(_UPDATE, (title, document[0]))
+            cursor.execute(_CREATE, (title,))
+            cursor.fetchone()
 
     def get_or_create(self, name: str) -> Any:
-        """A SELECT, and an INSERT that gives way."""
+        """A SELECT, and an INSERT that gives way; each is stored alone."""
+        with self.statement() as cursor:
+            return self._get_or_create(cursor, name)
+
+    def get_or_create_inside(self, name: str) -> Any:
+        """The same between BEGIN and COMMIT."""
+        with self.transaction() as cursor:
+            return self._get_or_create(cursor, name)
+
+    def _get_or_create(self, cursor: Any, name: str) -> Any:
         select = "SELECT id, name FROM tag WHERE name = %s"
-        with self.connection() as connection, connection.cursor() as cursor:
+        cursor.execute(select, (name,))
+        row = cursor.fetchone()
+        if row is None:
+            cursor.execute(
+                "INSERT INTO tag (name) VALUES (%s) ON CONFLICT DO NOTHING RETURNING id, name",
+                (name,),
+            )
+            row = cursor.fetchone()
+        if row is None:  # somebody was faster
             cursor.execute(select, (name,))
             row = cursor.fetchone()
-            if row is None:
-                cursor.execute(
-                    "INSERT INTO tag (name) VALUES (%s) ON CONFLICT DO NOTHING RETURNING id, name",
-                    (name,),
-                )
-                row = cursor.fetchone()
-            if row is None:  # somebody was faster
-                cursor.execute(select, (name,))
-                row = cursor.fetchone()
         return row
 
     def insert(self, titles: Sequence[str]) -> None:
         """A COPY."""
         copy = "COPY note (title) FROM STDIN"
-        with self.connection() as connection, connection.cursor() as cursor:
+        with self.statement() as cursor:
             if self._driver.__name__ == "psycopg2":
                 cursor.copy_expert(copy, io.StringIO("".join(f"{title}\n" for title in titles)))
             else:
@@ -103,12 +153,39 @@ class ByHand(Peer):
 
     def load(self, count: int) -> list[Any]:
         """A SELECT."""
-        with self.connection() as connection, connection.cursor() as cursor:
+        with self.statement() as cursor:
             cursor.execute(
                 "SELECT id, title FROM document WHERE id <= %s ORDER BY id",
                 (count,),
             )
             rows: list[Any] = cursor.fetchall()
+            return rows
+
+    def books(self, count: int) -> list[Any]:
+        """A SELECT."""
+        with self.statement() as cursor:
+            cursor.execute(
+                "SELECT id, title, author_id FROM book WHERE id <= %s ORDER BY id", (count,)
+            )
+            rows: list[Any] = cursor.fetchall()
+            return rows
+
+    def author(self, book: Any) -> Any:
+        """A SELECT."""
+        with self.statement() as cursor:
+            cursor.execute("SELECT id, name FROM author WHERE id = %s", (book[2],))
+            return cursor.fetchone()
+
+    def page(self, number: int, per_page: int) -> list[Any]:
+        """A SELECT with LIMIT and OFFSET, and one that counts."""
+        with self.statement() as cursor:
+            cursor.execute(
+                "SELECT id, title, author_id FROM book ORDER BY id LIMIT %s OFFSET %s",
+                (per_page, (number - 1) * per_page),
+            )
+            rows: list[Any] = cursor.fetchall()
+            cursor.execute("SELECT count(*) FROM book")
+            cursor.fetchone()
             return rows
 
     def stream(self) -> Iterator[Any]:
@@ -128,3 +205,21 @@ class ByHand(Peer):
             if connection is not None:
                 connection.close()
             self._pool.put(None)
+
+
+class ByHandAlone(ByHand):
+    """The same, but a change is sent alone: PostgreSQL makes a transaction of the statement."""
+
+    title = "psycopg by hand, one statement"
+    fails: ClassVar[Mapping[str, str]] = {
+        "block_of_two": "two statements need a transaction",
+        "created_inside": "a block that could hold more needs a transaction",
+    }
+
+    def change(self) -> AbstractContextManager[Any]:
+        """A cursor for the only statement of a transaction, which is sent alone."""
+        return self.statement()
+
+    def transaction(self) -> NoReturn:
+        """Nothing: that is what the other one is for."""
+        raise NotImplementedError("More than one statement needs a transaction.")

@@ -58,11 +58,13 @@ class Django(Peer):
 
         import django
         from django.core import signals
+        from django.core.paginator import Paginator
         from django.db import connections, models, transaction
 
         django.setup()
         self._signals, self._connections = signals, connections
         self._atomic: Any = transaction.atomic
+        self._paginator: Any = Paginator
 
         class Document(models.Model):  # type: ignore[misc]  # Django has no types
             title = models.TextField()
@@ -82,9 +84,23 @@ class Django(Peer):
             class Meta:
                 app_label, db_table = "benchmarks", "note"
 
+        class Author(models.Model):  # type: ignore[misc]
+            name = models.TextField()
+
+            class Meta:
+                app_label, db_table = "benchmarks", "author"
+
+        class Book(models.Model):  # type: ignore[misc]
+            title = models.TextField()
+            author = models.ForeignKey(Author, models.CASCADE)
+
+            class Meta:
+                app_label, db_table = "benchmarks", "book"
+
         self.document: Any = Document
         self.tag: Any = Tag
         self.note: Any = Note
+        self.book: Any = Book
 
     @contextmanager
     def request(self) -> Iterator[None]:
@@ -105,10 +121,35 @@ class Django(Peer):
             document.title = title
             document.save(force_update=True)
 
+    def known(self, key: int) -> Any:
+        """A model instance with the key."""
+        return self.document(pk=key)
+
+    def update_by_key(self, key: int, title: str) -> None:
+        """``objects.filter().update()`` in an ``atomic()`` block."""
+        with self._atomic():
+            self.document.objects.filter(pk=key).update(title=title)
+
+    def create(self, title: str) -> None:
+        """``objects.create()``, in autocommit as Django is without a block."""
+        self.note.objects.create(title=title)
+
+    def update_and_create(self, document: Any, title: str) -> None:
+        """``save()`` and ``objects.create()`` in an ``atomic()`` block."""
+        with self._atomic():
+            document.title = title
+            document.save(force_update=True)
+            self.note.objects.create(title=title)
+
     def get_or_create(self, name: str) -> Any:
         """``objects.get_or_create()``."""
         found, _ = self.tag.objects.get_or_create(name=name)
         return found
+
+    def get_or_create_inside(self, name: str) -> Any:
+        """The same in an ``atomic()`` block."""
+        with self._atomic():
+            return self.get_or_create(name)
 
     def insert(self, titles: Sequence[str]) -> None:
         """``objects.bulk_create()``, which is atomic."""
@@ -117,6 +158,18 @@ class Django(Peer):
     def load(self, count: int) -> list[Any]:
         """``objects.filter()``."""
         return list(self.document.objects.filter(pk__lte=count).order_by("pk"))
+
+    def books(self, count: int) -> list[Any]:
+        """``objects.filter()``."""
+        return list(self.book.objects.filter(pk__lte=count).order_by("pk"))
+
+    def author(self, book: Any) -> Any:
+        """The attribute, which reads."""
+        return book.author
+
+    def page(self, number: int, per_page: int) -> list[Any]:
+        """``Paginator``."""
+        return list(self._paginator(self.book.objects.order_by("pk"), per_page).page(number))
 
     def stream(self) -> Iterator[Any]:
         """``iterator()``."""

@@ -9,9 +9,15 @@ from typing import Any, ClassVar
 
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import Engine, Text, insert, select
+from sqlalchemy import Engine, ForeignKey, Text, insert, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    make_transient_to_detached,
+    mapped_column,
+    relationship,
+)
 
 from benchmarks.peers import MAX_OVERFLOW, POOL_SIZE, Peer
 from fictive_sqlalchemy.ext.flask import builtins
@@ -24,6 +30,7 @@ class OnSQLAlchemy(Peer):
     document: Any
     tag: Any
     note: Any
+    book: Any
 
     @property
     @abstractmethod
@@ -56,7 +63,19 @@ class OnSQLAlchemy(Peer):
             id: Mapped[int] = mapped_column(primary_key=True)
             title: Mapped[str] = mapped_column(Text)
 
-        self.document, self.tag, self.note = Document, Tag, Note
+        class Author(base):  # type: ignore[misc]
+            __tablename__ = "author"
+            id: Mapped[int] = mapped_column(primary_key=True)
+            name: Mapped[str] = mapped_column(Text)
+
+        class Book(base):  # type: ignore[misc]
+            __tablename__ = "book"
+            id: Mapped[int] = mapped_column(primary_key=True)
+            title: Mapped[str] = mapped_column(Text)
+            author_id: Mapped[int] = mapped_column(ForeignKey("author.id"))
+            author = relationship(Author)
+
+        self.document, self.tag, self.note, self.book = Document, Tag, Note, Book
 
     def request(self) -> AbstractContextManager[Any]:
         """An application context, whose end ends the session."""
@@ -73,6 +92,34 @@ class OnSQLAlchemy(Peer):
         document.title = title
         self.session.commit()
 
+    def known(self, key: int) -> Any:
+        """``make_transient_to_detached()``, which takes an object for stored."""
+        document = self.document(id=key)
+        make_transient_to_detached(document)
+        self.session.add(document)
+        return document
+
+    def update_by_key(self, key: int, title: str) -> None:
+        """An ORM-enabled UPDATE, and commit."""
+        self.session.execute(self.update_statement(key, title))
+        self.session.commit()
+
+    def update_statement(self, key: int, title: str) -> Any:
+        """Return the ORM-enabled UPDATE."""
+        document = self.document
+        return update(document).where(document.id == key).values(title=title)
+
+    def create(self, title: str) -> None:
+        """Add an object and commit."""
+        self.session.add(self.note(title=title))
+        self.session.commit()
+
+    def update_and_create(self, document: Any, title: str) -> None:
+        """Set the attribute, add an object, and commit."""
+        document.title = title
+        self.session.add(self.note(title=title))
+        self.session.commit()
+
     def get_or_create(self, name: str) -> Any:
         """Look; insert in a savepoint; look again if somebody was faster."""
         session, query = self.session, select(self.tag).filter_by(name=name)
@@ -87,6 +134,10 @@ class OnSQLAlchemy(Peer):
             session.commit()
         return found
 
+    def get_or_create_inside(self, name: str) -> Any:
+        """The same: the session has begun a transaction with the read."""
+        return self.get_or_create(name)
+
     def insert(self, titles: Sequence[str]) -> None:
         """An ORM bulk insert."""
         self.session.execute(insert(self.note), [{"title": title} for title in titles])
@@ -97,6 +148,15 @@ class OnSQLAlchemy(Peer):
         document = self.document
         statement = select(document).where(document.id <= count).order_by(document.id)
         return list(self.session.scalars(statement))
+
+    def books(self, count: int) -> list[Any]:
+        """``Session.scalars()``."""
+        book = self.book
+        return list(self.session.scalars(select(book).where(book.id <= count).order_by(book.id)))
+
+    def author(self, book: Any) -> Any:
+        """The attribute, which reads."""
+        return book.author
 
     def stream(self) -> Iterator[Any]:
         """``yield_per``."""
@@ -147,6 +207,11 @@ class OnFlaskSQLAlchemy(OnSQLAlchemy):
         """``db.engine``."""
         return self.db.engine
 
+    def page(self, number: int, per_page: int) -> list[Any]:
+        """``db.paginate()``."""
+        statement = select(self.book).order_by(self.book.id)
+        return list(self.db.paginate(statement, page=number, per_page=per_page))
+
 
 class Ours(OnFlaskSQLAlchemy):
     """This package."""
@@ -159,9 +224,25 @@ class Ours(OnFlaskSQLAlchemy):
         with self.session.begin():
             document.title = title
 
+    def update_by_key(self, key: int, title: str) -> None:
+        """The same UPDATE in a ``begin()`` block."""
+        with self.session.begin():
+            self.session.execute(self.update_statement(key, title))
+
+    def update_and_create(self, document: Any, title: str) -> None:
+        """Both in a ``begin()`` block."""
+        with self.session.begin():
+            document.title = title
+            self.session.add(self.note(title=title))
+
     def get_or_create(self, name: str) -> Any:
         """``filter_by_or_create``."""
         return self.tag.filter_by_or_create(name=name)
+
+    def get_or_create_inside(self, name: str) -> Any:
+        """``filter_by_or_create`` in a ``begin()`` block."""
+        with self.session.begin():
+            return self.tag.filter_by_or_create(name=name)
 
     def insert(self, titles: Sequence[str]) -> None:
         """The same bulk insert, in a ``begin()`` block."""
@@ -184,5 +265,6 @@ class Autocommit(OnFlaskSQLAlchemy):
     engine_options: ClassVar[dict[str, Any]] = {"isolation_level": "AUTOCOMMIT"}
     fails: ClassVar[Mapping[str, str]] = {
         "created": "a savepoint needs a transaction",
+        "created_inside": "a savepoint needs a transaction",
         "stream_objects": "a cursor of the server needs a transaction",
     }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from flask import Flask
 from flask_sqlalchemy_lite import SQLAlchemy
@@ -17,6 +18,7 @@ class Lite(OnSQLAlchemy):
     """Flask-SQLAlchemy-Lite as it is."""
 
     title = "Flask-SQLAlchemy-Lite"
+    fails: ClassVar[Mapping[str, str]] = {"paginate": "it has no paginate()"}
 
     def __init__(
         self, url: str, pool_size: int = POOL_SIZE, max_overflow: int = MAX_OVERFLOW
@@ -41,3 +43,7 @@ class Lite(OnSQLAlchemy):
     def engine(self) -> Engine:
         """``db.engine``."""
         return self.db.engine
+
+    def page(self, number: int, per_page: int) -> list[Any]:
+        """Nothing: it has no paginator."""
+        raise NotImplementedError("Flask-SQLAlchemy-Lite has no paginate().")

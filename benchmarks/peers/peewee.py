@@ -62,9 +62,23 @@ class Peewee(Peer):
             class Meta:
                 database, table_name = self.db, "note"
 
+        class Author(model):  # type: ignore[misc]
+            name = peewee.TextField()
+
+            class Meta:
+                database, table_name = self.db, "author"
+
+        class Book(model):  # type: ignore[misc]
+            title = peewee.TextField()
+            author = peewee.ForeignKeyField(Author)
+
+            class Meta:
+                database, table_name = self.db, "book"
+
         self.document: Any = Document
         self.tag: Any = Tag
         self.note: Any = Note
+        self.book: Any = Book
 
     def request(self) -> AbstractContextManager[Any]:
         """A connection of the pool, for as long as the request takes."""
@@ -81,10 +95,35 @@ class Peewee(Peer):
             document.title = title
             document.save()
 
+    def known(self, key: int) -> Any:
+        """A model instance with the key."""
+        return self.document(id=key)
+
+    def update_by_key(self, key: int, title: str) -> None:
+        """``set_by_id()`` in an ``atomic()`` block."""
+        with self.db.atomic():
+            self.document.set_by_id(key, {"title": title})
+
+    def create(self, title: str) -> None:
+        """``create()``, in autocommit as peewee is without a block."""
+        self.note.create(title=title)
+
+    def update_and_create(self, document: Any, title: str) -> None:
+        """``save()`` and ``create()`` in an ``atomic()`` block."""
+        with self.db.atomic():
+            document.title = title
+            document.save()
+            self.note.create(title=title)
+
     def get_or_create(self, name: str) -> Any:
         """``get_or_create()``."""
         found, _ = self.tag.get_or_create(name=name)
         return found
+
+    def get_or_create_inside(self, name: str) -> Any:
+        """The same in an ``atomic()`` block."""
+        with self.db.atomic():
+            return self.get_or_create(name)
 
     def insert(self, titles: Sequence[str]) -> None:
         """``insert_many()`` in an ``atomic()`` block."""
@@ -95,6 +134,22 @@ class Peewee(Peer):
         """``select()``."""
         document = self.document
         return list(document.select().where(document.id <= count).order_by(document.id))
+
+    def books(self, count: int) -> list[Any]:
+        """``select()``."""
+        book = self.book
+        return list(book.select().where(book.id <= count).order_by(book.id))
+
+    def author(self, book: Any) -> Any:
+        """The attribute, which reads."""
+        return book.author
+
+    def page(self, number: int, per_page: int) -> list[Any]:
+        """``paginate()``, and ``count()``."""
+        query = self.book.select().order_by(self.book.id)
+        rows = list(query.paginate(number, per_page))
+        query.count()
+        return rows
 
     def stream(self) -> Iterator[Any]:
         """``ServerSide()``."""
