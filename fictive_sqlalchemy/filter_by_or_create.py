@@ -25,6 +25,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.collections import collection_adapter
 from sqlalchemy.types import TypeDecorator
 
+from ._core.blocks import OptInSavepoint
 from ._core.describe import listed, state_of
 from ._core.errors import sqlstate
 from ._core.session import OptInSession
@@ -50,8 +51,9 @@ def filter_by_or_create(
     What goes over the wire: a SELECT, and nothing else if it finds the object. Created outside a
     transaction, the object is stored when the call returns, in a transaction of its own (the INSERT
     alone; BEGIN, INSERT, COMMIT where there is more, or somebody listens), and all that waits in
-    the session goes on waiting. Created inside, the object is part of the transaction (SAVEPOINT,
-    INSERT, RELEASE): an error undoes nothing else. With ``begin_on_write=True`` an object is always
+    the session goes on waiting. Created inside, the object is part of the transaction: an error
+    undoes nothing else (SAVEPOINT and INSERT are one round trip, and RELEASE goes with the next
+    such SAVEPOINT). With ``begin_on_write=True`` an object is always
     created inside: where no transaction is open, this begins one, which stays open. Joined
     inheritance is an INSERT for each table.
 
@@ -219,6 +221,8 @@ class _FindOrCreate(Generic[T]):
         """Create the object in the transaction, or find what another has created meanwhile."""
         # This flushes what waits in the session. An error of that is raised as it is.
         savepoint = self.session.begin_nested()
+        if isinstance(savepoint, OptInSavepoint):
+            savepoint.is_late = True
         created: T | None = None
         try:
             with savepoint:

@@ -304,6 +304,9 @@ class Block(TransactionHooks):
 class OptInSavepoint(Block):
     """A savepoint of a session."""
 
+    is_late: bool = False
+    """Whether its SAVEPOINT may go with its first statement, and its RELEASE with the next one."""
+
 
 class OptInSessionTransaction(Block):
     """A session's transaction, which uses the connections that the session has on loan."""

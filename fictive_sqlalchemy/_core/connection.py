@@ -115,6 +115,8 @@ class OptInConnection(TransactingConnection):
             if self._phase is STANDALONE:
                 self.join_instead()  # what a cursor sends belongs to the transaction
             self.is_seen = True
+            if self.ahead is not None:
+                self.ahead.send(self)
             if self.held is None and self.get_transaction() is None:
                 self._refuse_if_ended()
             return self.taken

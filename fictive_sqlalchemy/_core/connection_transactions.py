@@ -25,6 +25,7 @@ class InAutocommit(Protocol):
 
     session_transaction: Any
     is_seen: bool
+    ahead: Any
 
     def leave_autocommit(self) -> None: ...
     def note_begin(self) -> None: ...
@@ -86,6 +87,7 @@ class OutOfAutocommit(Transaction):
 
     def _end(self, way: Callable[[], object], *, returns: bool = True) -> None:
         is_seen = self.connection.is_seen
+        self.connection.ahead = None  # the end of a transaction is that of its savepoints, too
         try:
             way()
         finally:
@@ -130,6 +132,7 @@ class OptInTwoPhaseTransaction(OutOfAutocommit, TwoPhaseTransaction):  # pyright
         """Prepare the transaction to be committed."""
         self.connection.refuse_if_aborted()
         self.connection.keep_what_is_left()
+        self.connection.ahead = None
         try:
             super().prepare()
         except BaseException:

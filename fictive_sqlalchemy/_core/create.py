@@ -11,6 +11,7 @@ from sqlalchemy.engine import URL, Engine
 from sqlalchemy.pool import PoolResetState, SingletonThreadPool, StaticPool
 from sqlalchemy.util import asbool
 
+from .ahead import let_savepoints_wait
 from .autocommit import HELD_CURSORS, LEFT_BEHIND, STARTED_WITH, USED_BY, switch_for
 from .drivers import with_installed_driver
 from .engine import OptInEngine
@@ -96,6 +97,7 @@ def _opt_in(
     options.check(engine.dialect)
     guard_statements_outside(engine.dialect)
     prepare_anew(engine.dialect)
+    let_savepoints_wait(engine.dialect)
 
     # First of all listeners: SQLAlchemy's own read from the database.
     @event.listens_for(engine, "connect", insert=True)

@@ -86,6 +86,10 @@ def guard_statements_outside(dialect: Dialect) -> None:
                         "would be gone with the statement: put the read and what depends on it "
                         "into `with session.begin():`. Nothing was sent."
                     )
+            ahead = getattr(self.root_connection, "ahead", None)
+            if ahead is not None and not any(self.parameters):
+                # It may be about savepoints, or refused in one that waits for its RELEASE.
+                ahead.send(self.root_connection)
             sql = self.unicode_statement if compiled is None else compiled.string
             if not _is_ordinary(sql):
                 left = left_behind(sql, self.parameters)

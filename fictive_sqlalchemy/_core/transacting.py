@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection, NestedTransaction, RootTransaction, Tw
 from sqlalchemy.orm import SessionTransaction
 from sqlalchemy.pool import PoolProxiedConnection, SingletonThreadPool, StaticPool
 
+from .ahead import Ahead
 from .autocommit import HELD_CURSORS, LEFT_BEHIND, STARTED_WITH, USED_BY
 from .connection_transactions import (
     OptInNestedTransaction,
@@ -76,6 +77,9 @@ class TransactingConnection(ConnectionHooks):
 
     is_seen = False
     """Whether the user may have the DBAPI connection, or a cursor of it."""
+
+    ahead: Ahead | None = None
+    """What waits in the open transaction to be sent with a statement, if anything has waited."""
 
     session_transaction: SessionTransaction | None
     """The session's open transaction, if the connection has joined one."""
@@ -358,7 +362,8 @@ class TransactingConnection(ConnectionHooks):
 
     def forget_failure(self) -> None:
         """Forget the error after ROLLBACK TO SAVEPOINT, unless the connection was lost."""
-        if self.held is not None:
+        held = self.held
+        if held is not None and not self.engine.switch.is_aborted(held.dbapi_connection):
             self._failure = None
 
     # What is left on the server's session
@@ -456,7 +461,8 @@ class TransactingConnection(ConnectionHooks):
         """Log what is sent: BEGIN with the first statement, and COMMIT only after a BEGIN."""
         if message not in ("BEGIN (implicit)", "COMMIT", "ROLLBACK"):
             begin, self._begin_to_log = self._begin_to_log, None
-            return [message] if begin is None else [begin, message]
+            waited = [] if self.ahead is None else self.ahead.take_for_log()
+            return [*waited, message] if begin is None else [begin, *waited, message]
         if self._phase is RESTING:
             return []
         if message == "BEGIN (implicit)":  # the driver sends it with the next statement, if any
