@@ -95,7 +95,7 @@ def outcome(session: FlaskSession, way: dict[str, Any]) -> Any:
         return type(error), str(error)
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("way", WAYS, ids=range(len(WAYS)))
 @pytest.mark.parametrize("default", [True, False])
 def test_it_is_the_one_that_flask_sqlalchemy_finds(way: dict[str, Any], default: bool) -> None:
     db_of_models = db
