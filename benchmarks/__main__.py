@@ -1,9 +1,9 @@
 """All benchmarks, each peer beside the others: ``python -m nox -s bench``.
 
-It writes what it has measured into ``docs/benchmarks.md`` and ``docs/images``, and as it is into
-``build/benchmarks.json``, from which ``--draw`` writes the page again. ``--quick`` takes a few
-minutes; its figures are rougher. Nothing is judged by the clock: all are counts, or ratios of what
-was measured in turns.
+It writes what it has measured into ``docs/benchmarks.md``, its plots and README's table, and as it
+is into ``build/benchmarks.json``, from which ``--draw`` writes the pages again. ``--quick`` takes a
+few minutes; its figures are rougher. Nothing is judged by the clock: all are counts, or ratios of
+what was measured in turns.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def main() -> None:
         MEASURED.write_text(json.dumps({"facts": facts, "figures": plain}), encoding="utf-8")
     measured = json.loads(MEASURED.read_text(encoding="utf-8"))
     figures = [Figure(**figure) for figure in measured["figures"]]
-    page.write(ROOT / "docs", measured["facts"], figures)
+    page.write(ROOT, measured["facts"], figures)
 
 
 def measure(where: Setting, effort: Effort) -> Iterator[Iterator[Figure]]:

@@ -1,4 +1,4 @@
-"""The figures that README quotes, ours beside stock Flask-SQLAlchemy's.
+"""Ours beside stock Flask-SQLAlchemy's alone, with the aims.
 
 ``python -m nox -s bench -- core`` runs it; ``--quick`` takes two minutes, ``--markdown FILE``
 stores the table. It measures and judges nothing by the clock: what it prints are counts and ratios

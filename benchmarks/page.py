@@ -1,4 +1,4 @@
-"""Writes what was measured into the page, ``docs/benchmarks.md``.
+"""Writes what was measured into the page, ``docs/benchmarks.md``, and README's table.
 
 What stands between ``<!-- measured: NAME -->`` and ``<!-- end -->`` is written here; all else in
 the page is prose that stays, and so says nothing that depends on the numbers.
@@ -6,7 +6,7 @@ the page is prose that stays, and so says nothing that depends on the numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from benchmarks import (
     latency,
     memory,
     plots,
+    readme,
     round_trips,
     waiting,
 )
@@ -25,17 +26,27 @@ from benchmarks.figures import Figure
 from benchmarks.peers import DRIVER_TITLES, PEERS, READING, WRITING, load_peer
 
 
-def write(docs: Path, facts: Sequence[str], figures: Sequence[Figure]) -> None:
-    """Write the page's parts and the plots.
+def write(root: Path, facts: Sequence[str], figures: Sequence[Figure]) -> None:
+    """Write the page's parts, the plots, and README's table.
 
-    :param docs: The directory of the pages.
+    :param root: The directory of the project.
     :param facts: What was measured with what.
     :param figures: What was measured.
     """
-    plots.draw(docs / "images", figures)
-    page = docs / "benchmarks.md"
+    plots.draw(root / "docs" / "images", figures)
+    fill(root / "docs" / "benchmarks.md", parts(facts, figures))
+    fill(root / "README.md", {"figures": "\n\n".join([readme.table(figures), *facts])})
+
+
+def fill(page: Path, written: Mapping[str, str]) -> None:
+    """Write what was measured into its places in a page.
+
+    :param page: The page.
+    :param written: What is written, by the name of its place.
+    :raises ValueError: if the page has no such place.
+    """
     text = page.read_text(encoding="utf-8")
-    for name, part in parts(facts, figures).items():
+    for name, part in written.items():
         before, begin, rest = text.partition(f"<!-- measured: {name} -->\n")
         _, end, after = rest.partition("<!-- end -->\n")
         if not (begin and end):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from benchmarks import behind, contention, quiet, waiting
+from benchmarks import behind, contention, page, quiet, readme, waiting
 from benchmarks.behind import times
 from benchmarks.figures import Figure
 from benchmarks.peers import (
@@ -249,6 +249,31 @@ def test_the_list_of_where_we_are_behind_says_with_how_many_threads() -> None:
     text = behind.text([ours, replace(ours, peer="by_hand_alone", value=7.5)])
     assert "psycopg by hand, one statement in 1 of 1 figures, by up to 3.00 times" in text
     assert "with 20 threads, psycopg2" in text
+
+
+def test_what_was_measured_is_written_into_its_places(tmp_path: Path) -> None:
+    file = tmp_path / "page.md"
+    file.write_text("a\n<!-- measured: one -->\nold\n<!-- end -->\nb\n", encoding="utf-8")
+    for part in ("new", "newer"):
+        page.fill(file, {"one": part})
+        assert file.read_text(encoding="utf-8") == (
+            f"a\n<!-- measured: one -->\n\n{part}\n\n<!-- end -->\nb\n"
+        )
+    with pytest.raises(ValueError, match="no place for 'other'"):
+        page.fill(file, {"other": "part"})
+
+
+def test_readme_has_ours_and_stocks_figures_for_both_drivers() -> None:
+    ours = [
+        replace(figure(value), kind=kind, driver=driver, peer=peer)
+        for kind, values in (("client CPU", (0.9, 1.0)), ("round trips", (1.0, 3.0)))
+        for driver in ("psycopg2", "psycopg")
+        for peer, value in zip(("ours", "stock"), values, strict=True)
+    ]
+    table = readme.table(ours).splitlines()
+    assert table[0] == "|  | psycopg2 | psycopg 3 | aim |"
+    assert "| round trips, read by key | 1 (stock 3) | 1 (stock 3) | 1 |" in table
+    assert "| client CPU, read by key, as a ratio to stock's | 0.90 | 0.90 | ≤ 0.90 |" in table
 
 
 @pytest.mark.parametrize(
