@@ -28,7 +28,7 @@ class OptInScopedSession(HasAtomic, scoped_session[S]):
     def begin(self, nested: bool = False, **options: Unpack[BeginOptions]) -> SessionTransaction:
         """See :meth:`OptInSession.begin`."""
         session = self()
-        if not given_options("begin()", options):
+        if not options or not given_options("begin()", options):
             return session.begin(nested)
         what = "isolation_level=, read_only= and deferrable= are options"
         return _opt_in(session, what).begin(nested, **options)

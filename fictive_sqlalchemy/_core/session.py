@@ -90,7 +90,8 @@ class OptInSession(HasAtomic, WritingSession):
             self.flush()  # as before a savepoint: what waits is no part of the block
             if self.in_transaction():  # of a stock bind, which the flush has written to
                 return self._begin_savepoint()
-        self._forget_autobegin()
+        if self.current_transaction is not None:
+            self._forget_autobegin()
         transaction = super().begin()
         assert isinstance(transaction, OptInSessionTransaction)
         transaction.options = begins_with
@@ -271,8 +272,9 @@ class OptInSession(HasAtomic, WritingSession):
 
     def _forget_autobegin(self) -> None:
         """Close the ``SessionTransaction`` that only notes changes. Objects keep their changes."""
-        if (noted := super().get_transaction()) is not None:
-            noted.close()
+        noted = super().get_transaction()
+        assert noted is not None
+        noted.close()
 
     def _check(self, options: TransactionOptions) -> None:
         bind = self._default_bind()
