@@ -41,6 +41,8 @@ class PsycopgStandIn(StandIn):
 
     @property
     def pgconn(self) -> Any:
+        if self.closed:
+            return _Finished(self._dbapi)
         return Info(self.isolation.physical.pgconn, self)
 
     def cursor(
@@ -71,6 +73,21 @@ class PsycopgStandIn(StandIn):
     def __exit__(self, type_: object, *error: object) -> None:
         super().__exit__(type_, *error)
         self.close()
+
+
+class _Finished:
+    """The ``pgconn`` of a connection that is closed, which still tells its status.
+
+    :param dbapi: The driver.
+    """
+
+    def __init__(self, dbapi: Any) -> None:
+        self.status = dbapi.pq.ConnStatus.BAD
+        self.transaction_status = dbapi.pq.TransactionStatus.UNKNOWN
+        self._error = dbapi.OperationalError
+
+    def __getattr__(self, name: str) -> Any:
+        raise self._error("the connection is closed")
 
 
 class _Context:
