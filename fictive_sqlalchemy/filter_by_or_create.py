@@ -222,7 +222,7 @@ class _FindOrCreate(Generic[T]):
         # This flushes what waits in the session. An error of that is raised as it is.
         savepoint = self.session.begin_nested()
         if isinstance(savepoint, OptInSavepoint):
-            savepoint.is_late = True
+            savepoint.is_kept_back = True
         created: T | None = None
         try:
             with savepoint:
