@@ -1,9 +1,10 @@
 """All benchmarks, each peer beside the others: ``python -m nox -s bench``.
 
-It writes what it has measured into ``docs/benchmarks.md``, its plots and README's table, and as it
-is into ``build/benchmarks.json``, from which ``--draw`` writes the pages again. ``--quick`` takes a
-few minutes; its figures are rougher. Nothing is judged by the clock: all are counts, or ratios of
-what was measured in turns.
+It writes the figures into ``docs/benchmarks.md``, its plots and README's table, and unrounded into
+``build/benchmarks.json``, from which ``--draw`` writes the pages again. ``--quick`` takes a few
+minutes; its figures are less exact. Times are ratios, because seconds depend on the machine. The
+exceptions are the updates of one row per second, and the seconds that a connection is idle in a
+transaction. Memory is in kB and MB.
 """
 
 from __future__ import annotations
@@ -88,15 +89,15 @@ def main() -> None:
         effort = QUICK if arguments.quick else FULL
         began_quiet = quiet.wait(0.0 if arguments.quick else quiet.PATIENCE)
         plain: list[dict[str, Any]] = []
-        looks: list[float | None] = []
+        checks: list[float | None] = []
         with setting(effort.rows) as where:
             for kind in measure(where, effort):
-                looks.append(quiet.busy())
+                checks.append(quiet.cpus_in_use())
                 plain += [asdict(figure) for figure in kind]
             facts = [where.versions(*OTHERS)]
         if arguments.quick:
-            facts.append("This was a quick run: the ratios are rough.")
-        facts += quiet.disturbances(began_quiet, looks)
+            facts.append("This was a quick run: the ratios are less exact.")
+        facts += quiet.disturbances(began_quiet, checks)
         MEASURED.parent.mkdir(exist_ok=True)
         MEASURED.write_text(json.dumps({"facts": facts, "figures": plain}), encoding="utf-8")
     measured = json.loads(MEASURED.read_text(encoding="utf-8"))

@@ -47,7 +47,10 @@ def warm_up(peer: Peer, operation: list[Any]) -> None:
 
 
 def cpu(peer: Peer, operation: list[Any]) -> float:
-    """Do a batch of an operation; return its CPU time in seconds for one, the kernel's too."""
+    """Do a batch of an operation; return the thread's CPU time for one, in seconds.
+
+    The kernel's share is included; background threads of a pool are not counted.
+    """
     known = _warmed_up(peer, operation)
     gc.collect()  # no batch pays for the garbage of another
     start = time.thread_time()

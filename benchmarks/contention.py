@@ -1,9 +1,9 @@
-"""One hot row: many threads update the same row, and the server is a little further away.
+"""One hot row: many threads update the same row, over a connection with some delay.
 
-PostgreSQL locks a row that is updated until the transaction ends. Between BEGIN and COMMIT the
-others wait while the answer to the UPDATE and the COMMIT travel; an UPDATE alone needs no lock for
-longer than the server takes for it. A request is the update of an object that need not be read, so
-that on each peer what waits is what is compared.
+PostgreSQL locks an updated row until the transaction ends. With BEGIN and COMMIT, other
+transactions wait while the answer to the UPDATE and the COMMIT travel. An UPDATE that is sent alone
+holds the lock only while the server executes it. The object is not read before, so that the figures
+compare nothing but these locks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.wire import WireProxy
 RATE, RATIO = "updates of one row per second", "updates of one row"
 THREADS = 20
 DELAY = 1
-"""Milliseconds that a round trip takes longer, half of it each way."""
+"""Milliseconds added to each round trip, half of them each way."""
 
 
 def measure(
@@ -46,7 +46,7 @@ def measure(
             rates = in_turns(list(all_workers.values()), turns, "contend", THREADS, seconds)
         finally:
             proxy.delay = 0.0
-    what = f"{THREADS} threads, {DELAY} ms away"
+    what = f"{THREADS} threads, round trips {DELAY} ms longer"
     for peer, own in rates.items():
         ratios = [mine / other for mine, other in zip(own, rates[reference], strict=True)]
         yield spread(RATE, what, driver, peer, own, at=THREADS)

@@ -1,7 +1,7 @@
-"""Writes what was measured into the page, ``docs/benchmarks.md``, and README's table.
+"""Writes what was measured into ``docs/benchmarks.md`` and into README's table.
 
-What stands between ``<!-- measured: NAME -->`` and ``<!-- end -->`` is written here; all else in
-the page is prose that stays, and so says nothing that depends on the numbers.
+The text between ``<!-- measured: NAME -->`` and ``<!-- end -->`` is replaced. All other text stays,
+so it may state what the package and its peers send, but no measured time.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from benchmarks.peers import DRIVER_TITLES, PEERS, READING, WRITING, load_peer
 
 
 def write(root: Path, facts: Sequence[str], figures: Sequence[Figure]) -> None:
-    """Write the page's parts, the plots, and README's table.
+    """Write the figures into the page and into README's table, and draw the plots.
 
     :param root: The directory of the project.
-    :param facts: What was measured with what.
-    :param figures: What was measured.
+    :param facts: The versions and the conditions of the run.
+    :param figures: The figures.
     """
     plots.draw(root / "docs" / "images", figures)
     fill(root / "docs" / "benchmarks.md", parts(facts, figures))
@@ -39,11 +39,11 @@ def write(root: Path, facts: Sequence[str], figures: Sequence[Figure]) -> None:
 
 
 def fill(page: Path, written: Mapping[str, str]) -> None:
-    """Write what was measured into its places in a page.
+    """Replace the measured text in a page.
 
     :param page: The page.
-    :param written: What is written, by the name of its place.
-    :raises ValueError: if the page has no such place.
+    :param written: The new texts, by the names of their places.
+    :raises ValueError: if the page has no place of that name.
     """
     text = page.read_text(encoding="utf-8")
     for name, part in written.items():
@@ -56,7 +56,7 @@ def fill(page: Path, written: Mapping[str, str]) -> None:
 
 
 def parts(facts: Sequence[str], figures: Sequence[Figure]) -> dict[str, str]:
-    """Return what is written into the page, by its name there."""
+    """Return the texts for the page, by the names of their places."""
     written = {
         "round trips": _by_operation(figures, round_trips.ROUND_TRIPS, count),
         "cpu": _by_operation(figures, cpu.CPU, ratio),
@@ -93,7 +93,7 @@ def parts(facts: Sequence[str], figures: Sequence[Figure]) -> dict[str, str]:
         ],
         "hot row": [
             Column("updates per second", contention.RATE, count),
-            Column("by hand with BEGIN and COMMIT = 1", contention.RATIO, ratio),
+            Column("as a ratio to psycopg by hand", contention.RATIO, ratio),
         ],
         "growth": [
             Column(f"{kind}: {sizes[-1]:,}", kind, ratio, at=sizes[-1])
@@ -103,7 +103,7 @@ def parts(facts: Sequence[str], figures: Sequence[Figure]) -> dict[str, str]:
     for name, columns in tables.items():
         written[name] = "\n\n".join(_tables(figures, columns))
     if not any(one.kind == cpu.INSTRUCTIONS for one in figures):
-        written["instructions"] = "The machine of this run does not count instructions."
+        written["instructions"] = "`perf` could not count instructions in this run."
     written["facts"] = "\n\n".join(facts)
     written["behind"] = behind.text(figures)
     return written
@@ -120,7 +120,7 @@ class Column:
     at: float | None = None
 
     def cell(self, figures: Sequence[Figure], driver: str, peer: str) -> str:
-        """Return what is in it for a peer."""
+        """Return the cell of a peer."""
         for one in figures:
             if (
                 (one.kind, one.driver, one.peer) == (self.kind, driver, peer)
@@ -132,22 +132,22 @@ class Column:
 
 
 def ratio(figure: Figure) -> str:
-    """Write a ratio and its spread."""
+    """Format a ratio and its spread."""
     return _spread(figure, lambda value: f"{value:.2f}" if value < 10 else f"{value:.0f}")
 
 
 def count(figure: Figure) -> str:
-    """Write a number of things."""
+    """Format a number and its spread."""
     return _spread(figure, lambda value: f"{value:,.0f}")
 
 
 def kilobytes(figure: Figure) -> str:
-    """Write a number of bytes, thousands of them."""
+    """Format a number of bytes in kB, and its spread."""
     return _spread(figure, lambda value: f"{value / 1000:.2f} kB")
 
 
 def megabytes(figure: Figure) -> str:
-    """Write a number of bytes, millions of them."""
+    """Format a number of bytes in MB, and its spread."""
     return _spread(figure, lambda value: f"{value / 1000**2:.1f} MB")
 
 
@@ -161,7 +161,7 @@ def _spread(figure: Figure, form: Callable[[float], str]) -> str:
 
 
 def _by_operation(figures: Sequence[Figure], kind: str, form: Callable[[Figure], str]) -> str:
-    """Write the tables of the operations that read, and of those that write."""
+    """Return the tables of the operations that read, and of those that write."""
     tables: list[str] = []
     for operations in (READING, WRITING):
         columns = [Column(one.title, kind, form, one.title) for one in operations]
@@ -170,7 +170,7 @@ def _by_operation(figures: Sequence[Figure], kind: str, form: Callable[[Figure],
 
 
 def _tables(figures: Sequence[Figure], columns: Sequence[Column]) -> Iterator[str]:
-    """Write a table for each driver, a line for each peer that has figures."""
+    """Yield a table for each driver, with a line for each peer that has figures."""
     for driver, title in DRIVER_TITLES.items():
         lines = [
             f"| {title} | {' | '.join(column.title for column in columns)} |",

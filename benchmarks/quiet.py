@@ -1,7 +1,8 @@
-"""Whether the machine is quiet: what other programs do with it meanwhile makes the times rougher.
+"""Tells whether other programs use the machine, which makes the measured times less exact.
 
-Before a run the load average of one minute tells it. During a run that is our own; so between two
-kinds of measurement, while nothing of ours works, we look how busy the CPUs are.
+Before a run, the load average of the last minute tells. During a run, the load is our own, so we
+measure how busy the CPUs are while nothing is being measured. A server named by ``DATABASE_URL`` on
+the same machine counts as another program.
 """
 
 from __future__ import annotations
@@ -13,13 +14,18 @@ from pathlib import Path
 
 from benchmarks.figures import progress
 
-#: The load average up to which the machine is quiet, and how many seconds to wait for that.
-LOAD, PATIENCE = 0.3, 300.0
-#: How many CPUs others may use.
+#: The load average up to which the machine counts as quiet.
+LOAD = 0.3
+#: How many seconds to wait for that before a run.
+PATIENCE = 300.0
+#: How many CPUs other programs may use during a run.
 CPUS = 0.2
 
+# The seconds between two looks at the load average.
 _PAUSE = 15.0
-_LOOK = 1.0
+# For how many seconds one check during a run measures the CPUs.
+_CHECK = 1.0
+# Where Linux counts the CPU time of all programs.
 _STAT = Path("/proc/stat")
 
 
@@ -37,36 +43,37 @@ def wait(patience: float) -> bool:
     return True
 
 
-def busy() -> float | None:
-    """Return how many CPUs are busy while this process sleeps a moment, if the machine tells."""
+def cpus_in_use() -> float | None:
+    """Return how many CPUs are busy while this process sleeps; ``None`` if that is not known."""
     if not _STAT.exists():
         return None
     before, start = _cpu_seconds(), time.monotonic()
-    time.sleep(_LOOK)
+    time.sleep(_CHECK)
     return (_cpu_seconds() - before) / (time.monotonic() - start)
 
 
-def disturbances(began_quiet: bool, looks: Sequence[float | None]) -> Iterator[str]:
-    """Say for the page where the machine was not quiet.
+def disturbances(began_quiet: bool, checks: Sequence[float | None]) -> Iterator[str]:
+    """Yield sentences for the page about the use of the machine by other programs.
 
-    :param began_quiet: Whether it was when the run began.
-    :param looks: How many CPUs were busy each time that we looked during the run.
+    :param began_quiet: Whether the machine was quiet when the run began.
+    :param checks: How many CPUs were in use at each check during the run.
     """
     if not began_quiet:
         yield (
-            "Other programs kept the machine busy when the run began: the times are rougher than "
-            "their spread says."
+            "Other programs used the machine when the run began: the times are less exact than "
+            "their spread suggests."
         )
-    seen = [one for one in looks if one is not None]
-    disturbed = [one for one in seen if one > CPUS]
+    known = [one for one in checks if one is not None]
+    disturbed = [one for one in known if one > CPUS]
     if disturbed:
         yield (
             f"Other programs used up to {max(disturbed):.1f} CPUs during the run, in "
-            f"{len(disturbed)} of {len(seen)} looks: the times are rougher than their spread says."
+            f"{len(disturbed)} of {len(known)} checks: the times are less exact than their spread "
+            "suggests."
         )
 
 
 def _cpu_seconds() -> float:
-    """Return how many seconds all CPUs have worked since the machine was started."""
+    """Return how many seconds all CPUs together have been busy since the system was started."""
     user, nice, system, _, _, irq, softirq, *_ = map(int, _STAT.read_text().split()[1:9])
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")

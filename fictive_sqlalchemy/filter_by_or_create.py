@@ -48,14 +48,13 @@ def filter_by_or_create(
 ) -> tuple[T, bool]:
     """Return the one object that has the values of ``filters``, or create it.
 
-    What goes over the wire: a SELECT, and nothing else if it finds the object. Created outside a
-    transaction, the object is stored when the call returns, in a transaction of its own (the INSERT
-    alone; BEGIN, INSERT, COMMIT where there is more, or somebody listens), and all that waits in
-    the session goes on waiting. Created inside, the object is part of the transaction: an error
-    undoes nothing else (SAVEPOINT and INSERT are one round trip, and RELEASE goes with the next
-    such SAVEPOINT). With ``begin_on_write=True`` an object is always
-    created inside: where no transaction is open, this begins one, which stays open. Joined
-    inheritance is an INSERT for each table.
+    If the search finds the object, all that is sent is one SELECT. Outside a transaction, a new
+    object is stored when the call returns, in a transaction of its own: the INSERT alone, or BEGIN,
+    INSERT and COMMIT in some cases. Other pending changes stay pending. Inside, the new object is
+    part of the transaction, and a savepoint surrounds the INSERT, so that an error undoes nothing
+    else. SAVEPOINT and INSERT are sent in one round trip. With ``begin_on_write=True``, an object
+    is always created inside: if no transaction is open, this begins one, which stays open. A model
+    with joined inheritance needs one INSERT for each table.
 
     The new object is stored by a flush of the session, with all that its constructor and listeners
     add or change.
@@ -222,7 +221,7 @@ class _FindOrCreate(Generic[T]):
         # This flushes what waits in the session. An error of that is raised as it is.
         savepoint = self.session.begin_nested()
         if isinstance(savepoint, OptInSavepoint):
-            savepoint.is_late = True
+            savepoint.is_kept_back = True
         created: T | None = None
         try:
             with savepoint:

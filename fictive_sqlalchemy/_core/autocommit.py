@@ -131,7 +131,7 @@ class Switch:
     def watch(self, connection: Any) -> Callable[[int], Any]:
         """Return what tells whether the server has sent something that nobody has read.
 
-        It is called with 0, the milliseconds to wait. Make another one for another thread.
+        It is called with 0, the milliseconds to wait. Only one thread at a time may call it.
 
         :param connection: The DBAPI connection, which is idle.
         """

@@ -304,8 +304,8 @@ class Block(TransactionHooks):
 class OptInSavepoint(Block):
     """A savepoint of a session."""
 
-    is_late: bool = False
-    """Whether its SAVEPOINT may go with its first statement, and its RELEASE with the next one."""
+    is_kept_back: bool = False
+    """Whether SAVEPOINT may be sent with the first statement, and RELEASE with the next one."""
 
 
 class OptInSessionTransaction(Block):

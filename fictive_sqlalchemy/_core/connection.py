@@ -115,8 +115,8 @@ class OptInConnection(TransactingConnection):
             if self._phase is STANDALONE:
                 self.join_instead()  # what a cursor sends belongs to the transaction
             self.is_seen = True
-            if self.ahead is not None:
-                self.ahead.send(self)
+            if self.kept_back is not None:
+                self.kept_back.send(self)
             if self.held is None and self.get_transaction() is None:
                 self._refuse_if_ended()
             return self.taken
@@ -180,22 +180,31 @@ class OptInConnection(TransactingConnection):
             ``stream_results`` outside, the rows are read from a cursor WITH HOLD, so that no
             transaction is open meanwhile.
 
-            :raises sqlalchemy.exc.InvalidRequestError: for ``with_for_update`` outside, and for
-                a write in a read-only transaction. Nothing is sent.
+            :raises sqlalchemy.exc.InvalidRequestError: for ``with_for_update`` outside, for a write
+                in a read-only transaction, and if the transaction of the session was ended on this
+                connection: nothing is sent. For BEGIN in ``text()`` outside, which is rolled back.
+            :raises sqlalchemy.exc.PendingRollbackError: if a flush or a lost connection has ended
+                the transaction of the session. Nothing is sent.
+            :raises CommitOutcomeUnknown: if the connection is lost during the one statement of a
+                transaction.
             """
-            # The others below send with this as well: one function less for each read of a session.
+            # scalar() and exec_driver_sql() pass `_call`, so that execute() needs no further
+            # method, which would be one more Python call for each read.
             call = Connection.execute if _call is None else _call
             if self._phase is not RESTING or self.root_transaction is not None:
                 if self._phase is STANDALONE:
                     return self._send_standalone(call, statement, parameters, execution_options)
                 if self._phase is not OPEN or self.root_transaction is not None:
                     return self._send_inside(call, statement, parameters, execution_options)
+                # OPEN without a transaction of SQLAlchemy's: the transaction has ended on the
+                # server, but the driver has not returned to autocommit, because the end was
+                # interrupted, or because the block of the session goes on after a failed flush.
                 if self.session_transaction is None:
                     self._end_interrupted()
             if self.session_transaction is not None:
                 self._refuse_if_ended()
-            # Each statement comes here. So is_lost() is inlined, and what an attribute has is not
-            # called as a method, which would be slower.
+            # Each statement comes here. So is_lost() is inlined, and functions that are attributes
+            # are put into local variables first, because calling them there is faster.
             held, switch, has_input = self.held, self.engine.switch, self._has_input
             is_closed, has_begun = switch.is_closed, switch.has_begun
             if (
@@ -204,7 +213,8 @@ class OptInConnection(TransactingConnection):
                 or has_input(0)
                 or is_closed(held.dbapi_connection)
             ):
-                # Here, because SQLAlchemy would report a pool's error as that of the statement.
+                # Not inside the call below: there, SQLAlchemy would report an error of the pool as
+                # one of the statement.
                 self.live_connection()
             has_failed = True
             self._under_way += 1  # a counter: loading a parameter's value may send a statement
@@ -228,7 +238,7 @@ class OptInConnection(TransactingConnection):
                 if held is not None and has_begun(held.dbapi_connection):
                     self._end_begun_by_hand(statement, has_failed)
                 if self._owner is not None:
-                    pool = self.engine.pool
+                    pool = self.engine.pool  # the first test of give_back_if_wanted(), inlined
                     if not isinstance(pool, QueuePool) or overflow_of(pool) >= 0:
                         self.give_back_if_wanted()
 
@@ -247,11 +257,15 @@ class OptInConnection(TransactingConnection):
             )
 
     def _refuse_if_ended(self) -> None:
-        """Refuse a statement if the session's transaction has ended on this connection."""
+        """Refuse a statement if the session's transaction has ended on this connection.
+
+        :raises sqlalchemy.exc.PendingRollbackError: if a flush that failed has ended it.
+        :raises sqlalchemy.exc.InvalidRequestError: if the user has ended it on this connection.
+        """
         if self.session_transaction is None:
             return
         failure = getattr(self.session_transaction, "failure", None)
-        if failure is not None:  # of a flush
+        if failure is not None:
             raise exc.PendingRollbackError(NOTHING_STORED) from failure
         raise exc.InvalidRequestError(
             "The transaction of the session was ended by hand, on its connection: nothing "
@@ -294,7 +308,9 @@ class OptInConnection(TransactingConnection):
         :param transaction: The transaction, see :func:`.is_one_statement`.
         """
         self._has_sent = False
-        self._phase = STANDALONE  # first: an exception of a signal handler may come at any line
+        # Before session_transaction is set: if a signal handler raises in between, Loans.leave()
+        # still finds the phase.
+        self._phase = STANDALONE
         self.session_transaction = cast(Any, transaction)
 
     if TYPE_CHECKING:
@@ -305,7 +321,8 @@ class OptInConnection(TransactingConnection):
 
     def join_instead(self) -> None:
         """Join the transaction with BEGIN after all: the statement is not the only one."""
-        # Not by the session, which may be about to set a savepoint.
+        # Ask the transaction itself for the connection. The session would set the savepoint that it
+        # may be about to begin.
         transaction: Any = self.session_transaction
         self.end_standing_alone()
         transaction.provide_connection(self.engine, None)
@@ -319,7 +336,7 @@ class OptInConnection(TransactingConnection):
         self, call: Callable[..., Any], statement: Any, parameters: Any, execution_options: Any
     ) -> Any:
         transaction: TransactionOfOneStatement = cast(Any, self.session_transaction)
-        # With this option, which nobody else gives, a flush sends its own statements.
+        # A flush passes this option with each of its statements; other callers do not.
         is_of_flush = "compiled_cache" in (execution_options or ())
         if self._has_sent or self._under_way or not is_of_flush:
             # It is not the only one: a default of a column sends SQL before it, for example.

@@ -25,7 +25,7 @@ class InAutocommit(Protocol):
 
     session_transaction: Any
     is_seen: bool
-    ahead: Any
+    kept_back: Any
 
     def leave_autocommit(self) -> None: ...
     def note_begin(self) -> None: ...
@@ -87,7 +87,7 @@ class OutOfAutocommit(Transaction):
 
     def _end(self, way: Callable[[], object], *, returns: bool = True) -> None:
         is_seen = self.connection.is_seen
-        self.connection.ahead = None  # the end of a transaction is that of its savepoints, too
+        self.connection.kept_back = None  # the end of a transaction is that of its savepoints, too
         try:
             way()
         finally:
@@ -132,7 +132,7 @@ class OptInTwoPhaseTransaction(OutOfAutocommit, TwoPhaseTransaction):  # pyright
         """Prepare the transaction to be committed."""
         self.connection.refuse_if_aborted()
         self.connection.keep_what_is_left()
-        self.connection.ahead = None
+        self.connection.kept_back = None
         try:
             super().prepare()
         except BaseException:

@@ -11,12 +11,12 @@ from sqlalchemy.engine import URL, Engine
 from sqlalchemy.pool import PoolResetState, SingletonThreadPool, StaticPool
 from sqlalchemy.util import asbool
 
-from .ahead import let_savepoints_wait
 from .autocommit import HELD_CURSORS, LEFT_BEHIND, STARTED_WITH, USED_BY, switch_for
 from .drivers import with_installed_driver
 from .engine import OptInEngine
 from .forks import leave_to_parent
 from .options import TransactionOptions, split_options
+from .pending_savepoints import keep_savepoints_back
 from .prepared import prepare_anew
 from .read_only import forbid_writes
 from .replicas import attach, options_of_replicas
@@ -97,7 +97,7 @@ def _opt_in(
     options.check(engine.dialect)
     guard_statements_outside(engine.dialect)
     prepare_anew(engine.dialect)
-    let_savepoints_wait(engine.dialect)
+    keep_savepoints_back(engine.dialect)
 
     # First of all listeners: SQLAlchemy's own read from the database.
     @event.listens_for(engine, "connect", insert=True)

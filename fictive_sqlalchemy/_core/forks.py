@@ -25,15 +25,15 @@ from .transactions import open_transactions
 
 _engines: WeakSet[Engine] = WeakSet()
 _entries: WeakSet[Any] = WeakSet()  # the entries of the pools, which hold the DBAPI connections
-# SQLAlchemy's connections. No WeakSet, because each new connection comes here, and a dictionary
-# calls no function of Python's.
-_held: dict[ref[ConnectionHooks], None] = {}
+# All open connections. A dictionary of weak references, because WeakSet is written in Python, and
+# each new connection is added here.
+_connections: dict[ref[ConnectionHooks], None] = {}
 
 
 def leave_to_parent(engine: Engine) -> None:
     """Have forked children leave the pool of an engine to their parent.
 
-    :param engine: The engine. One of SQLite is left as it is: a child has its own copy of a
+    :param engine: The engine. One of SQLite is skipped, because a child has its own copy of a
         database in memory.
     """
     if engine.dialect.name == "sqlite":
@@ -48,9 +48,10 @@ def leave_to_parent(engine: Engine) -> None:
 def leave_connection_to_parent(connection: ConnectionHooks) -> None:
     """Have forked children leave a connection that is in use to their parent.
 
-    :param connection: The connection. Call :func:`leave_to_parent` for its engine before.
+    :param connection: The connection. :func:`leave_to_parent` was called for its engine, so that
+        the child gets an empty pool.
     """
-    _held[ref(connection, _held.__delitem__)] = None
+    _connections[ref(connection, _connections.__delitem__)] = None
 
 
 def _after_fork_in_child() -> None:
@@ -58,7 +59,9 @@ def _after_fork_in_child() -> None:
     for entry in list(_entries):
         entry.dbapi_connection = None  # so that the pool neither resets nor closes the connection
     _cut(filter(None, inherited))
-    for connection in filter(None, [held() for held in _held.copy()]):
+    for connection in filter(None, [reference() for reference in _connections.copy()]):
+        if connection.dialect.name == "sqlite":
+            continue  # the child has its own copy, with the open transaction
         open_transactions.discard(connection)
         connection.replace_held(None)  # invalidate() would close the parent's connection
     for engine in list(_engines):
@@ -68,7 +71,7 @@ def _after_fork_in_child() -> None:
 
 
 def _cut(inherited: Iterable[Any]) -> None:
-    """Replace the child's copy of each inherited socket by a socket without a peer.
+    """Replace the child's copy of each inherited socket with a socket that has no peer.
 
     The parent keeps its own copy. If the child closed the connections, the drivers would send
     Terminate, and psycopg2 might wait for a lock that a thread of the parent holds. If the child
@@ -79,7 +82,7 @@ def _cut(inherited: Iterable[Any]) -> None:
     peer.close()
     with dead:
         for connection in inherited:
-            with suppress(Exception):  # the connection is closed, and has no socket
+            with suppress(Exception):  # a connection that is closed has no descriptor
                 os.dup2(dead.fileno(), connection.fileno(), inheritable=False)
 
 

@@ -48,41 +48,50 @@ _SHAPE = "fictive_sqlalchemy: shape"
 def is_one_statement(session: Any, connection: Any, only: Collection[object] | None) -> bool:
     """Tell whether a flush sends one INSERT or UPDATE that needs neither BEGIN nor COMMIT.
 
-    The caller has made sure that the flush is the last one of its transaction, that no bind has
-    joined the transaction, and that no savepoint is open. The answer is no in these cases:
+    The caller has checked that the flush is the last one of its transaction, that the transaction
+    was begun without options, that no bind has joined it, and that no savepoint is open. The answer
+    is no in these cases:
 
     ======================================================  ========================================
     case                                                    what tells it
     ======================================================  ========================================
     more than one object is new or changed, or one is       the session's collections. (An object
-    deleted                                                 counts as unchanged if only the one
-                                                            object was added to its collections,
-                                                            or removed from them.)
-    an object has several tables; its key is not that of    ``mapper.tables``,
-    the table, or has changed                               ``mapper.primary_key``,
-                                                            ``committed_state``
-    a relationship has changed, unless it is many-to-one    ``committed_state``, the direction, the
-    and leads to a stored object; the object is an orphan   cascade
-    an object has changed whose rows others may follow      ``passive_updates=False``
-    the flush reads what the server has made: after         ``eager_defaults``, the version's
-    an UPDATE, as a version, before an INSERT               generator, ``Table.implicit_returning``
-    a listener is registered for the begin or the end of    ``dispatch``; listeners of this package
-    the transaction, the flush, the object in the flush,    do not count
-    or the statement
-    the transaction has an isolation level or flags, from   ``transaction_options``, and the flags
-    itself, from the engine (as ``read_only_outside``), or  of the driver's connection
-    from a listener of the pool
-    somebody has begun a transaction on the connection,     ``get_transaction()``
-    to roll it back after a test
-    a two-phase commit; shards; an overridden ``flush()``   the session
-    the pool gives one connection to several sessions       StaticPool, SingletonThreadPool
-    the driver is not psycopg2 or psycopg 3                 ``dialect.driver``
+    deleted                                                 does not count if only the one stored
+                                                            object was added to its collections, or
+                                                            removed from them.)
+    several tables, or something other than a table,        ``mapper.tables``,
+    store the object                                        ``mapper.persist_selectable``
+    the mapped primary key is not that of the table, or     ``mapper.primary_key``,
+    it has changed                                          ``committed_state``
+    a relationship has changed, unless it is many-to-one    ``committed_state``, and the
+    and now leads to a stored object or to ``None``         relationship's ``direction``
+    the object is an orphan                                 ``delete-orphan`` of its parents
+    the object was stored before, and a relationship has    ``passive_updates``
+    ``passive_updates=False``, so that the flush may
+    update related rows
+    the flush has to read a value besides the statement:    ``eager_defaults=True``,
+    after an UPDATE, a version that the server makes, or    ``version_id_generator=False``,
+    a key before an INSERT                                  ``implicit_returning=False``
+    a listener that is not one of this package is           ``dispatch`` of the session, class,
+    registered for one of the events in                     connection, engine and dialect
+    ``_SESSION_EVENTS``, ``_MAPPER_EVENTS``,
+    ``_CLASS_EVENTS``, ``_CONNECTION_EVENTS`` or
+    ``_DIALECT_EVENTS``. (``after_commit`` is not among
+    them: it is called as after a COMMIT.)
+    the connection, its engine (as with                     ``transaction_options``, and the
+    ``read_only_outside``) or a listener of the pool sets   attributes of the driver's connection
+    an isolation level or flags
+    a transaction is open on the connection, as in a test   ``root_transaction``
+    that rolls everything back
+    two-phase commit; shards; an overridden ``flush()``     the session
+    the pool gives one connection to several sessions       ``StaticPool``, ``SingletonThreadPool``
+    the driver is neither psycopg2 nor psycopg 3            ``dialect.driver``
     ======================================================  ========================================
 
-    What sends SQL during the flush, such as a column's default, is not among them, because it is
-    noticed only when it sends: then the transaction begins before that, see
-    ``OptInConnection.join_instead()``. ``retry_transaction()`` always has BEGIN and COMMIT: it
-    flushes before ``commit()``, to know how many binds will be committed.
+    SQL that the flush itself sends first, such as that of a column's default, can't be foreseen
+    here. If it is sent, the transaction begins before it: see ``OptInConnection.join_instead()``.
+    In ``retry_transaction()`` the answer is always no, because it flushes before ``commit()``, to
+    know how many binds will be committed.
 
     :param session: The session.
     :param connection: The session's connection to the bind that the flush has asked for.

@@ -51,8 +51,9 @@ class OptInSession(HasAtomic, WritingSession):
         """Begin a transaction: a context manager that commits, or rolls back on an exception.
 
         The driver sends BEGIN with the first statement on a bind, and COMMIT or ROLLBACK where
-        there was a BEGIN. If all of the transaction is one INSERT or UPDATE, that is sent alone.
-        Objects loaded before stay attached, pending ones are stored inside.
+        there was a BEGIN. If the transaction stores one new or changed object and sends nothing
+        else, the INSERT or UPDATE is sent alone. Objects loaded before stay attached, pending ones
+        are stored inside.
 
         :param nested: As :meth:`begin_nested`.
         :param options: ``isolation_level``, in SQLAlchemy's spelling, such as ``"REPEATABLE
@@ -124,7 +125,8 @@ class OptInSession(HasAtomic, WritingSession):
     def commit(self) -> None:
         """Commit the transaction. Outside, store all that is waiting in a transaction of its own.
 
-        If one new or changed object is all of the transaction, its INSERT or UPDATE is sent alone.
+        If the transaction stores one new or changed object and sends nothing else, the INSERT or
+        UPDATE is sent alone.
 
         :raises Exception: what the database says. Outside, nothing is stored then, and the
             session is usable at once. With ``begin_on_write=True`` it needs a ``rollback()``

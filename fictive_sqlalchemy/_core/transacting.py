@@ -12,7 +12,6 @@ from sqlalchemy.engine import Connection, NestedTransaction, RootTransaction, Tw
 from sqlalchemy.orm import SessionTransaction
 from sqlalchemy.pool import PoolProxiedConnection, SingletonThreadPool, StaticPool
 
-from .ahead import Ahead
 from .autocommit import HELD_CURSORS, LEFT_BEHIND, STARTED_WITH, USED_BY
 from .connection_transactions import (
     OptInNestedTransaction,
@@ -21,6 +20,7 @@ from .connection_transactions import (
 )
 from .errors import LOST_INSIDE, NOTHING_STORED, close_lost_cursor, explain, sqlstate
 from .options import DEFAULT, TransactionOptions, split_options, without_autocommit
+from .pending_savepoints import PendingSavepoints
 from .resting import RestingEngine
 from .results import UnreadResults
 from .server_state import Left, warn
@@ -78,8 +78,8 @@ class TransactingConnection(ConnectionHooks):
     is_seen = False
     """Whether the user may have the DBAPI connection, or a cursor of it."""
 
-    ahead: Ahead | None = None
-    """What waits in the open transaction to be sent with a statement, if anything has waited."""
+    kept_back: PendingSavepoints | None = None
+    """Savepoints of the open transaction that are sent with a statement, if there were any."""
 
     session_transaction: SessionTransaction | None
     """The session's open transaction, if the connection has joined one."""
@@ -392,7 +392,10 @@ class TransactingConnection(ConnectionHooks):
     # A DBAPI connection that was lost
 
     def is_lost(self) -> bool:
-        """Tell whether the server has closed the connection, as far as is known. Sends nothing."""
+        """Tell whether there is no usable DBAPI connection. Sends nothing.
+
+        None is held, or the server has closed it, as far as is known here.
+        """
         held = self.held
         if held is None:
             return True
@@ -411,14 +414,16 @@ class TransactingConnection(ConnectionHooks):
         return held is not None and self.engine.switch.has_begun(held.dbapi_connection)
 
     def live_connection(self) -> PoolProxiedConnection:
-        """Return the DBAPI connection, or another one if the server has closed it while idle.
+        """Return the DBAPI connection; if the server has closed it while it was idle, another one.
 
-        For a connection that is in no transaction and waits for no answer, so that nothing can be
-        sent twice.
+        Call this only outside a transaction and while no answer is expected, so that no statement
+        is sent twice. If all connections of the pool are lost, the last one is returned, and the
+        statement raises the error.
         """
         connection = self.taken
         if self.is_lost():
-            # The server may have closed those that are idle in the pool, too.
+            # The server may have closed those that are idle in the pool, too. int() returns 0, for
+            # pools that can't tell how many these are.
             idle: Callable[[], int] = getattr(self.engine.pool, "checkedin", int)
             for _ in range(idle() + 1):
                 if (unread := self._unread()) is not None:
@@ -461,8 +466,8 @@ class TransactingConnection(ConnectionHooks):
         """Log what is sent: BEGIN with the first statement, and COMMIT only after a BEGIN."""
         if message not in ("BEGIN (implicit)", "COMMIT", "ROLLBACK"):
             begin, self._begin_to_log = self._begin_to_log, None
-            waited = [] if self.ahead is None else self.ahead.take_for_log()
-            return [*waited, message] if begin is None else [begin, *waited, message]
+            with_it = [] if self.kept_back is None else self.kept_back.take_for_log()
+            return [*with_it, message] if begin is None else [begin, *with_it, message]
         if self._phase is RESTING:
             return []
         if message == "BEGIN (implicit)":  # the driver sends it with the next statement, if any

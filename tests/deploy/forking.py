@@ -262,5 +262,20 @@ def sqlite_in_memory(url: str) -> None:
     assert in_child(child) == 1
 
 
+def sqlite_inside(url: str) -> None:
+    """The open transaction is part of the child's copy."""
+    engine = create_engine("sqlite://")
+    with engine.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE one AS SELECT 1 AS number"))
+
+        def child() -> list[int]:
+            assert len(TRANSACTION_CONNECTIONS) == 1
+            connection.execute(sa.text("INSERT INTO one VALUES (2)"))
+            return list(connection.scalars(sa.text("SELECT number FROM one ORDER BY 1")))
+
+        assert in_child(child) == [1, 2]
+        assert connection.scalars(sa.text("SELECT number FROM one")).all() == [1]
+
+
 if __name__ == "__main__":
     globals()[sys.argv[1]](sys.argv[2])

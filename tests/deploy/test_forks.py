@@ -30,6 +30,7 @@ PROGRAMS = [
     forking.connections_in_use,
     forking.another_thread_waits_for_the_server,
     forking.sqlite_in_memory,
+    forking.sqlite_inside,
 ]
 
 

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
-from tests.find_or_create.stores import Store, User
+from tests.find_or_create.stores import Store, Tag, User
 from tests.wire import WireProxy
 
 AROUND_IT = ["before_attach", "transient_to_pending", "after_commit"]
@@ -34,6 +34,21 @@ def test_listeners_of_the_session_hear_of_it(
         assert store.ask(User, {"name": "Ada"}, email="ada@x")[1]
     assert recording.verbs == ["SELECT", *stored]
     assert heard
+
+
+@pytest.mark.parametrize("is_pending", [False, True])
+def test_before_commit_is_called_outside_unless_other_changes_are_pending(
+    store: Store, is_pending: bool
+) -> None:
+    @event.listens_for(store.maker, "before_commit")
+    def _(session: Session) -> None:
+        session.add(Tag(name="of the listener"))
+
+    if is_pending:
+        store.session.add(User(email="pending@x", name="Bob"))
+    assert store.ask(User, {"name": "Ada"}, email="ada@x")[1]
+    assert store.stored(User, "email") == ["ada@x"]
+    assert store.stored(Tag, "name") == ([] if is_pending else ["of the listener"])
 
 
 def test_listeners_of_the_session_can_change_the_object(store: Store) -> None:

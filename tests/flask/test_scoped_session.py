@@ -240,6 +240,16 @@ def test_a_context_that_does_not_use_it_makes_none(web: Flask) -> None:
     assert web.test_client().get("/").status_code == 404
 
 
+def test_an_error_of_the_factory_is_alone(web: Flask) -> None:
+    def fail() -> OptInSession:
+        raise ZeroDivisionError
+
+    failing = flask_scoped_session(fail, web)
+    with web.app_context(), pytest.raises(ZeroDivisionError) as raised:
+        failing()
+    assert raised.value.__context__ is None
+
+
 def test_a_stream_has_one_to_its_end(
     engine: OptInEngine, web: Flask, session: flask_scoped_session[OptInSession]
 ) -> None:

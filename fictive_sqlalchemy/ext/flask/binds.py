@@ -12,12 +12,15 @@ from sqlalchemy.orm import Mapper
 
 from ._private import current_app_context
 
+# Stands for a table that names no engine, because None names the default engine.
+_NO_KEY = object()
+
 
 class BindSession(FlaskSession):
-    """Flask-SQLAlchemy's session, which looks up the engines of its application once.
+    """Flask-SQLAlchemy's session, which remembers the engines of the current application.
 
-    Each read asks for the engine of a mapped class. Flask-SQLAlchemy finds it by the bind key of
-    the class's table, and looks for the engines of the current application each time.
+    Each read asks for the engine of a mapped class. Flask-SQLAlchemy looks up the engines of the
+    current application each time; here they are looked up when the application changes.
 
     :param db: The extension.
     :param kwargs: As Flask-SQLAlchemy's session takes them.
@@ -47,8 +50,8 @@ class BindSession(FlaskSession):
                 self._note(app)
             table: Any = mapper.local_table  # pyright: ignore[reportUnknownMemberType]
             if self._engines is not None and isinstance(table, Table):
-                # The engine is not remembered: tests may put another one into `engines`.
-                engine = self._engines.get(table.metadata.info.get("bind_key", self))
+                # The dictionary is remembered, and not the engine: tests replace engines in it.
+                engine = self._engines.get(table.metadata.info.get("bind_key", _NO_KEY))
                 if engine is not None:
                     return engine
         return super().get_bind(
@@ -59,8 +62,8 @@ class BindSession(FlaskSession):
         )
 
     def _note(self, app: Flask) -> None:
-        """Note the engines of an application, unless they may be others at each use."""
+        """Remember an application and its engines, unless a subclass overrides ``engines``."""
         extension, self._engines = self._extension, None
-        if type(extension).engines is SQLAlchemy.engines:  # and not a property of its user's own
+        if type(extension).engines is SQLAlchemy.engines:
             self._engines = extension.engines
         self._app = app

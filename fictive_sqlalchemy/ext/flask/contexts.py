@@ -12,11 +12,12 @@ S = TypeVar("S")
 
 
 class ContextRegistry(ScopedRegistry[S]):
-    """The objects of the application contexts, each of which goes with its context.
+    """A registry that keeps one object for each application context, and drops it with the context.
 
-    The key is a weak reference to the context itself. An ``id()`` may be that of a later context,
-    which would get the object of this one. It is a dictionary and no ``WeakKeyDictionary``, because
-    each use of a scoped session comes here, and a dictionary calls no function of Python's.
+    The key is a weak reference to the context. ``id()``, which Flask-SQLAlchemy uses, may be reused
+    by a later context, which would then get this one's object. ``registry`` is a plain dictionary,
+    because each use of a scoped session looks here, and ``WeakKeyDictionary`` is written in Python,
+    which is slower.
 
     :param createfunc: Makes the object of a context.
     :param scopefunc: Returns the current context.
@@ -28,15 +29,18 @@ class ContextRegistry(ScopedRegistry[S]):
         try:
             found: S = self.registry[ref(context)]
         except KeyError:
-            found = self.registry.setdefault(self._key(context), self.createfunc())
-        return found
+            pass  # created below: here, an error of createfunc() would show this one as its context
+        else:
+            return found
+        created: S = self.registry.setdefault(self._key(context), self.createfunc())
+        return created
 
     def has(self) -> bool:
         """Tell whether the current context has an object."""
         return ref(self.scopefunc()) in self.registry
 
     def set(self, obj: S) -> None:
-        """Give the current context another object.
+        """Replace the object of the current context.
 
         :param obj: The object.
         """
@@ -47,5 +51,7 @@ class ContextRegistry(ScopedRegistry[S]):
         self.registry.pop(ref(self.scopefunc()), None)
 
     def _key(self, context: AppContext) -> ref[AppContext]:
-        registry = self.registry  # and not self, which the reference would keep alive
+        # Not self: the callback would keep the whole registry alive, and the session factory with
+        # it.
+        registry = self.registry
         return ref(context, lambda gone: registry.pop(gone, None))

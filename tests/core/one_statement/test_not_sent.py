@@ -229,6 +229,14 @@ def test_what_a_flush_sends(
     assert is_transaction(recording), str(recording)
 
 
+@pytest.mark.usefixtures("stored")
+def test_a_collection_that_the_block_loads(session: OptInSession, wire: WireProxy) -> None:
+    club = session.get_one(Club, 1)
+    with wire.record() as recording, session.begin():
+        club.rooms.append(Room(name="hall"))
+    assert sent(recording) == ["BEGIN", "SELECT", "INSERT", "COMMIT"]
+
+
 # What would be stored in part
 
 

@@ -1,4 +1,4 @@
-"""Inside a transaction SAVEPOINT and INSERT are one round trip, and all else is as before."""
+"""Inside a transaction, SAVEPOINT and INSERT take one round trip; nothing else changes."""
 
 # ruff: noqa: PT012  # what raises has several lines
 
@@ -19,7 +19,7 @@ from sqlalchemy import event, exc
 from sqlalchemy.orm import Mapped, mapped_column
 
 from fictive_sqlalchemy import OptInSession
-from fictive_sqlalchemy._core.ahead import Ahead
+from fictive_sqlalchemy._core.pending_savepoints import PendingSavepoints
 from fictive_sqlalchemy.testing import isolate
 from tests.find_or_create.stores import Base, Heard, Store, Tag, User, sqlstate
 from tests.interruptions import HardStop, Interruption, SoftLimit
@@ -300,15 +300,17 @@ def test_the_log_says_what_is_sent(
 
 
 @pytest.mark.parametrize("where", ["before", "within", "after"])
-def test_a_connection_that_is_lost_in_the_flight(store: Store, wire: WireProxy, where: Any) -> None:
+def test_a_connection_that_is_lost_while_both_are_sent(
+    store: Store, wire: WireProxy, where: Any
+) -> None:
     def cut(message: Message) -> Any:
-        is_it = message.waits and flights and message.name in ("Query", "Sync")
+        is_it = message.waits and savepoints and message.name in ("Query", "Sync")
         return where if is_it else None
 
-    flights: list[str] = []
+    savepoints: list[str] = []
 
     def look(message: Message) -> None:
-        flights.extend(part.text for part in message.parts if part.verb == "SAVEPOINT")
+        savepoints.extend(part.text for part in message.parts if part.verb == "SAVEPOINT")
 
     wire.before_forward, wire.cut_where = look, cut
     with pytest.raises(exc.DBAPIError) as raised, store.session.begin():
@@ -324,8 +326,7 @@ def test_a_connection_that_is_lost_in_the_flight(store: Store, wire: WireProxy, 
 def test_an_interruption_at_any_line(store: Store, exception: type[BaseException]) -> None:
     """Somebody catches it inside: the rest of the block is stored, or nothing is."""
     engine = sa.create_engine(store.url, isolation_level="AUTOCOMMIT")
-    in_the_flight = {f"ahead.py:{line}" for line in _lines_of(Ahead.set, Ahead.send, Ahead.land)}
-    in_the_flight |= {f"ahead.py:{line}" for line in _lines_of(Ahead.fly, *FLIGHTS)}
+    while_sending = {f"pending_savepoints.py:{line}" for line in _lines_of(*SENDING)}
     kept: set[str | None] = set()
     lost: set[str | None] = set()
     with engine.connect() as onlooker:
@@ -343,18 +344,22 @@ def test_an_interruption_at_any_line(store: Store, exception: type[BaseException
             else:
                 kept.add(interruption.place)
                 expected = [["1@x", "3@x"], ["1@x", "2@x", "3@x"]]
-                if interruption.place in in_the_flight:
+                if interruption.place in while_sending:
                     expected.pop()
             stored = list(onlooker.exec_driver_sql("SELECT email FROM users ORDER BY 1").scalars())
             assert stored in expected, interruption.place
             if interruption.place is None:
                 break
     engine.dispose()
-    assert kept & in_the_flight
-    assert lost & in_the_flight
+    assert kept & while_sending
+    assert lost & while_sending
 
 
-FLIGHTS = [getattr(Ahead, name) for name in vars(Ahead) if name.startswith(("_fly", "_take_off"))]
+SENDING = [
+    function
+    for name, function in vars(PendingSavepoints).items()
+    if name in ("add_savepoint", "note_sent") or name.lstrip("_").startswith(("send", "begin_to"))
+]
 
 
 def _lines_of(*functions: Callable[..., Any]) -> Iterator[int]:
@@ -380,7 +385,7 @@ def test_ctrl_c_while_the_insert_waits(store: Store, another: Store, driver: str
         assert store.ask(User, {"name": "Ada"}, email="3@x")[1]
 
 
-def test_in_two_phases_savepoints_do_not_wait(store: Store, wire: WireProxy) -> None:
+def test_in_two_phases_savepoints_are_not_kept_back(store: Store, wire: WireProxy) -> None:
     session = OptInSession(store.engine, twophase=True)
     with wire.record() as recording, session.begin():
         store.ask(User, {"name": "Ada"}, session, email="1@x")
