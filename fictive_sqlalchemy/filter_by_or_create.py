@@ -25,7 +25,6 @@ from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.collections import collection_adapter
 from sqlalchemy.types import TypeDecorator
 
-from ._core.blocks import OptInSavepoint
 from ._core.describe import listed, state_of
 from ._core.errors import sqlstate
 from ._core.session import OptInSession
@@ -51,10 +50,9 @@ def filter_by_or_create(
     If the search finds the object, all that is sent is one SELECT. Outside a transaction, a new
     object is stored when the call returns, in a transaction of its own: the INSERT alone, or BEGIN,
     INSERT and COMMIT in some cases. Other pending changes stay pending. Inside, the new object is
-    part of the transaction, and a savepoint surrounds the INSERT, so that an error undoes nothing
-    else. SAVEPOINT and INSERT are sent in one round trip. With ``begin_on_write=True``, an object
-    is always created inside: if no transaction is open, this begins one, which stays open. A model
-    with joined inheritance needs one INSERT for each table.
+    part of the transaction (SAVEPOINT, INSERT, RELEASE), so that an error undoes nothing else. With
+    ``begin_on_write=True``, an object is always created inside: if no transaction is open, this
+    begins one, which stays open. A model with joined inheritance needs one INSERT for each table.
 
     The new object is stored by a flush of the session, with all that its constructor and listeners
     add or change.
@@ -220,8 +218,6 @@ class _FindOrCreate(Generic[T]):
         """Create the object in the transaction, or find what another has created meanwhile."""
         # This flushes what waits in the session. An error of that is raised as it is.
         savepoint = self.session.begin_nested()
-        if isinstance(savepoint, OptInSavepoint):
-            savepoint.is_kept_back = True
         created: T | None = None
         try:
             with savepoint:

@@ -115,8 +115,6 @@ class OptInConnection(TransactingConnection):
             if self._phase is STANDALONE:
                 self.join_instead()  # what a cursor sends belongs to the transaction
             self.is_seen = True
-            if self.kept_back is not None:
-                self.kept_back.send(self)
             if self.held is None and self.get_transaction() is None:
                 self._refuse_if_ended()
             return self.taken

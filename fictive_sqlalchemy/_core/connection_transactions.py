@@ -25,7 +25,6 @@ class InAutocommit(Protocol):
 
     session_transaction: Any
     is_seen: bool
-    kept_back: Any
 
     def leave_autocommit(self) -> None: ...
     def note_begin(self) -> None: ...
@@ -87,7 +86,6 @@ class OutOfAutocommit(Transaction):
 
     def _end(self, way: Callable[[], object], *, returns: bool = True) -> None:
         is_seen = self.connection.is_seen
-        self.connection.kept_back = None  # the end of a transaction is that of its savepoints, too
         try:
             way()
         finally:
@@ -132,7 +130,6 @@ class OptInTwoPhaseTransaction(OutOfAutocommit, TwoPhaseTransaction):  # pyright
         """Prepare the transaction to be committed."""
         self.connection.refuse_if_aborted()
         self.connection.keep_what_is_left()
-        self.connection.kept_back = None
         try:
             super().prepare()
         except BaseException:

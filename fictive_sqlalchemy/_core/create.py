@@ -16,7 +16,6 @@ from .drivers import with_installed_driver
 from .engine import OptInEngine
 from .forks import leave_to_parent
 from .options import TransactionOptions, split_options
-from .pending_savepoints import keep_savepoints_back
 from .prepared import prepare_anew
 from .read_only import forbid_writes
 from .replicas import attach, options_of_replicas
@@ -97,7 +96,6 @@ def _opt_in(
     options.check(engine.dialect)
     guard_statements_outside(engine.dialect)
     prepare_anew(engine.dialect)
-    keep_savepoints_back(engine.dialect)
 
     # First of all listeners: SQLAlchemy's own read from the database.
     @event.listens_for(engine, "connect", insert=True)

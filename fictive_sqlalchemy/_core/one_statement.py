@@ -110,26 +110,18 @@ def is_one_statement(session: Any, connection: Any, only: Collection[object] | N
     ):
         return False
     states = _flushed(session, only)
-    if not states or _listens(session, _SESSION_EVENTS) or is_heard(connection):
+    if (
+        not states
+        or _listens(session, _SESSION_EVENTS)
+        or (has_listeners(connection) and _hears(connection, _CONNECTION_EVENTS))
+        or (has_listeners(engine) and _hears(engine, _CONNECTION_EVENTS))
+        or (has_listeners(engine.dialect) and _hears(engine.dialect, _DIALECT_EVENTS))
+    ):
         return False
     for state in states:
         if _listens(state.manager.mapper, _MAPPER_EVENTS) or _listens(state.manager, _CLASS_EVENTS):
             return False
     return True
-
-
-def is_heard(connection: Any, more: tuple[str, ...] = ()) -> bool:
-    """Tell whether there is a listener to what is sent on a connection that is not one of ours.
-
-    :param connection: The connection.
-    :param more: More events of a connection than those of its transactions and statements.
-    """
-    engine, events = connection.engine, (*_CONNECTION_EVENTS, *more)
-    return (
-        (has_listeners(connection) and _hears(connection, events))
-        or (has_listeners(engine) and _hears(engine, events))
-        or (has_listeners(engine.dialect) and _hears(engine.dialect, _DIALECT_EVENTS))
-    )
 
 
 class _Shape:

@@ -86,11 +86,6 @@ def guard_statements_outside(dialect: Dialect) -> None:
                         "would be gone with the statement: put the read and what depends on it "
                         "into `with session.begin():`. Nothing was sent."
                     )
-            kept_back = getattr(self.root_connection, "kept_back", None)
-            if kept_back is not None and not any(self.parameters):
-                # The statement may be about savepoints, or one that the server refuses in a
-                # savepoint, which is open until its RELEASE is sent.
-                kept_back.send(self.root_connection)
             sql = self.unicode_statement if compiled is None else compiled.string
             if not _is_ordinary(sql):
                 left = left_behind(sql, self.parameters)

@@ -20,7 +20,6 @@ from .connection_transactions import (
 )
 from .errors import LOST_INSIDE, NOTHING_STORED, close_lost_cursor, explain, sqlstate
 from .options import DEFAULT, TransactionOptions, split_options, without_autocommit
-from .pending_savepoints import PendingSavepoints
 from .resting import RestingEngine
 from .results import UnreadResults
 from .server_state import Left, warn
@@ -77,9 +76,6 @@ class TransactingConnection(ConnectionHooks):
 
     is_seen = False
     """Whether the user may have the DBAPI connection, or a cursor of it."""
-
-    kept_back: PendingSavepoints | None = None
-    """Savepoints of the open transaction that are sent with a statement, if there were any."""
 
     session_transaction: SessionTransaction | None
     """The session's open transaction, if the connection has joined one."""
@@ -362,8 +358,7 @@ class TransactingConnection(ConnectionHooks):
 
     def forget_failure(self) -> None:
         """Forget the error after ROLLBACK TO SAVEPOINT, unless the connection was lost."""
-        held = self.held
-        if held is not None and not self.engine.switch.is_aborted(held.dbapi_connection):
+        if self.held is not None:
             self._failure = None
 
     # What is left on the server's session
@@ -466,8 +461,7 @@ class TransactingConnection(ConnectionHooks):
         """Log what is sent: BEGIN with the first statement, and COMMIT only after a BEGIN."""
         if message not in ("BEGIN (implicit)", "COMMIT", "ROLLBACK"):
             begin, self._begin_to_log = self._begin_to_log, None
-            with_it = [] if self.kept_back is None else self.kept_back.take_for_log()
-            return [*with_it, message] if begin is None else [begin, *with_it, message]
+            return [message] if begin is None else [begin, message]
         if self._phase is RESTING:
             return []
         if message == "BEGIN (implicit)":  # the driver sends it with the next statement, if any

@@ -230,7 +230,7 @@ def test_begin_on_write_begins_the_transaction_and_leaves_it_open(
             doc, created = filter_by_or_create(session, Doc, {"title": "menu"}, {})
             assert created
             assert filter_by_or_create(session, Doc, {"title": "menu"}, {}) == (doc, False)
-        assert recording.verbs == ["SELECT", "BEGIN", "SAVEPOINT", "INSERT", "SELECT"]
+        assert recording.verbs == ["SELECT", "BEGIN", "SAVEPOINT", "INSERT", "RELEASE", "SELECT"]
         assert (session.in_transaction(), rows("SELECT title FROM docs")) == (True, [])
         session.commit()
     assert rows("SELECT title FROM docs") == ["menu"]

@@ -402,7 +402,7 @@ class TestTheExtension:
                 created = Tag.filter_by_or_create(name="one")
                 assert Tag.filter_by_or_create(name="one") is created
             assert sent(recording) == [
-                *("SELECT", "BEGIN", "SAVEPOINT", "INSERT", "SELECT"),
+                *("SELECT", "BEGIN", "SAVEPOINT", "INSERT", "RELEASE", "SELECT"),
             ]
             with pytest.raises(
                 exc.InvalidRequestError, match=r"begun by .* in test_filter_by_or_cr"
