@@ -121,6 +121,7 @@ class Block(TransactionHooks):
         try:
             super().commit(*args, **kwargs)
         except BaseException as error:
+            self.is_last_flush = False  # the transaction may go on
             if isinstance(error, CommitOutcomeUnknown) or self.is_stored_in_part_or_unknown():
                 self.on_commit = self.on_rollback = ()
             elif self.is_stored():
@@ -303,9 +304,6 @@ class Block(TransactionHooks):
 
 class OptInSavepoint(Block):
     """A savepoint of a session."""
-
-    is_kept_back: bool = False
-    """Whether SAVEPOINT may be sent with the first statement, and RELEASE with the next one."""
 
 
 class OptInSessionTransaction(Block):

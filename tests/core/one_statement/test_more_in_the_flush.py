@@ -306,3 +306,22 @@ def test_a_flush_that_looks_like_ours_is_not_taken_for_it(
     with FlushesMore(engine) as session, wire.record() as recording, session.begin():
         session.add(Row(name="kept"))
     assert sent(recording) == ["BEGIN", "INSERT", "INSERT", "COMMIT"]
+
+
+def test_after_a_commit_that_failed_before_its_flush_the_next_flush_is_not_the_last(
+    session: OptInSession, wire: WireProxy
+) -> None:
+    def refuse(session: Session) -> None:
+        raise ZeroDivisionError
+
+    session.begin()
+    event.listen(session, "before_commit", refuse)
+    session.add(Row(name="one"))
+    with pytest.raises(ZeroDivisionError):
+        session.commit()
+    event.remove(session, "before_commit", refuse)
+    with wire.record() as recording:
+        session.flush()
+        session.rollback()
+    assert recording.verbs == ["BEGIN", "INSERT", "ROLLBACK"]
+    assert session.scalars(sa.select(Row.name)).all() == []
