@@ -32,7 +32,7 @@ class StreamSteps(SessionsAndModels):
         def real() -> Stream:
             result = session.execute(statement)
             read: Callable[[], Any] = lambda: result.fetchmany(2)  # noqa: E731
-            return Stream(read, result.close, [], len(model.levels), orm, buffered)
+            return Stream(read, result.close, [], 0, orm, buffered)
 
         def modelled(_: Any) -> object:
             model.autoflushes(orm=orm)
@@ -41,7 +41,8 @@ class StreamSteps(SessionsAndModels):
 
         stream = self.both(who, real, modelled, keeps=not buffered)
         if stream is not None:
-            stream.rows = model.rows()
+            # Only now: the flush before it may have begun the transaction.
+            stream.rows, stream.depth = model.rows(), len(model.levels)
             self.streams[who] = stream
 
     def read_stream(self, who: int) -> None:
