@@ -88,7 +88,7 @@ class _Notes:
     """What is noted of a transaction that a write has begun."""
 
     def __init__(self) -> None:
-        self.found: dict[tuple[str, int, str], _Noted] = {}
+        self.found: dict[Any, _Noted] = {}
         self.writes = 0
         """How many calls would have been transactions of their own."""
         self.waits = False
@@ -97,7 +97,7 @@ class _Notes:
 
     def add(self, kind: Kind, caller: Caller, end: Caller | None = None) -> bool:
         """Note a place; tell whether it was not noted before."""
-        key = caller.place[:3]
+        key = _key(caller)
         known = self.found.get(key)
         if kind in _WRITES:
             if caller.call is not self._last:  # a call may send several statements
@@ -114,7 +114,7 @@ class _Notes:
 
     def take_back(self, caller: Caller) -> None:
         """Forget the statement that was noted last, because it failed."""
-        self.found.pop(caller.place[:3], None)
+        self.found.pop(_key(caller), None)
         self.writes -= 1
         self._last = None
 
@@ -279,6 +279,10 @@ class Watch:
             outermost = outermost.parent
         notes: _SavepointNotes | None = outermost.notes
         return notes
+
+
+def _key(caller: Caller) -> Any:
+    return caller.place[:3], caller.called_from and caller.called_from[:3]
 
 
 def _notes_of(root: OptInSessionTransaction) -> _Notes:

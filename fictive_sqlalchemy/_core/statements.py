@@ -104,19 +104,21 @@ def guard_statements_outside(dialect: Dialect) -> None:
 
         def begin_if_it_writes(self) -> None:
             """Begin the session's transaction, if the session says that a write begins one."""
-            connection, observer = self.root_connection, observing.observer
-            if not connection.begins_on_write or (observer is None and connection.is_inside()):
+            connection = self.root_connection
+            if not connection.begins_on_write or (
+                connection.is_inside() and observing.observer is None
+            ):
                 return
             compiled = self.compiled
             if evidently_reads(self.unicode_statement if compiled is None else compiled.string):
                 return
             if not connection.is_inside():
                 connection.owner.join(connection)
-            if observer is not None:
-                self.take_back = (
-                    observer.statement_writes(connection.owner, only_locks=self.locks_in_vain())
-                    or self.take_back
+            if observing.observer is not None:
+                take_back = observing.observer.statement_writes(
+                    connection.owner, only_locks=self.locks_in_vain()
                 )
+                self.take_back = take_back or self.take_back  # a stream comes here twice
 
         def create_server_side_cursor(self) -> Any:
             connection = self.root_connection
