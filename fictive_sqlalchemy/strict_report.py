@@ -1,6 +1,7 @@
 """A report of the places in an application that mean something else in the strict mode.
 
-It is off until it is started. While it is on, it costs time in calls that flush, write or lock.
+It is off until it is started. A read with nothing waiting costs the same whether it is on or off;
+while it is on, calls that flush, write, lock, or end a transaction take longer.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from ._core.differences import Difference, Kind, Watch
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+__all__ = ["Finding", "StrictReport", "formatted", "read_report"]
+
 _log = logging.getLogger(__name__)
 
 _BLOCK = "put it, and what belongs together with it, into `with session.begin():`"
@@ -30,13 +33,14 @@ _TEXTS = {
         "{call} flushes what waits before it reads; in the strict mode it would not find that",
         "put the changes and the read into one `with session.begin():`, where reads flush",
     ),
-    Kind.FLUSH: ("{call} would be stored at once, and not by commit()", _BLOCK),
+    Kind.FLUSH: ("{call} would store what waits at once, and not with commit()", _BLOCK),
     Kind.WRITE: (
-        "{call} would be stored at once, and not by commit(); what it locks or sets would be gone",
+        "{call} would be stored at once, and not with commit(); its locks and settings would end "
+        "with it",
         _BLOCK,
     ),
     Kind.SAVEPOINT: (
-        "{call} would be a transaction of its own, stored at its end, and not by commit()",
+        "{call} would be a transaction of its own, stored at its end, and not with commit()",
         "put `with session.begin():` around it, and around what belongs together with it",
     ),
     Kind.LOCK: (
@@ -44,8 +48,8 @@ _TEXTS = {
         "put it, and what the lock protects, into `with session.begin():`",
     ),
     Kind.ROLLBACK: (
-        "{call} would only forget what waits; it would not undo what was stored before it, "
-        "beginning with {detail}",
+        "{call} would only forget what waits, and not undo what was stored before it, first "
+        "{detail}",
         "put what it has to undo into `with session.begin():`, which an exception rolls back",
     ),
     Kind.COMMIT: (
@@ -53,8 +57,7 @@ _TEXTS = {
         "leave it out: the block commits at its end",
     ),
     Kind.PASSED_OVER: (
-        "{call} did not find what waits ({detail}), because outside a transaction reads do not "
-        "flush",
+        "{call} did not flush what waits ({detail}), and so could not find it",
         "put the changes and the read into one `with session.begin():`, where reads flush",
     ),
     Kind.CONNECTION: (
@@ -87,6 +90,11 @@ class Finding:
     detail: str = ""
 
     @property
+    def is_place(self) -> bool:
+        """Whether it is about this place, and not, as ``"connection"``, about all of them."""
+        return self.kind != Kind.CONNECTION.value
+
+    @property
     def difference(self) -> str:
         """What would be different."""
         return _TEXTS[Kind(self.kind)][0].format(call=self.call, detail=self.detail)
@@ -97,7 +105,7 @@ class Finding:
         return _TEXTS[Kind(self.kind)][1]
 
     def __str__(self) -> str:
-        place = f"{shortened(self.filename)}:{self.line} in {self.function}"
+        place = f"{_shortened(self.filename)}:{self.line} in {self.function}"
         if self.called_from is not None:
             place += f" (called from {self.called_from})"
         return f"{place}: {self.difference}. Remedy: {self.remedy}."
@@ -129,7 +137,7 @@ class StrictReport:
     ``fictive_sqlalchemy.strict_report``.
 
     :param file: A file that each new place is added to. Several processes may share it, and
-        :func:`read_report` reads it. If it is not there, it is made at the start.
+        :func:`read_report` reads it. If it is not there, the first place makes it.
     :param limit: How many places are kept at most. Others are only counted.
     :param log: Whether new places are logged.
     """
@@ -149,9 +157,6 @@ class StrictReport:
 
     def start(self) -> Self:
         """Begin to record; nothing happens if it has begun."""
-        if self._file is not None:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            self._file.touch()
         _recording.start(self)
         return self
 
@@ -167,7 +172,7 @@ class StrictReport:
 
     def findings(self) -> list[Finding]:
         """Return what was recorded, in the order of files and lines."""
-        return in_order(entry.finding for entry in list(self._entries.values()))
+        return _in_order(entry.finding for entry in list(self._entries.values()))
 
     def times(self, finding: Finding) -> int:
         """Return how often a place was met: of a transaction, once.
@@ -203,6 +208,7 @@ class StrictReport:
         if self._logs:
             _log.warning("%s", finding)
         if self._file is not None:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
             line = json.dumps(asdict(finding)) + "\n"
             # One write at the end of the file, which is in one piece, whoever else writes.
             with open(self._file, "ab", buffering=0) as file:
@@ -227,19 +233,16 @@ def read_report(file: str | os.PathLike[str]) -> list[Finding]:
         except (TypeError, ValueError):
             raise ValueError(f"{os.fspath(file)} is no file of a StrictReport.") from None
         found.setdefault(_key(finding), finding)
-    return in_order(found.values())
+    return _in_order(found.values())
 
 
-def in_order(findings: Iterable[Finding]) -> list[Finding]:
-    """Return findings in the order of files and lines; what is about all of them comes first.
-
-    :param findings: The findings.
-    """
+def _in_order(findings: Iterable[Finding]) -> list[Finding]:
+    """Return findings in the order of files and lines; what is about all of them comes first."""
     return sorted(
         findings,
         key=lambda one: (
-            one.kind != Kind.CONNECTION.value,
-            shortened(one.filename),
+            one.is_place,
+            _shortened(one.filename),
             one.line,
             one.kind,
             one.called_from or "",
@@ -254,23 +257,18 @@ def formatted(findings: list[Finding], left_out: int = 0) -> str:
     :param left_out: How often there was a place beyond the limit.
     """
     lines = [str(finding) for finding in findings]
-    places = sum(finding.kind != Kind.CONNECTION.value for finding in findings)
+    places = sum(finding.is_place for finding in findings)
+    subject = f"{places} places mean"
+    if places < 2:
+        subject = "1 place means" if places else "No place that was met means"
     if left_out:
         lines.append(f"More places than were kept were met {left_out} times.")
-    lines.append(
-        "No place was met that means something else in the strict mode."
-        if not places
-        else f"{places} {'place means' if places == 1 else 'places mean'} something else in the "
-        "strict mode."
-    )
+    lines.append(f"{subject} something else in the strict mode than with begin_on_write=True.")
     return "\n".join(lines)
 
 
-def shortened(filename: str) -> str:
-    """Return the name of a file, relative to the current directory if it is in there.
-
-    :param filename: The name.
-    """
+def _shortened(filename: str) -> str:
+    """Return the name of a file, relative to the current directory if it is in there."""
     try:
         return str(Path(filename).relative_to(Path.cwd()))
     except ValueError:
@@ -278,7 +276,7 @@ def shortened(filename: str) -> str:
 
 
 def _key(finding: Finding) -> Any:
-    if finding.kind == Kind.CONNECTION.value:
+    if not finding.is_place:
         return finding.kind
     return (
         finding.kind,
@@ -322,7 +320,7 @@ class _Recording:
             line=place.line,
             function=place.function,
             call=caller.called,
-            called_from=outer and f"{shortened(outer.filename)}:{outer.line} in {outer.function}",
+            called_from=outer and f"{_shortened(outer.filename)}:{outer.line} in {outer.function}",
             detail=difference.detail,
         )
         for report in self._reports:

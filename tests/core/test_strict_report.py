@@ -1,18 +1,12 @@
 """The report of what would mean something else in the strict mode: each kind, and what is none.
 
-The table in ``docs/strict-report.md`` is what the cases come from.
+The table in ``docs/migrating.md`` is what the cases come from.
 """
 
 from __future__ import annotations
 
-import gc
-import logging
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -22,7 +16,7 @@ from sqlalchemy.orm import scoped_session, sessionmaker
 
 from fictive_sqlalchemy import ActiveRecordMixin, OptInEngine, OptInScopedSession, OptInSession
 from fictive_sqlalchemy.filter_by_or_create import filter_by_or_create
-from fictive_sqlalchemy.strict_report import Finding, StrictReport, read_report
+from fictive_sqlalchemy.strict_report import StrictReport
 from tests.library import Author, Base, Document, Onlooker, Sessions, authors, sent
 from tests.wire import WireProxy
 
@@ -400,7 +394,7 @@ def without_autoflush(session: Any) -> None:
 def a_record_that_saves_itself(session: Any) -> None:
     real = session if isinstance(session, OptInSession) else session()
     real.add(Writer(name="new"))
-    Writer.__scoped_session__ = lambda: real  # type: ignore[attr-defined]
+    Writer.__scoped_session__ = lambda: real
     Writer(name="newer").save()
 
 
