@@ -134,7 +134,7 @@ class StrictReport:
     Sessions with ``begin_on_write=True`` are looked at for all that would be different without it,
     and sessions in the strict mode for reads that pass over what waits. Each place is recorded
     once, whichever thread comes there, and logged as a warning of
-    ``fictive_sqlalchemy.strict_report``.
+    ``fictive_sqlalchemy.strict_report``. Start and stop it while no other thread uses a session.
 
     :param file: A file that each new place is added to. Several processes may share it, and
         :func:`read_report` reads it. If it is not there, the first place makes it.

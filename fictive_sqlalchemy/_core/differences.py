@@ -23,7 +23,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.orm import ColumnProperty, Session, SessionTransaction
 
 from . import observing
-from .blocks import OptInSavepoint, OptInSessionTransaction
+from .blocks import Block, OptInSavepoint, OptInSessionTransaction
 from .connection import OptInConnection
 from .places import Caller, calling, is_within
 from .states import SessionStates
@@ -159,9 +159,9 @@ class Watch:
     # What the core calls
 
     def statement_writes(
-        self, session: SessionStates, *, only_locks: bool
+        self, session: SessionStates | None, *, only_locks: bool
     ) -> Callable[[], object] | None:
-        notes = self._notes(session)
+        notes = None if session is None else self._notes(session)
         if notes is None:
             return None
         caller = calling()
@@ -239,7 +239,13 @@ class Watch:
                 _notes_of(root).add(kind, notes.caller._replace(call=end.call), end)
         elif isinstance(transaction, OptInSessionTransaction):
             entered = session.entered
-            if transaction.is_committed and entered is not None and entered.is_ended_inside():
+            if (
+                transaction.is_committed
+                and isinstance(entered, Block)
+                and entered.is_ended_inside()
+                and session.begins_on_write
+                and transaction.has_ours()
+            ):
                 self._tell(Difference(Kind.COMMIT, calling()))
             if isinstance(transaction.notes, _Notes):
                 self._decide(transaction.notes, transaction.is_committed)

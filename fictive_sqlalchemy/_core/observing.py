@@ -16,7 +16,7 @@ class Observer(Protocol):
     def statement_writes(self, session: Any, *, only_locks: bool) -> Callable[[], object] | None:
         """Hear of a statement that may write or lock, of a session with ``begin_on_write=True``.
 
-        :param session: The session, whose transaction has begun already.
+        :param session: The session, whose transaction has begun already; ``None`` if it is gone.
         :param only_locks: Whether no part of the statement writes.
         :returns: What is called if the statement fails.
         """

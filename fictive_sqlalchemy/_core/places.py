@@ -13,6 +13,11 @@ from typing import Any, NamedTuple
 # The packages whose frames are between the application's and the database.
 _LIBRARIES = frozenset({"fictive_sqlalchemy", "sqlalchemy", "flask_sqlalchemy", "contextlib"})
 
+_OF_ATTRIBUTES = (
+    ("sqlalchemy.orm.attributes", "__get__"),
+    ("sqlalchemy.orm.attributes", "__set__"),
+)
+
 _INSTALLED = tuple(
     {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 )
@@ -49,7 +54,7 @@ class Caller(NamedTuple):
     """The frame of what the line has called, to tell one call from the next. It holds objects."""
 
     attribute: Any
-    """The mapped attribute that is being read there, if that is all that the line has called."""
+    """The mapped attribute that is being read or set there, if that is all the line has called."""
 
     @property
     def called(self) -> str:
@@ -73,7 +78,7 @@ def calling() -> Caller:
         way.append((each.f_globals.get("__name__", ""), each.f_code.co_name))
         each, outermost = each.f_back, each
     attribute = None
-    if outermost.f_code.co_name == "__get__":
+    if way and way[-1] in _OF_ATTRIBUTES:
         attribute = outermost.f_locals.get("self")
     return Caller(
         place=_place(frame, call),

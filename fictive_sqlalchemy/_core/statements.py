@@ -114,8 +114,8 @@ def guard_statements_outside(dialect: Dialect) -> None:
                 return
             if not connection.is_inside():
                 connection.owner.join(connection)
-            if observing.observer is not None:
-                take_back = observing.observer.statement_writes(
+            if (observer := observing.observer) is not None:
+                take_back = observer.statement_writes(
                     connection.owner, only_locks=self.locks_in_vain()
                 )
                 self.take_back = take_back or self.take_back  # a stream comes here twice

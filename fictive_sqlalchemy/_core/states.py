@@ -282,8 +282,8 @@ class SessionStates(SessionHooks):
                 return None
             if self._is_stock_waiting():
                 return True
-            if observing.observer is not None:
-                observing.observer.read_passes_over(self)
+            if (observer := observing.observer) is not None:
+                observer.read_passes_over(self)
             return None
 
         @autoflush.setter

@@ -12,6 +12,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
@@ -23,6 +24,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from fictive_sqlalchemy import OptInEngine, OptInScopedSession, OptInSession
 from fictive_sqlalchemy._core import observing, places
+from fictive_sqlalchemy._core.differences import Kind
 from fictive_sqlalchemy.strict_report import Finding, StrictReport, formatted, read_report
 from fictive_sqlalchemy.testing import isolate
 from tests.library import Author, Document, Note, NoteBase, Sessions, opened
@@ -134,8 +136,11 @@ class TestInTheStrictMode:
             with OptInSession(stock, begin_on_write=begin_on_write) as session:
                 session.add(Note(text="new"))
                 assert session.scalars(select(Note)).all()
-                session.execute(update(Note).values(text="newer"))
+                session.execute(update(Note).where(Note.id == 1).values(text="newer"))
                 session.rollback()
+                with suppress(sa.exc.InvalidRequestError), session.begin():
+                    session.add(Note(text=f"newest {begin_on_write}"))
+                    session.commit()
         stock.dispose()
         assert kinds(report) == []
 
@@ -316,6 +321,12 @@ def test_findings_are_in_the_order_of_files_and_lines() -> None:
     lines = str(report).splitlines()
     assert [line.partition(" ")[0] for line in lines[:3]] == ["a.py:9", "a.py:10", "b.py:1"]
     assert formatted(findings[:1]).endswith(f"1 place means {ELSE}")
+
+
+def test_each_kind_is_on_the_page() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "migrating.md").read_text("utf-8")
+    for kind in Kind:
+        assert f"`{kind.value}`" in page
 
 
 class TestPlaces:

@@ -5,8 +5,9 @@ See :mod:`fictive_sqlalchemy.strict_report`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 from flask import Flask, current_app
@@ -31,13 +32,17 @@ def strict_report_of(app: Flask) -> StrictReport | None:
     """
     if _COMMAND not in app.cli.commands:
         app.cli.add_command(print_report)
-    file: Any = app.config.get(SETTING)
+    file = _file_of(app)
     if not file:
         return None
     path = Path(file).absolute()
     report = _by_file.setdefault(path, StrictReport(path))
     app.extensions[_EXTENSION] = report
     return report.start()
+
+
+def _file_of(app: Flask) -> Any:
+    return cast("Mapping[str, Any]", app.config).get(SETTING)
 
 
 @click.command(_COMMAND)
@@ -55,7 +60,7 @@ def print_report(file: str | None, check: bool, clear: bool) -> None:
     It prints what the application has recorded while it ran with SQLALCHEMY_STRICT_REPORT, in any
     number of processes. It runs nothing, and sends nothing.
     """
-    named = file or current_app.config.get(SETTING)
+    named = file or _file_of(current_app)
     if not named:
         raise click.UsageError(
             f"There is nothing to print: set {SETTING} to the name of a file, run the application "
