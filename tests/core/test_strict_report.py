@@ -394,7 +394,8 @@ def without_autoflush(session: Any) -> None:
 def a_record_that_saves_itself(session: Any) -> None:
     real = session if isinstance(session, OptInSession) else session()
     real.add(Writer(name="new"))
-    Writer.__scoped_session__ = lambda *_: real
+    model: Any = Writer
+    model.__scoped_session__ = lambda: real
     Writer(name="newer").save()
 
 

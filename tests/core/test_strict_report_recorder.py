@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import event, select, update
+from sqlalchemy import event, exc, select, update
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from fictive_sqlalchemy import OptInEngine, OptInScopedSession, OptInSession
@@ -138,7 +138,7 @@ class TestInTheStrictMode:
                 assert session.scalars(select(Note)).all()
                 session.execute(update(Note).where(Note.id == 1).values(text="newer"))
                 session.rollback()
-                with suppress(sa.exc.InvalidRequestError), session.begin():
+                with suppress(exc.InvalidRequestError), session.begin():
                     session.add(Note(text=f"newest {begin_on_write}"))
                     session.commit()
         stock.dispose()
