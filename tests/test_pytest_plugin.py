@@ -405,3 +405,83 @@ def test_with_xdist(project: Project, stored: Callable[[], list[str]]) -> None:
     )
     assert project.run("-n", "2") == "8 passed"
     assert stored() == []
+
+
+REPORTED = """
+    import pytest
+    from shop import User, db
+
+    @pytest.fixture
+    def client(app, db_isolation):
+        return app.test_client()
+
+    @pytest.mark.parametrize("turn", range(4))
+    def test_flush(app, client, turn):
+        with app.app_context():
+            session = db.session(begin_on_write=True)
+            session.add(User(name="ada"))
+            session.flush()
+
+    def test_waits(app, client):
+        with app.app_context():
+            db.session.add(User(name="ada"))
+            assert db.session.query(User).count() == 0
+
+    def test_same(client):
+        assert client.post("/users/ada").status_code == 200
+        assert client.get("/users").json == ["ada"]
+"""
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_strict_report(project: Project, capsys: pytest.CaptureFixture[str], workers: str) -> None:
+    """One line for each place, whichever worker of pytest-xdist comes there."""
+    project.write("test_shop.py", REPORTED)
+    assert project.run("-n", workers, "--strict-report") == "6 passed"
+    shown = capsys.readouterr().out
+    report = shown[shown.index("strict report") :].splitlines()[1:4]
+    assert report[0].startswith("test_shop.py:14 in test_flush: flush() would store what waits")
+    assert report[1].startswith("test_shop.py:19 in test_waits: count() did not flush what waits")
+    assert report[2].startswith("2 places mean something else in the strict mode than")
+
+
+def test_strict_report_of_a_fixture_with_a_connection(
+    project: Project, capsys: pytest.CaptureFixture[str], url: str
+) -> None:
+    """It is said once that such tests prove nothing."""
+    project.write(
+        "test_shop.py",
+        """
+        import pytest
+        from fictive_sqlalchemy import OptInSession
+        from shop import User, db
+
+        @pytest.fixture
+        def session(app):
+            with app.app_context(), db.engine.connect() as connection:
+                transaction = connection.begin()
+                with OptInSession(connection, begin_on_write=True) as session:
+                    yield session
+                transaction.rollback()
+
+        @pytest.mark.parametrize("turn", range(3))
+        def test_users(session, turn):
+            session.add(User(name="ada"))
+            session.flush()
+            session.add(User(name="bob"))
+            session.commit()
+        """,
+    )
+    assert project.run("--strict-report") == "3 passed"
+    shown = capsys.readouterr().out
+    assert shown.count("a session runs on a Connection of your own") == 1
+    assert "test_isolation()" in shown
+    assert "No place that was met" in shown
+
+
+def test_no_strict_report_unless_it_is_asked_for(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.write("test_shop.py", REPORTED)
+    assert project.run() == "6 passed"
+    assert "strict" not in capsys.readouterr().out

@@ -89,10 +89,15 @@ class Block(TransactionHooks):
     entered_in: Flow | None = None
     """The thread, asyncio task and greenlet that its ``with`` block belongs to."""
 
+    is_committed: bool = False
+    """Whether it was committed, or released if it is a savepoint."""
+
+    notes: Any = None
+    """What an observer keeps with it, see :mod:`.observing`."""
+
     _entered = False
     _is_ending = False
     _around: Any = None
-    _is_committed = False
 
     def call_after_commit(self, function: Callback) -> None:
         """Call a function after the outermost COMMIT, unless this one is rolled back."""
@@ -150,7 +155,7 @@ class Block(TransactionHooks):
         :raises sqlalchemy.exc.InvalidRequestError: if it is inside the block.
         :raises sqlalchemy.exc.PendingRollbackError: if the block can only be rolled back.
         """
-        is_inside = self._entered and not self._is_ending and not self.session.begins_on_write
+        is_inside = self.is_ended_inside() and not self.session.begins_on_write
         if self.atomic or (is_inside and self.session.is_on_ours()):
             raise exc.InvalidRequestError(self._refusal_inside())
         if self.roll_back_only is not None:
@@ -212,6 +217,10 @@ class Block(TransactionHooks):
             if failed:
                 raise exc.PendingRollbackError(failed) from failure
 
+    def is_ended_inside(self) -> bool:
+        """Tell whether its ``with`` block is entered, and not about to be left."""
+        return self._entered and not self._is_ending
+
     def leave(self, session: SessionOfBlocks) -> None:
         """Note that the block is left: the innermost block that is still entered becomes current.
 
@@ -271,7 +280,7 @@ class Block(TransactionHooks):
 
     def hand_over_callbacks(self) -> None:
         """Pass the callbacks to the enclosing transaction, or to the session if it is outermost."""
-        self._is_committed = True
+        self.is_committed = True
         on_commit, on_rollback = self.on_commit, self.on_rollback
         if not on_commit and not on_rollback:
             return
@@ -292,7 +301,7 @@ class Block(TransactionHooks):
         flush may fail after that.
         """
         self.is_open = False
-        if self._is_committed:
+        if self.is_committed:
             if self.on_commit or self.on_rollback:
                 self.hand_over_callbacks()
         elif self.is_stored():

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import sysconfig
 import warnings
+from functools import lru_cache
 from inspect import currentframe
-from types import FrameType
-from typing import NamedTuple
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any, NamedTuple
 
 # The packages whose frames are between the application's and the database.
 _LIBRARIES = frozenset({"fictive_sqlalchemy", "sqlalchemy", "flask_sqlalchemy", "contextlib"})
+
+_OF_ATTRIBUTES = (
+    ("sqlalchemy.orm.attributes", "__get__"),
+    ("sqlalchemy.orm.attributes", "__set__"),
+)
+
+_INSTALLED = tuple(
+    {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+)
 
 
 class Place(NamedTuple):
@@ -23,10 +35,73 @@ class Place(NamedTuple):
         return f"{self.call}() in {self.filename}, line {self.line}, in {self.function}"
 
 
+class Caller(NamedTuple):
+    """The application's line that is being executed, and all that can be told of it."""
+
+    place: Place
+
+    called_from: Place | None
+    """If the place is in an installed package: the line outside of those that has called it."""
+
+    code: CodeType
+    offset: int
+    """Which instruction of the code is being executed."""
+
+    way: tuple[tuple[str, str], ...]
+    """The module and the name of each function between the place and here, the innermost first."""
+
+    call: FrameType | None
+    """The frame of what the line has called, to tell one call from the next. It holds objects."""
+
+    attribute: Any
+    """The mapped attribute that is being read or set there, if that is all the line has called."""
+
+    @property
+    def called(self) -> str:
+        """What the line has called, as one would write it."""
+        return f"{self.place.call}()" if self.attribute is None else str(self.attribute)
+
+
 def calling_place() -> Place:
     """Return the line of the application that is being executed, with the call it has made."""
     frame, call = _calling_frame(currentframe())
-    return Place(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name, call)
+    return _place(frame, call)
+
+
+def calling() -> Caller:
+    """Return all that can be told of the line of the application that is being executed."""
+    own: Any = currentframe()
+    frame, call = _calling_frame(own)
+    way: list[tuple[str, str]] = []
+    each, outermost = own.f_back, own
+    while each is not None and each is not frame:
+        way.append((each.f_globals.get("__name__", ""), each.f_code.co_name))
+        each, outermost = each.f_back, each
+    attribute = None
+    if way and way[-1] in _OF_ATTRIBUTES:
+        attribute = outermost.f_locals.get("self")
+    return Caller(
+        place=_place(frame, call),
+        called_from=_called_from(frame),
+        code=frame.f_code,
+        offset=frame.f_lasti,
+        way=tuple(way),
+        call=outermost,
+        attribute=attribute,
+    )
+
+
+def is_within(name: str) -> bool:
+    """Tell whether a function of the libraries is being executed, further out than here.
+
+    :param name: Its name.
+    """
+    frame = currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == name and _is_of_a_library(frame):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def warn_at_calling_place(message: str, category: type[Warning]) -> None:
@@ -46,6 +121,10 @@ def warn_at_calling_place(message: str, category: type[Warning]) -> None:
     )
 
 
+def _place(frame: FrameType, call: str) -> Place:
+    return Place(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name, call)
+
+
 def _calling_frame(frame: FrameType | None) -> tuple[FrameType, str]:
     assert frame is not None  # as on every Python that SQLAlchemy runs on
     call = frame.f_code.co_name
@@ -57,6 +136,26 @@ def _calling_frame(frame: FrameType | None) -> tuple[FrameType, str]:
     return frame, call
 
 
+def _called_from(frame: FrameType) -> Place | None:
+    if not _is_installed(frame.f_code.co_filename):
+        return None
+    call, outer = frame.f_code.co_name, frame.f_back
+    while outer is not None and (
+        _is_of_a_library(outer) or _is_installed(outer.f_code.co_filename)
+    ):
+        call, outer = outer.f_code.co_name, outer.f_back
+    return None if outer is None else _place(outer, call)
+
+
 def _is_of_a_library(frame: FrameType) -> bool:
     name: str = frame.f_globals.get("__name__", "")
     return name.partition(".")[0] in _LIBRARIES
+
+
+@lru_cache(maxsize=1024)
+def _is_installed(filename: str) -> bool:
+    """Tell whether code is a part of Python or of an installed package."""
+    if filename.startswith("<frozen"):
+        return True
+    parents = Path(filename).parents
+    return any(directory in parents for directory in _INSTALLED)

@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from sqlalchemy import exc
 from sqlalchemy.engine import Dialect
 
+from . import observing
 from .autocommit import HELD_CURSORS, PSYCOPG
 from .server_state import Left, examine, left_behind
 from .sql import ends_transaction, evidently_reads
@@ -72,6 +73,7 @@ def guard_statements_outside(dialect: Dialect) -> None:
     class GuardedContext(context):  # type: ignore[misc]
         declares: Any = None  # the cursor WITH HOLD that the statement declares
         had_cursors = False  # whether the connection had another one before
+        take_back: Any = None  # what an observer has to hear if the statement fails
 
         def pre_exec(self) -> None:
             compiled = self.compiled
@@ -99,11 +101,20 @@ def guard_statements_outside(dialect: Dialect) -> None:
         def begin_if_it_writes(self) -> None:
             """Begin the session's transaction, if the session says that a write begins one."""
             connection = self.root_connection
-            if not connection.begins_on_write or connection.is_inside():
+            if not connection.begins_on_write or (
+                connection.is_inside() and observing.observer is None
+            ):
                 return
             compiled = self.compiled
-            if not evidently_reads(self.unicode_statement if compiled is None else compiled.string):
+            if evidently_reads(self.unicode_statement if compiled is None else compiled.string):
+                return
+            if not connection.is_inside():
                 connection.owner.join(connection)
+            if (observer := observing.observer) is not None:
+                take_back = observer.statement_writes(
+                    connection.owner, only_locks=self.locks_in_vain()
+                )
+                self.take_back = take_back or self.take_back  # a stream comes here twice
 
         def create_server_side_cursor(self) -> Any:
             connection = self.root_connection

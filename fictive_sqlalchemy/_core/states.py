@@ -17,6 +17,7 @@ from sqlalchemy import event, exc
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import SessionTransaction, SessionTransactionOrigin, object_mapper
 
+from . import observing
 from .blocks import (
     Block,
     FlushThatLeavesObjects,
@@ -277,7 +278,13 @@ class SessionStates(SessionHooks):
                 return False
             if self._state is INSIDE or self.begins_on_write or self.writing_call is not None:
                 return True
-            return None if self.is_clean() else self._is_stock_waiting() or None
+            if self.is_clean():
+                return None
+            if self._is_stock_waiting():
+                return True
+            if (observer := observing.observer) is not None:
+                observer.read_passes_over(self)
+            return None
 
         @autoflush.setter
         def autoflush(self, value):

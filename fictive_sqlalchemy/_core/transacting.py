@@ -300,6 +300,8 @@ class TransactingConnection(ConnectionHooks):
 
     def before_error(self, error: BaseException, statement: Any, cursor: Any, context: Any) -> None:
         held = self.held
+        if (take_back := getattr(context, "take_back", None)) is not None:
+            take_back()
         if self._phase is STANDALONE:
             self._may_be_stored = held is None or (
                 self._is_loss(error, cursor) and _may_have_sent(cursor)

@@ -1,11 +1,13 @@
 """The pytest plugin: a test that requests ``db_isolation`` leaves nothing in the database.
 
-pytest loads it by itself; it does nothing until one of its fixtures is requested.
+pytest loads it by itself; it does nothing until one of its fixtures is requested, or
+``--strict-report`` is given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -13,6 +15,12 @@ import pytest
 if TYPE_CHECKING:
     from flask import Flask
     from sqlalchemy import Engine
+
+    from ..strict_report import StrictReport
+
+# In the configuration of pytest, and in what a worker of pytest-xdist tells at its end.
+_REPORT: pytest.StashKey[StrictReport] = pytest.StashKey()
+_OF_WORKER = "fictive_sqlalchemy.strict_report"
 
 
 @pytest.fixture
@@ -71,3 +79,59 @@ def db_isolation(db_isolation_of: Any) -> Generator[None]:
         )
     with isolation:
         yield
+
+
+# --strict-report
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--strict-report``."""
+    parser.getgroup("fictive_sqlalchemy").addoption(
+        "--strict-report",
+        action="store_true",
+        help="show which places of the application and its tests would mean something else in the "
+        "strict mode, without begin_on_write",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Begin to record, before the application is imported."""
+    if config.getoption("strict_report", False):
+        from ..strict_report import StrictReport
+
+        config.stash[_REPORT] = StrictReport(log=False).start()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Record no more."""
+    if (report := config.stash.get(_REPORT, None)) is not None:
+        report.stop()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In a worker of pytest-xdist: hand over what it has recorded."""
+    told: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
+    report = session.config.stash.get(_REPORT, None)
+    if told is not None and report is not None:
+        told[_OF_WORKER] = [asdict(finding) for finding in report.findings()]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take what a worker of pytest-xdist has recorded."""
+    report = node.config.stash.get(_REPORT, None)
+    told: dict[str, Any] = getattr(node, "workeroutput", None) or {}
+    if report is not None:
+        from ..strict_report import Finding
+
+        for finding in told.get(_OF_WORKER, ()):
+            report.add(Finding(**finding))
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Print a line for each place."""
+    if (report := config.stash.get(_REPORT, None)) is not None:
+        terminalreporter.section("strict report")
+        terminalreporter.write_line(str(report))

@@ -23,6 +23,7 @@ from .atomic_requests import AtomicRequestsMixin, atomic_requests_of
 from .binds import BindSession
 from .contexts import ContextRegistry
 from .declarative import DeclarativeBaseMixin
+from .strict_report import strict_report_of
 
 
 class Session(OptInSession, BindSession):
@@ -167,10 +168,15 @@ class OptInTransactionMixin(HasAtomic, AtomicRequestsMixin, DeclarativeBaseMixin
     def init_app(self, app: Flask) -> None:
         """Initialize an application as Flask-SQLAlchemy does. Sends nothing.
 
+        With the setting ``SQLALCHEMY_STRICT_REPORT``, the name of a file, it begins to record there
+        what would mean something else in the strict mode, and ``flask db-strict-report`` prints it:
+        see :mod:`fictive_sqlalchemy.strict_report`.
+
         :param app: The application.
         """
         super().init_app(app)
         atomic_requests_of(self, app)
+        strict_report_of(app)
 
     def session_of_request(self) -> Session:
         """Return the session of this application context, for the transaction of a request."""

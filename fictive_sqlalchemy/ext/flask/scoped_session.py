@@ -15,6 +15,7 @@ from ...scoped_session import OptInScopedSession
 from ._private import current_app_context
 from .atomic_requests import AtomicRequestsMixin, atomic_requests_of
 from .contexts import ContextRegistry
+from .strict_report import strict_report_of
 
 S = TypeVar("S", bound=Session)
 
@@ -44,7 +45,8 @@ class flask_scoped_session(AtomicRequestsMixin, OptInScopedSession[S]):
     def init_app(self, app: Flask) -> None:
         """Set an application up: ``app.scoped_session`` is this object.
 
-        At the end of each application context the context's session is removed.
+        At the end of each application context the context's session is removed. The setting
+        ``SQLALCHEMY_STRICT_REPORT`` is that of :meth:`.OptInTransactionMixin.init_app`.
 
         :param app: The application.
         :raises AssertionError: Flask's own, if the application has handled a request already.
@@ -52,6 +54,7 @@ class flask_scoped_session(AtomicRequestsMixin, OptInScopedSession[S]):
         if app not in self._apps:
             app.teardown_appcontext(self._remove)
             atomic_requests_of(self, app)
+            strict_report_of(app)
             self._apps.add(app)
         app.scoped_session = self  # type: ignore[attr-defined]  # pyright: ignore
 

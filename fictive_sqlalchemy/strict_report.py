@@ -1,0 +1,330 @@
+"""A report of the places in an application that mean something else in the strict mode.
+
+It is off until it is started. A read with nothing waiting costs the same whether it is on or off;
+while it is on, calls that flush, write, lock, or end a transaction take longer.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ._core.differences import Difference, Kind, Watch
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Finding", "StrictReport", "formatted", "read_report"]
+
+_log = logging.getLogger(__name__)
+
+_BLOCK = "put it, and what belongs together with it, into `with session.begin():`"
+
+# What would be different, and what to do. {call} is what the line has called.
+_TEXTS = {
+    Kind.READ: (
+        "{call} flushes what waits before it reads; in the strict mode it would not find that",
+        "put the changes and the read into one `with session.begin():`, where reads flush",
+    ),
+    Kind.FLUSH: ("{call} would store what waits at once, and not with commit()", _BLOCK),
+    Kind.WRITE: (
+        "{call} would be stored at once, and not with commit(); its locks and settings would end "
+        "with it",
+        _BLOCK,
+    ),
+    Kind.SAVEPOINT: (
+        "{call} would be a transaction of its own, stored at its end, and not with commit()",
+        "put `with session.begin():` around it, and around what belongs together with it",
+    ),
+    Kind.LOCK: (
+        "{call} with a lock would be refused, because the lock would be gone at once",
+        "put it, and what the lock protects, into `with session.begin():`",
+    ),
+    Kind.ROLLBACK: (
+        "{call} would only forget what waits, and not undo what was stored before it, first "
+        "{detail}",
+        "put what it has to undo into `with session.begin():`, which an exception rolls back",
+    ),
+    Kind.COMMIT: (
+        "{call} inside a block would be refused, and the block rolled back",
+        "leave it out: the block commits at its end",
+    ),
+    Kind.PASSED_OVER: (
+        "{call} did not flush what waits ({detail}), and so could not find it",
+        "put the changes and the read into one `with session.begin():`, where reads flush",
+    ),
+    Kind.CONNECTION: (
+        "a session runs on a Connection of your own, where it is SQLAlchemy's own session: what "
+        "passes there proves nothing about either mode, and is not in this report",
+        "isolate tests with db.test_isolation() or isolate() in place of that Connection",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One place of the application, and what means something else there."""
+
+    kind: str
+    """``"read"``, ``"flush"``, ``"write"``, ``"savepoint"``, ``"lock"``, ``"rollback"`` or
+    ``"commit"``; in the strict mode ``"passed over"``; ``"connection"``, once for all places, for a
+    session on a Connection of the user's own."""
+
+    filename: str
+    line: int
+    function: str
+
+    call: str
+    """What the line calls, such as ``"flush()"``, or the attribute that it reads."""
+
+    called_from: str | None = None
+    """If the place is in an installed package: the line outside of those that has called it."""
+
+    detail: str = ""
+
+    @property
+    def is_place(self) -> bool:
+        """Whether it is about this place, and not, as ``"connection"``, about all of them."""
+        return self.kind != Kind.CONNECTION.value
+
+    @property
+    def difference(self) -> str:
+        """What would be different."""
+        return _TEXTS[Kind(self.kind)][0].format(call=self.call, detail=self.detail)
+
+    @property
+    def remedy(self) -> str:
+        """What to do, so that the place means the same in both modes."""
+        return _TEXTS[Kind(self.kind)][1]
+
+    def __str__(self) -> str:
+        place = f"{_shortened(self.filename)}:{self.line} in {self.function}"
+        if self.called_from is not None:
+            place += f" (called from {self.called_from})"
+        return f"{place}: {self.difference}. Remedy: {self.remedy}."
+
+
+@dataclass
+class _Entry:
+    finding: Finding
+    times: count[int] = field(default_factory=count)
+    seen: int = 0
+
+
+class StrictReport:
+    """Record the places of an application that mean something else in the strict mode::
+
+        from fictive_sqlalchemy.strict_report import StrictReport
+
+        with StrictReport() as report:
+            with OptInSession(engine, begin_on_write=True) as session:
+                session.execute(text("SELECT pg_advisory_xact_lock(1)"))
+                session.rollback()
+
+        for finding in report.findings():
+            print(finding)
+
+    Sessions with ``begin_on_write=True`` are looked at for all that would be different without it,
+    and sessions in the strict mode for reads that pass over what waits. Each place is recorded
+    once, whichever thread comes there, and logged as a warning of
+    ``fictive_sqlalchemy.strict_report``. Start and stop it while no other thread uses a session.
+
+    :param file: A file that each new place is added to. Several processes may share it, and
+        :func:`read_report` reads it. If it is not there, the first place makes it.
+    :param limit: How many places are kept at most. Others are only counted.
+    :param log: Whether new places are logged.
+    """
+
+    def __init__(
+        self, file: str | os.PathLike[str] | None = None, *, limit: int = 1000, log: bool = True
+    ) -> None:
+        self._file = None if file is None else Path(file).absolute()
+        self._limit = limit
+        self._logs = log
+        # Neither has a lock, which a fork could leave locked in the child: each step below is one
+        # operation of a dict or an iterator.
+        self._entries: dict[Any, _Entry] = {}
+        self._left_out = count()
+        self.left_out = 0
+        """How often there was a place beyond the limit."""
+
+    def start(self) -> Self:
+        """Begin to record; nothing happens if it has begun."""
+        _recording.start(self)
+        return self
+
+    def stop(self) -> None:
+        """Record no more; what was recorded is kept."""
+        _recording.stop(self)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def findings(self) -> list[Finding]:
+        """Return what was recorded, in the order of files and lines."""
+        return _in_order(entry.finding for entry in list(self._entries.values()))
+
+    def times(self, finding: Finding) -> int:
+        """Return how often a place was met: of a transaction, once.
+
+        :param finding: One of :meth:`findings`.
+        """
+        entry = self._entries.get(_key(finding))
+        return 0 if entry is None else entry.seen
+
+    def clear(self) -> None:
+        """Forget what was recorded; the file is kept."""
+        self._entries.clear()
+        self._left_out, self.left_out = count(), 0
+
+    def add(self, finding: Finding) -> None:
+        """Record a place, for example one that another process has recorded.
+
+        :param finding: The place.
+        """
+        key = _key(finding)
+        entry = self._entries.get(key)
+        if entry is None:
+            if len(self._entries) >= self._limit:
+                self.left_out = next(self._left_out) + 1
+                return
+            new = _Entry(finding)
+            entry = self._entries.setdefault(key, new)
+            if entry is new:
+                self._publish(finding)
+        entry.seen = next(entry.times) + 1
+
+    def _publish(self, finding: Finding) -> None:
+        if self._logs:
+            _log.warning("%s", finding)
+        if self._file is not None:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            line = json.dumps(asdict(finding)) + "\n"
+            # One write at the end of the file, which is in one piece, whoever else writes.
+            with open(self._file, "ab", buffering=0) as file:
+                file.write(line.encode())
+
+    def __str__(self) -> str:
+        return formatted(self.findings(), self.left_out)
+
+
+def read_report(file: str | os.PathLike[str]) -> list[Finding]:
+    """Read what one or more processes have recorded, each place once.
+
+    :param file: The file that was passed to :class:`StrictReport`.
+    :raises FileNotFoundError: if nothing has recorded there.
+    :raises ValueError: if it is no such file.
+    """
+    found: dict[Any, Finding] = {}
+    for line in Path(file).read_text("utf-8").splitlines():
+        try:
+            finding = Finding(**json.loads(line))
+            Kind(finding.kind)
+        except (TypeError, ValueError):
+            raise ValueError(f"{os.fspath(file)} is no file of a StrictReport.") from None
+        found.setdefault(_key(finding), finding)
+    return _in_order(found.values())
+
+
+def _in_order(findings: Iterable[Finding]) -> list[Finding]:
+    """Return findings in the order of files and lines; what is about all of them comes first."""
+    return sorted(
+        findings,
+        key=lambda one: (
+            one.is_place,
+            _shortened(one.filename),
+            one.line,
+            one.kind,
+            one.called_from or "",
+        ),
+    )
+
+
+def formatted(findings: list[Finding], left_out: int = 0) -> str:
+    """Return a line for each finding, and one that says how many there are.
+
+    :param findings: The findings.
+    :param left_out: How often there was a place beyond the limit.
+    """
+    lines = [str(finding) for finding in findings]
+    places = sum(finding.is_place for finding in findings)
+    subject = f"{places} places mean"
+    if places < 2:
+        subject = "1 place means" if places else "No place that was met means"
+    if left_out:
+        lines.append(f"More places than were kept were met {left_out} times.")
+    lines.append(f"{subject} something else in the strict mode than with begin_on_write=True.")
+    return "\n".join(lines)
+
+
+def _shortened(filename: str) -> str:
+    """Return the name of a file, relative to the current directory if it is in there."""
+    try:
+        return str(Path(filename).relative_to(Path.cwd()))
+    except ValueError:
+        return filename
+
+
+def _key(finding: Finding) -> Any:
+    if not finding.is_place:
+        return finding.kind
+    return (
+        finding.kind,
+        finding.filename,
+        finding.line,
+        finding.function,
+        finding.called_from,
+    )
+
+
+class _Recording:
+    """The reports that are on, which share one :class:`.Watch`."""
+
+    def __init__(self) -> None:
+        self._reports: tuple[StrictReport, ...] = ()
+        self._watch = Watch(self.tell)
+        self._lock = threading.Lock()
+
+    def start(self, report: StrictReport) -> None:
+        with self._lock:
+            if report in self._reports:
+                return
+            if not self._reports:
+                self._watch.begin()
+            self._reports += (report,)
+
+    def stop(self, report: StrictReport) -> None:
+        with self._lock:
+            if report not in self._reports:
+                return
+            self._reports = tuple(one for one in self._reports if one is not report)
+            if not self._reports:
+                self._watch.end()
+
+    def tell(self, difference: Difference) -> None:
+        caller = difference.caller
+        place, outer = caller.place, caller.called_from
+        finding = Finding(
+            kind=difference.kind.value,
+            filename=place.filename,
+            line=place.line,
+            function=place.function,
+            call=caller.called,
+            called_from=outer and f"{_shortened(outer.filename)}:{outer.line} in {outer.function}",
+            detail=difference.detail,
+        )
+        for report in self._reports:
+            report.add(finding)
+
+
+_recording = _Recording()
