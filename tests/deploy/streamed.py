@@ -132,8 +132,9 @@ def in_context_of_its_own(generator: Callable[[], Iterator[str]]) -> Iterator[st
         yield from generator()
 
 
-STREAMS = {one.__name__: one for one in (
-    events, events_given_back, query, query_in_block, block, service)}
+STREAMS = {
+    one.__name__: one for one in (events, events_given_back, query, query_in_block, block, service)
+}
 
 
 @app.get("/with-context/<name>")
@@ -155,7 +156,12 @@ def begun_in_view(name: str) -> ResponseReturnValue:
 
 @app.get("/left/<name>")
 def left(name: str) -> ResponseReturnValue:
-    """The same, and the stream refers to its context, which refers to the stream."""
+    """The same, and the stream refers to its context, which refers to the stream.
+
+    The garbage collector is left to the test: it would close the stream in the middle of another
+    request, and Flask would then call the teardown functions for the context of that.
+    """
+    gc.disable()
     g.stream = stream_with_context(STREAMS[name]())
     return Response(chain([next(g.stream)], g.stream))
 
