@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib.metadata import version
 from itertools import chain
 from typing import Any
@@ -206,3 +207,23 @@ def test_a_stream_that_nobody_closes_leaves_its_context_to_the_next_request(app:
         assert in_use(app) == (0, 0)
 
     in_thread(leave_and_ask)
+
+
+def test_a_block_whose_session_a_foreign_teardown_removes_stores_nothing(app: Flask) -> None:
+    """As by a stream of another request that is garbage-collected in the block."""
+
+    def block() -> None:
+        with db.session.begin():
+            db.session.add(Page(id=4, text="first half"))
+            db.session.flush()
+            with suppress(InvalidRequestError):
+                db.session.remove()
+            db.session.add(Page(id=5, text="second half"))
+            db.session.flush()
+
+    with app.app_context():
+        with pytest.raises(InvalidRequestError, match="closed transaction inside"):
+            block()
+        assert db.session.get(Page, 4) is None
+        assert db.session.get(Page, 5) is None
+    assert in_use(app) == (0, 0)
