@@ -90,6 +90,7 @@ CONTENTS = {
         "replicas",
         "pgbouncer",
         "workers",
+        "streaming",
     ],
     "Look it up": [
         "troubleshooting",

@@ -58,18 +58,19 @@ class OptInScopedSession(HasAtomic, scoped_session[S]):
         :raises sqlalchemy.exc.InvalidRequestError: in a block, whose transaction is rolled back.
             Otherwise a new session would store the rest of the block on its own.
         """
-        is_inside = False
         if self.registry.has():
             session = self.registry()
             is_inside = isinstance(session, OptInSession) and session.entered is not None
             session.close()
+            if is_inside:
+                # The scope keeps the session, which refuses the rest of the block. The error alone
+                # would not do: Flask's teardown swallows it if a stream is garbage-collected.
+                raise exc.InvalidRequestError(
+                    "remove() inside a transaction: it is rolled back, and nothing of it is "
+                    "stored. Leave the block first. In a request that is one transaction, leave "
+                    "remove() out: the session is closed at the end of the request."
+                )
         self.registry.clear()
-        if is_inside:
-            raise exc.InvalidRequestError(
-                "remove() inside a transaction: it is rolled back, and nothing of it is stored. "
-                "Leave the block first. In a request that is one transaction, leave remove() out: "
-                "the session is closed at the end of the request."
-            )
 
     def give_back(self) -> None:
         """See :meth:`OptInSession.give_back`."""

@@ -2,146 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from http.client import HTTPConnection
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import pytest
 
+from tests.deploy.running import (
+    KINDS,
+    PATIENCE,
+    Serve,
+    needs_gunicorn,
+    skip_what_blocks,
+    wait_for,
+)
 from tests.library import Onlooker
 
-pytestmark = pytest.mark.skipif(
-    find_spec("gunicorn") is None or find_spec("gevent") is None,
-    reason="gunicorn or gevent is not installed",
-)
-
-# Far longer than anything takes, so that a test that would hang fails instead.
-PATIENCE = 60.0
+pytestmark = needs_gunicorn
 
 REQUESTS = 10
-
-# The monkey patches come first of all: psycopg decides at its import how it waits.
-CONFIGURATION = """
-bind = "127.0.0.1:0"
-control_socket_disable = True
-worker_class = "{worker_class}"
-workers = {workers}
-threads = {threads}
-preload_app = {preload}
-if worker_class == "gevent":
-    from gevent import monkey
-    monkey.patch_all()
-    import importlib.util
-    if importlib.util.find_spec("psycogreen"):
-        from psycogreen.gevent import patch_psycopg
-        patch_psycopg()
-"""
-
-Serve: TypeAlias = Callable[..., "Served"]
-
-
-class Served:
-    """A gunicorn, and the address it listens on."""
-
-    def __init__(self, directory: Path, url: str, uses_database: bool, **settings: Any) -> None:
-        file = directory / "gunicorn.conf.py"
-        values = {"worker_class": "gthread", "workers": 1, "threads": 20, "preload": False}
-        file.write_text(CONFIGURATION.format(**{**values, **settings}))
-        self.log = directory / "log"
-        environment = {**os.environ, "SERVED_DATABASE": url}
-        if uses_database:
-            environment["SERVED_USES_DATABASE"] = "1"
-        command = [sys.executable, "-m", "gunicorn", "-c", str(file), "tests.deploy.served:app"]
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + PATIENCE
-        while "Listening at: http://127.0.0.1:" not in self.log.read_text():
-            assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.02)
-        after = self.log.read_text().split("http://127.0.0.1:")[1]
-        self.port = int(after.split()[0])
-
-    def ask(self, path: str, method: str = "GET") -> Any:
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
-        try:
-            connection.request(method, path)
-            response = connection.getresponse()
-            body = response.read()
-            assert response.status == 200, self.log.read_text()
-            return json.loads(body)
-        finally:
-            connection.close()
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(PATIENCE)
-        finally:
-            if self.process.poll() is None:
-                os.killpg(self.process.pid, signal.SIGKILL)
-
-
-@pytest.fixture
-def onlooker(url: str) -> Iterator[Onlooker]:
-    onlooker = Onlooker(url)
-    onlooker.run("CREATE TABLE counted (id integer PRIMARY KEY, number integer NOT NULL)")
-    onlooker.run("INSERT INTO counted VALUES (1, 7)")
-    yield onlooker
-    onlooker.close()
-
-
-@pytest.fixture
-def serve(url: str, onlooker: Onlooker, tmp_path: Path) -> Iterator[Serve]:
-    """``serve(uses_database=False, **settings)``: a gunicorn that is ended after the test."""
-    with ExitStack() as cleanup:
-
-        def serve(uses_database: bool = False, **settings: Any) -> Served:
-            served = Served(tmp_path, url, uses_database, **settings)
-            cleanup.callback(served.stop)
-            return served
-
-        yield serve
 
 
 def waiting(onlooker: Onlooker) -> int:
     return int(onlooker.scalar("SELECT count(*) FROM pg_locks WHERE NOT granted"))
-
-
-def wait_for(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-KINDS = [
-    pytest.param({"worker_class": "gthread"}, id="gthread"),
-    pytest.param({"worker_class": "gevent", "preload": True}, id="gevent-preload"),
-]
-
-
-def skip_what_blocks(settings: dict[str, Any], driver: str) -> None:
-    greenlets = settings["worker_class"] == "gevent"
-    if greenlets and driver == "psycopg2" and not find_spec("psycogreen"):
-        pytest.skip("psycogreen is not installed: psycopg2 blocks all greenlets while it waits")
 
 
 @pytest.mark.parametrize("worker_class", ["gthread", "gevent"])
