@@ -1,0 +1,204 @@
+"""Which applications are run: their versions, what is installed with them, how they are told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One place in the sources of an application that is written anew before its tests run.
+
+    ``{url}``, ``{server}``, ``{port}`` and ``{database}`` in :attr:`new` stand for the database's
+    URL, the URL without its database, the server's port, and the database's name.
+    """
+
+    path: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Application:
+    """An application whose sdist has tests, and all that it takes to run them."""
+
+    name: str
+    version: str
+    requires: tuple[str, ...] = ()
+    """What its tests need beside it, and the versions of its dependencies that it was written for."""
+    extras: tuple[str, ...] = ()
+    python: str = "3.10"
+    """The lowest Python that it can be installed on."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables of its process; placeholders as in :class:`Edit`."""
+    edits: tuple[Edit, ...] = ()
+    arguments: tuple[str, ...] = ()
+    """Arguments for pytest; placeholders as in :class:`Edit`."""
+    tests: tuple[str, ...] = ("tests",)
+    """The part of its suite that is run."""
+    deselected: Mapping[str, str] = field(default_factory=dict)
+    """Words of the names of tests that are not run, and why. They can't pass here, with stock or
+    with ours, or have nothing to do with Flask-SQLAlchemy."""
+    part: str = ""
+    """Which part of the suite is run, in words, if it is not the whole."""
+
+    @property
+    def title(self) -> str:
+        """What it is called in the table: name and version."""
+        return f"{self.name} {self.version}".strip()
+
+
+#: What was new when the parts of Invenio below were released; their tests fail with later ones.
+_THEN = (
+    "click==8.1.8", "setuptools==80.9.0",
+    "SQLAlchemy==2.0.58", "SQLAlchemy-Continuum==1.4.2", "SQLAlchemy-Utils==0.41.2",
+    "Flask-Alembic==3.1.1", "invenio-base==2.0.0", "pytest-invenio==3.0.0",
+)  # fmt: skip
+_INVENIO = ("Flask==3.0.3", "Werkzeug==3.0.6", *_THEN)
+
+#: The tests of Invenio read the URL of the database from the environment.
+_INVENIO_URL = {"SQLALCHEMY_DATABASE_URI": "{url}"}
+
+APPLICATIONS = (
+    Application(
+        "flask-security",
+        "5.9.2",
+        requires=(
+            "Babel",
+            "Flask-Babel",
+            "Flask-Mail",
+            "Flask-SQLAlchemy==3.1.1",
+            "Flask-SQLAlchemy-Lite",
+            "argon2-cffi",
+            "authlib",
+            "bcrypt",
+            "cryptography",
+            "freezegun",
+            "nh3",
+            "peewee",
+            "phonenumberslite",
+            "pytest",
+            "qrcode",
+            "requests",
+            "sqlalchemy<2.1",
+            "sqlalchemy-utils",
+            "webauthn",
+            "zxcvbn",
+        ),
+        edits=(
+            # One database for all tests. They make one each, which takes longer than the test.
+            Edit(
+                "tests/conftest.py",
+                'db_name = "flask_security_test_%s" % str(time.time()).replace(".", "_")',
+                'db_name = "{database}"',
+            ),
+            Edit(
+                "tests/conftest.py",
+                'drop_database(db_info["engine"].url)',
+                'db_info["engine"].dispose()',
+            ),
+        ),
+        arguments=("--realdburl={server}/",),
+        deselected={
+            "mongo": "needs MongoDB",
+            "peewee": "is about another ORM",
+            "sqla-session": "is about SQLAlchemy without Flask-SQLAlchemy",
+            "sqlalchemy-session": "is about SQLAlchemy without Flask-SQLAlchemy",
+            "sqlalchemy_session": "is about SQLAlchemy without Flask-SQLAlchemy",
+            "fsqlalite": "is about Flask-SQLAlchemy-Lite",
+        },
+    ),
+    Application(
+        "invenio-db",
+        "2.0.0",
+        requires=(
+            *_INVENIO,
+            "cryptography==46.0.3",
+        ),
+        environment=_INVENIO_URL,
+    ),
+    Application(
+        "invenio-accounts",
+        "6.1.1",
+        requires=(
+            "Flask==3.1.0",
+            "Werkzeug==3.1.3",
+            *_THEN,
+            "invenio-db==2.0.0",
+            "invenio-app==2.0.0",
+            "mock==5.2.0",
+        ),
+        environment=_INVENIO_URL,
+    ),
+    Application(
+        "invenio-records",
+        "3.0.0",
+        requires=(
+            *_INVENIO,
+            "invenio-db==2.0.0",
+            "pytest-mock==3.14.0",
+            "invenio-admin==1.5.0",
+        ),
+        environment=_INVENIO_URL,
+    ),
+    Application(
+        "invenio-pidstore",
+        "2.0.0",
+        requires=(
+            *_INVENIO,
+            "invenio-db==2.0.0",
+            "invenio-admin==1.5.0",
+            "invenio-access==4.0.0",
+            "invenio-accounts==6.1.1",
+            "datacite==1.1.3",
+            "mock==5.2.0",
+        ),
+        environment=_INVENIO_URL,
+    ),
+    Application(
+        "invenio-files-rest",
+        "3.0.0",
+        requires=(
+            *_INVENIO,
+            "invenio-db==2.0.0",
+            "invenio-admin==1.5.0",
+            "invenio-access==4.0.0",
+            "invenio-accounts==6.1.1",
+            "future==1.0.0",
+        ),
+        environment=_INVENIO_URL,
+    ),
+    Application(
+        "ihatemoney",
+        "7.2.1",
+        requires=("pytest==9.0.2", "pytest-flask==1.3.0"),
+        python="3.11",
+        environment={"TESTING_SQLALCHEMY_DATABASE_URI": "{url}"},
+        tests=("ihatemoney/tests",),
+    ),
+    Application(
+        "flask-audit-logger",
+        "2.0.0",
+        requires=(
+            "Flask==3.1.3",
+            "Flask-Login==0.6.3",
+            "SQLAlchemy==2.0.58",
+            "alembic==1.18.1",
+            "pytest==9.0.2",
+        ),
+        environment={"PGPORT": "{port}", "FLASK_AUDIT_LOGGER_TEST_DB": "{database}"},
+    ),
+    Application(
+        "flaskbb",
+        "2.2.0",
+        requires=("pytest==9.0.2",),
+        python="3.12",
+        edits=(Edit("flaskbb/configs/testing.py", '"sqlite://"', '"{url}"'),),
+    ),
+)
+
+#: What uses Flask-SQLAlchemy and can't be run from its sdist, and why.
+NOT_RUN = (
+    (Application("faradaysec", "5.25.2"), "its sdist has its tests, but not their `conftest.py`"),
+)
