@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.write and not wrong:
         known = [*APPLICATIONS, *(application for application, _ in NOT_RUN)]
         page.write(PAGE, rows, [application.name for application in known])
-    print(f"\n{wrong} errors, see above" if wrong else "\nAll as it has to be.")
+    errors = "1 error" if wrong == 1 else f"{wrong} errors"
+    print(f"\n{errors}, see above." if wrong else "\nAll is as it has to be.")
     return 1 if wrong else 0
 
 

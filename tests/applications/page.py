@@ -60,7 +60,7 @@ def line(row: Row) -> str:
     name = row.application.title
     today = datetime.datetime.now(datetime.timezone.utc).date()
     if not row.outcomes:
-        return f"| {name} | {today} | – | – | – | {row.reason} |"
+        return f"| {name} | {today} | not run | | | {row.reason} |"
     stock = row.outcomes["stock"]
     versions = stock.versions
     if row.application.part:

@@ -26,7 +26,7 @@ class Application:
     name: str
     version: str
     requires: tuple[str, ...] = ()
-    """What its tests need beside it, and the versions of its dependencies that it was written for."""
+    """What its tests need beside it, and the versions that they were written for."""
     extras: tuple[str, ...] = ()
     python: str = "3.10"
     """The lowest Python that it can be installed on."""
@@ -64,27 +64,32 @@ APPLICATIONS = (
     Application(
         "flask-security",
         "5.9.2",
+        # Those of its dependency group "tests" that these tests need.
         requires=(
-            "Babel",
-            "Flask-Babel",
-            "Flask-Mail",
+            "Babel==2.19.0",
+            "Flask==3.1.3",
+            "Flask-Babel==4.0.0",
+            "Flask-Login==0.6.3",
+            "Flask-Mail==0.10.0",
             "Flask-SQLAlchemy==3.1.1",
-            "Flask-SQLAlchemy-Lite",
-            "argon2-cffi",
-            "authlib",
-            "bcrypt",
-            "cryptography",
-            "freezegun",
-            "nh3",
-            "peewee",
-            "phonenumberslite",
-            "pytest",
-            "qrcode",
-            "requests",
-            "sqlalchemy<2.1",
-            "sqlalchemy-utils",
-            "webauthn",
-            "zxcvbn",
+            "Flask-SQLAlchemy-Lite==0.2.1",
+            "Flask-WTF==1.3.0",
+            "SQLAlchemy==2.0.58",
+            "SQLAlchemy-Utils==0.43.0",
+            "Werkzeug==3.1.9",
+            "argon2-cffi==25.1.0",
+            "authlib==1.9.10",
+            "bcrypt==5.0.0",
+            "cryptography==50.0.2",
+            "freezegun==1.5.5",
+            "nh3==0.3.8",
+            "peewee==4.5.3",
+            "phonenumberslite==9.0.42",
+            "pytest==9.2.0",
+            "qrcode==8.2",
+            "requests==2.34.2",
+            "webauthn==3.0.1",
+            "zxcvbn==4.5.0",
         ),
         edits=(
             # One database for all tests. They make one each, which takes longer than the test.
@@ -172,7 +177,7 @@ APPLICATIONS = (
     Application(
         "ihatemoney",
         "7.2.1",
-        requires=("pytest==9.0.2", "pytest-flask==1.3.0"),
+        requires=("SQLAlchemy==2.0.58", "pytest==9.0.2", "pytest-flask==1.3.0"),
         python="3.11",
         environment={"TESTING_SQLALCHEMY_DATABASE_URI": "{url}"},
         tests=("ihatemoney/tests",),
@@ -192,7 +197,7 @@ APPLICATIONS = (
     Application(
         "flaskbb",
         "2.2.0",
-        requires=("pytest==9.0.2",),
+        requires=("SQLAlchemy==2.1.9", "SQLAlchemy-Utils==0.43.0", "pytest==9.0.2"),
         python="3.12",
         edits=(Edit("flaskbb/configs/testing.py", '"sqlite://"', '"{url}"'),),
     ),
