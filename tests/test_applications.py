@@ -76,7 +76,7 @@ def test_a_read_has_a_transaction():
 def outcome(passed: str, failed: str = "", engines: int = 1) -> Outcome:
     return Outcome(
         passed=frozenset(passed.split()),
-        failed={test: "E   assert 1 == 2" for test in failed.split()},
+        failed=dict.fromkeys(failed.split(), "E   assert 1 == 2"),
         skipped=frozenset(),
         engines=engines,
         in_autocommit=engines,
@@ -221,10 +221,8 @@ def test_a_checkout_is_run_in_each_mode(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "shop.py").write_text(APPLICATION)
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_shop.py").write_text(SUITE)
-    status = main(
-        ["shop", "--source", str(tmp_path), "--python", sys.executable]
-        + ["--environment", "SHOP_DATABASE={url}"]
-    )
+    options = ["--source", str(tmp_path), "--python", sys.executable]
+    status = main(["shop", *options, "--environment", "SHOP_DATABASE={url}"])
     said = capsys.readouterr().out
     assert status == 1
     assert "stock:          3 passed, 1 failed" in said
