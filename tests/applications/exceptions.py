@@ -13,8 +13,8 @@ _CUT = (
 )
 _LEFT = "the test finds the tables that the test before it leaves behind when it fails"
 _SAVEPOINT = (
-    "the test expects `rollback()` to undo a `begin_nested()` before it, which in the strict mode is"
-    " a transaction, stored at its end"
+    "the test expects `rollback()` to undo a `begin_nested()` before it, which in the strict mode"
+    " is a transaction, stored at its end"
 )
 
 #: For each application, for each mode: the name of the test, and the reason.
