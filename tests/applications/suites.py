@@ -72,7 +72,7 @@ def _run(
         text = path.read_text()
         if edit.old not in text:
             raise NoReport(f"{edit.path} has no {edit.old!r} any more")
-        path.write_text(text.replace(edit.old, _filled(edit.new, places)))
+        path.write_text(text.replace(edit.old, _filled(edit.new, places), 1))
 
     environment = {
         name: value

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Edit:
-    """One place in the sources of an application that is written anew before its tests run.
+    """What is written anew in the sources of an application before its tests run: in one file, the
+    first place that says ``old``.
 
     ``{url}``, ``{server}``, ``{port}`` and ``{database}`` in :attr:`new` stand for the database's
     URL, the URL without its database, the server's port, and the database's name.
@@ -59,6 +60,20 @@ _INVENIO = ("Flask==3.0.3", "Werkzeug==3.0.6", *_THEN)
 
 #: The tests of Invenio read the URL of the database from the environment.
 _INVENIO_URL = {"SQLALCHEMY_DATABASE_URI": "{url}"}
+
+#: Before Python 3.14 these modules can't be imported: their annotations are only for type checkers.
+_FLASKBB = tuple(
+    Edit(f"flaskbb/{module}.py", '"""', 'from __future__ import annotations\n"""')
+    for module in (
+        "auth/services/authentication",
+        "auth/services/registration",
+        "auth/views",
+        "forum/models",
+        "plugins/manager",
+        "utils/database",
+        "utils/helpers",
+    )
+)
 
 APPLICATIONS = (
     Application(
@@ -199,7 +214,10 @@ APPLICATIONS = (
         "2.2.0",
         requires=("SQLAlchemy==2.1.9", "SQLAlchemy-Utils==0.43.0", "pytest==9.0.2"),
         python="3.12",
-        edits=(Edit("flaskbb/configs/testing.py", '"sqlite://"', '"{url}"'),),
+        edits=(
+            Edit("flaskbb/configs/testing.py", '"sqlite://"', '"{url}"'),
+            *_FLASKBB,
+        ),
     ),
 )
 
