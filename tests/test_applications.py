@@ -19,7 +19,8 @@ SHOP = Application("shop", "1.0")
 VERSIONS = {"sqlalchemy": "2.1.9", "flask-sqlalchemy": "3.1.1"}
 
 # An application of one file, a test that fails in any case, and two that assume stock: a read has a
-# transaction, which is so with stock alone, and rollback() undoes a flush(), as with begin_on_write.
+# transaction, which is so with stock alone, and rollback() undoes a flush(), which is not so in the
+# strict mode.
 APPLICATION = """
 import os
 
