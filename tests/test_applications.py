@@ -9,6 +9,7 @@ import pytest
 
 from tests.applications import page
 from tests.applications.__main__ import main
+from tests.applications.environments import CannotInstall, install
 from tests.applications.exceptions import EXCEPTIONS
 from tests.applications.judgement import Exceptions, judge
 from tests.applications.suites import MODES, Outcome
@@ -216,6 +217,12 @@ def test_arguments_that_contradict_each_other_are_refused(
     with pytest.raises(SystemExit):
         main(arguments)
     assert said in capsys.readouterr().err
+
+
+def test_an_application_that_needs_a_newer_python_is_not_installed(tmp_path: Path) -> None:
+    application = Application("shop", "1.0", python="3.99")
+    with pytest.raises(CannotInstall, match=r"needs Python 3\.99"):
+        install(application, tmp_path / "our.whl", tmp_path / "shop", None)
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.write and options.source:
         parser.error("--write is for the applications of the table, and not for --source")
 
+    good: list[page.Row] = []
     rows: list[page.Row] = []
     wrong = 0
     with server_from_environment() as server, tempfile.TemporaryDirectory() as folder:
@@ -40,14 +41,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             row, errors = _run(application, options, wheel, server)
             rows.append(row)
             wrong += len(errors)
+            if not errors:
+                good.append(row)
     if not (options.names or options.source):
-        rows += [page.Row(application, {}, {}, reason) for application, reason in NOT_RUN]
+        others = [page.Row(application, {}, {}, reason) for application, reason in NOT_RUN]
+        rows += others
+        good += others
     print(f"\n{page.HEAD}" + "\n".join(map(page.line, rows)))
-    if options.write and not wrong:
+    if options.write:
         known = [*APPLICATIONS, *(application for application, _ in NOT_RUN)]
-        page.write(PAGE, rows, [application.name for application in known])
-    errors = "1 error" if wrong == 1 else f"{wrong} errors"
-    print(f"\n{errors}, see above." if wrong else "\nAll is as it has to be.")
+        page.write(PAGE, good, [application.name for application in known])
+    errors_said = "1 error" if wrong == 1 else f"{wrong} errors"
+    print(f"\n{errors_said}, see above." if wrong else "\nAll is as it has to be.")
     return 1 if wrong else 0
 
 
