@@ -171,7 +171,7 @@ def test_the_table_keeps_the_lines_of_applications_that_were_not_run(tmp_path: P
     assert (before, begin, end, after) == ("before\n", page.BEGIN, page.END, "after\n")
     shop, bank = table.removeprefix(f"\n{page.HEAD}").strip().splitlines()
     assert shop.startswith("| shop 1.0 | 2")
-    assert shop.endswith(f"| 2 | 2 | 1 | strict: {reason} (1) |")
+    assert shop.endswith(f"| 2 | 2 | 1 | strict, 1 test: {reason} |")
     assert bank == "| bank 1.0 | … |"
 
 

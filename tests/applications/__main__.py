@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--write",
         action="store_true",
-        help=f"write the results into {PAGE.name}: if all is as it has to be",
+        help=f"write the results into docs/{PAGE.name}, but none of an application with an error",
     )
     parser.add_argument(
         "--folder",

@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 _CUT = (
-    "the test expects an error, because an earlier command has cut the connection with DROP"
+    "it expects an error, because an earlier command has cut the connection with DROP"
     " DATABASE; ours notices that it is closed, and connects again"
 )
-_LEFT = "the test finds the tables that the test before it leaves behind when it fails"
+_LEFT = "it finds the tables that the test before it leaves behind when it fails"
 _SAVEPOINT = (
-    "the test expects `rollback()` to undo a `begin_nested()` before it, which in the strict mode"
+    "it expects `rollback()` to undo a `begin_nested()` before it, which in the strict mode"
     " is a transaction, stored at its end"
 )
 _VERSIONS = (
-    "the test counts the versions of a record that was flushed twice before `commit()`. In the"
+    "it counts the versions of a record that was flushed twice before `commit()`. In the"
     " strict mode each flush is a transaction of its own, of which SQLAlchemy-Continuum makes a"
     " version"
 )

@@ -88,10 +88,11 @@ def _reasons(row: Row) -> str:
         failed = row.outcomes["stock"].passed - row.outcomes[mode].passed
         reasons = [reason for test, reason in listed.items() if test in failed]
         for reason in dict.fromkeys(reasons):
-            sentences.setdefault(f"{reason} ({reasons.count(reason)})", []).append(mode)
-    both = ["begin_on_write", "strict"]
+            count = reasons.count(reason)
+            tests = "1 test" if count == 1 else f"{count} tests"
+            sentences.setdefault(f"{tests}: {reason}", []).append(mode)
     titles = {"begin_on_write": "`begin_on_write`", "strict": "strict"}
     return "; ".join(
-        f"{'both' if modes == both else titles[modes[0]]}: {sentence}"
+        f"{'both' if len(modes) > 1 else titles[modes[0]]}, {sentence}"
         for sentence, modes in sentences.items()
     )

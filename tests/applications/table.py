@@ -50,7 +50,8 @@ class Application:
         return f"{self.name} {self.version}".strip()
 
 
-#: What was new when the parts of Invenio below were released; their tests fail with later ones.
+#: Of Invenio the table has the last releases that have their tests in the sdist. This is what was
+#: new then: with later ones their tests fail.
 _THEN = (
     "click==8.1.8", "setuptools==80.9.0",
     "SQLAlchemy==2.0.58", "SQLAlchemy-Continuum==1.4.2", "SQLAlchemy-Utils==0.41.2",
