@@ -156,7 +156,7 @@ def _run(
     exceptions = {} if options.source else EXCEPTIONS.get(application.name, {})
     try:
         if wheel is None:
-            installed = Installed(application, options.python, options.source)
+            installed = Installed(application, options.python.absolute(), options.source)
         else:
             folder = options.folder.resolve() / application.name
             installed = install(application, wheel, folder, options.source)

@@ -58,8 +58,12 @@ def install(application: Application, wheel: Path, folder: Path, source: Path | 
         # That of an older Python resolves the requirements many times slower.
         _pip(python, "install", "--upgrade", "pip")
         source = source or _unpacked(_downloaded(application, python, folder), folder)
-        extras = f"[{','.join(application.extras)}]" if application.extras else ""
-        _pip(python, "install", f"{wheel}[flask]", f"{source}{extras}", *application.requires)
+        requirements = [f"{wheel}[flask]", *application.requires]
+        # A checkout may be no package: then it is only copied, as each is.
+        if any((source / name).exists() for name in ("pyproject.toml", "setup.py")):
+            extras = f"[{','.join(application.extras)}]" if application.extras else ""
+            requirements.append(f"{source}{extras}")
+        _pip(python, "install", *requirements)
         (folder / "source").write_text(str(source))
         stamp.write_text(wanted)
     else:

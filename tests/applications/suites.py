@@ -20,6 +20,9 @@ MODES = ("stock", "begin_on_write", "strict")
 _PLUGIN = "applications_plugin"
 _REPORT = "report.json"
 
+#: What a checkout has beside its sources.
+_NOT_COPIED = (".git", ".nox", ".tox", ".venv", "__pycache__", "node_modules")
+
 #: A suite that is not done after so many seconds waits for something that never comes.
 PATIENCE = 1800
 
@@ -75,7 +78,9 @@ def run(installed: Installed, mode: str, server: PostgresServer) -> Outcome:
 def _copy(installed: Installed, folder: Path, places: Mapping[str, str]) -> Path:
     """Copy the sources, with the edits, and the plugin; a suite may leave files behind."""
     sources = folder / "sources"
-    shutil.copytree(installed.sources, sources, symlinks=True)
+    shutil.copytree(
+        installed.sources, sources, symlinks=True, ignore=shutil.ignore_patterns(*_NOT_COPIED)
+    )
     for edit in installed.application.edits:
         path = sources / edit.path
         text = path.read_text()
