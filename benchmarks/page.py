@@ -6,7 +6,7 @@ so it may state what the package and its peers send, but no measured time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from benchmarks import (
 )
 from benchmarks.figures import Figure
 from benchmarks.peers import DRIVER_TITLES, PEERS, READING, WRITING, load_peer
+from benchmarks.places import fill
 
 
 def write(root: Path, facts: Sequence[str], figures: Sequence[Figure]) -> None:
@@ -36,23 +37,6 @@ def write(root: Path, facts: Sequence[str], figures: Sequence[Figure]) -> None:
     plots.draw(root / "docs" / "images", figures)
     fill(root / "docs" / "benchmarks.md", parts(facts, figures))
     fill(root / "README.md", {"figures": "\n\n".join([readme.table(figures), *facts])})
-
-
-def fill(page: Path, written: Mapping[str, str]) -> None:
-    """Replace the measured text in a page.
-
-    :param page: The page.
-    :param written: The new texts, by the names of their places.
-    :raises ValueError: if the page has no place of that name.
-    """
-    text = page.read_text(encoding="utf-8")
-    for name, part in written.items():
-        before, begin, rest = text.partition(f"<!-- measured: {name} -->\n")
-        _, end, after = rest.partition("<!-- end -->\n")
-        if not (begin and end):
-            raise ValueError(f"{page} has no place for {name!r}.")
-        text = f"{before}{begin}\n{part}\n\n{end}{after}"
-    page.write_text(text, encoding="utf-8")
 
 
 def parts(facts: Sequence[str], figures: Sequence[Figure]) -> dict[str, str]:

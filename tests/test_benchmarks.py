@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from benchmarks import behind, contention, page, quiet, readme, waiting
+from benchmarks import behind, contention, quiet, readme, waiting
 from benchmarks.behind import times
 from benchmarks.figures import Figure
 from benchmarks.peers import (
@@ -31,6 +31,7 @@ from benchmarks.peers import (
     Operation,
     load_peer,
 )
+from benchmarks.places import fill as write_places
 from benchmarks.setting import fill
 from benchmarks.worker import Worker
 from tests.postgres import PostgresServer
@@ -255,12 +256,12 @@ def test_what_was_measured_is_written_into_its_places(tmp_path: Path) -> None:
     file = tmp_path / "page.md"
     file.write_text("a\n<!-- measured: one -->\nold\n<!-- end -->\nb\n", encoding="utf-8")
     for part in ("new", "newer"):
-        page.fill(file, {"one": part})
+        write_places(file, {"one": part})
         assert file.read_text(encoding="utf-8") == (
             f"a\n<!-- measured: one -->\n\n{part}\n\n<!-- end -->\nb\n"
         )
     with pytest.raises(ValueError, match="no place for 'other'"):
-        page.fill(file, {"other": "part"})
+        write_places(file, {"other": "part"})
 
 
 def test_readme_has_ours_and_stocks_figures_for_both_drivers() -> None:

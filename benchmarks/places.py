@@ -1,0 +1,23 @@
+"""The places in the pages into which a run writes what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def fill(page: Path, written: Mapping[str, str]) -> None:
+    """Replace the measured text in a page.
+
+    :param page: The page.
+    :param written: The new texts, by the names of their places.
+    :raises ValueError: if the page has no place of that name.
+    """
+    text = page.read_text(encoding="utf-8")
+    for name, part in written.items():
+        before, begin, rest = text.partition(f"<!-- measured: {name} -->\n")
+        _, end, after = rest.partition("<!-- end -->\n")
+        if not (begin and end):
+            raise ValueError(f"{page} has no place for {name!r}.")
+        text = f"{before}{begin}\n{part}\n\n{end}{after}"
+    page.write_text(text, encoding="utf-8")
