@@ -108,7 +108,7 @@ class Finding:
         place = f"{_shortened(self.filename)}:{self.line} in {self.function}"
         if self.called_from is not None:
             place += f" (called from {self.called_from})"
-        return f"{place}: {self.difference}. Remedy: {self.remedy}."
+        return " ".join((f"{place}: {self.difference}.", f"Remedy: {self.remedy}."))
 
 
 @dataclass

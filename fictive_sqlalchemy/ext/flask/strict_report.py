@@ -49,10 +49,10 @@ def _file_of(app: Flask) -> Any:
 @click.option(
     "--file",
     type=click.Path(dir_okay=False),
-    help=f"What to print; the file of {SETTING} if it is left out.",
+    help=f"What to print; the file of {SETTING} if it is left out",
 )
-@click.option("--check", is_flag=True, help="Exit with status 1 if a place was recorded.")
-@click.option("--clear", is_flag=True, help="Remove the file after printing it.")
+@click.option("--check", is_flag=True, help="Exit with status 1 if a place was recorded")
+@click.option("--clear", is_flag=True, help="Remove the file after printing it")
 @with_appcontext
 def print_report(file: str | None, check: bool, clear: bool) -> None:
     """Print which places would mean something else in the strict mode.
