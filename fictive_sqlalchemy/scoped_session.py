@@ -58,19 +58,23 @@ class OptInScopedSession(HasAtomic, scoped_session[S]):
         :raises sqlalchemy.exc.InvalidRequestError: in a block, whose transaction is rolled back.
             Otherwise a new session would store the rest of the block on its own.
         """
+        is_inside = is_open = False
         if self.registry.has():
             session = self.registry()
             is_inside = isinstance(session, OptInSession) and session.entered is not None
+            is_open = is_inside and session.in_transaction()
             session.close()
-            if is_inside:
-                # The scope keeps the session, which refuses the rest of the block. The error alone
-                # would not do: Flask's teardown swallows it if a stream is garbage-collected.
-                raise exc.InvalidRequestError(
-                    "remove() inside a transaction: it is rolled back, and nothing of it is "
-                    "stored. Leave the block first. In a request that is one transaction, leave "
-                    "remove() out: the session is closed at the end of the request."
-                )
-        self.registry.clear()
+        # The error may be swallowed: Python ignores it where a stream is garbage-collected, and
+        # Flask calls its teardown functions. So the scope keeps a session whose transaction was
+        # open, and that refuses the rest of the block. A second call forgets it.
+        if not is_open:
+            self.registry.clear()
+        if is_inside:
+            raise exc.InvalidRequestError(
+                "remove() inside a transaction: it is rolled back, and nothing of it is stored. "
+                "Leave the block first. In a request that is one transaction, leave remove() out: "
+                "the session is closed at the end of the request."
+            )
 
     def give_back(self) -> None:
         """See :meth:`OptInSession.give_back`."""

@@ -95,6 +95,11 @@ def state(served: Served) -> dict[str, int]:
 def assert_nothing_is_in_use(
     served: Served, lines: Onlooker, opened: int = CLIENTS, quiet: bool = True
 ) -> None:
+    """Wait until all streams have ended, and check that they have left nothing.
+
+    :param opened: How many streams there were.
+    :param quiet: Whether nothing was logged as an error.
+    """
     wait_for(lambda: state(served)["open"] == 0)
     # The counter is the innermost block of the stream; its session is removed after it.
     wait_for(lambda: state(served)["sessions"] == 0)
@@ -149,7 +154,7 @@ def test_a_stream_that_waits_for_a_service_holds_nothing(
 def test_a_context_that_a_stream_leaves_behind_is_not_that_of_the_next_request(
     stream: str, settings: dict[str, Any], serve: Serve, lines: Onlooker
 ) -> None:
-    """Nobody closes these streams, until the garbage collector does, see the page on streams."""
+    """Nobody closes these streams, until the garbage collector does: see docs/streaming.md."""
     served = serve(**{**settings, "app": "tests.deploy.streamed:separated"})
     all_leave_half_way(served, [f"/left/{stream}"], LEFT)
     wait_for(lambda: state(served)["opened"] == LEFT)

@@ -227,3 +227,16 @@ def test_a_block_whose_session_a_foreign_teardown_removes_stores_nothing(app: Fl
         assert db.session.get(Page, 4) is None
         assert db.session.get(Page, 5) is None
     assert in_use(app) == (0, 0)
+
+
+def test_a_session_whose_block_nobody_leaves_is_forgotten_at_the_second_time(app: Flask) -> None:
+    with app.app_context():
+        session = db.session()
+        db.session.begin().__enter__()
+        for is_kept in (True, False):
+            with pytest.raises(InvalidRequestError, match=r"remove\(\) inside a transaction"):
+                db.session.remove()
+            assert db.session.registry.has() is is_kept
+        assert db.session() is not session
+        assert db.session.get(Page, 1).text == "page 1"
+    assert in_use(app) == (0, 0)
