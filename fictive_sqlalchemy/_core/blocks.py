@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from sqlalchemy import exc
 from sqlalchemy.engine import Connection, TwoPhaseTransaction
 
+from . import observing
 from .callbacks import Callback, SessionThatCalls, after_end
 from .connection import OptInConnection, is_aborted
 from .engine import OptInEngine
@@ -435,6 +436,8 @@ class OptInSessionTransaction(Block):
         if self.alone is not None and bind is not self.alone.engine:
             self._join_with(self.alone)
         if not isinstance(bind, OptInEngine):
+            if (observer := observing.observer) is not None and isinstance(bind, Connection):
+                observer.runs_on_connection()
             if self.options is not DEFAULT:
                 execution_options = join_options(self.options) | dict(execution_options or {})
             return super().provide_connection(bind, execution_options)

@@ -13,18 +13,15 @@ from __future__ import annotations
 
 import dis
 from collections.abc import Callable
-from contextlib import suppress
 from enum import Enum
 from types import FrameType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-from sqlalchemy import event, exc
-from sqlalchemy.engine import Connection
+from sqlalchemy import event
 from sqlalchemy.orm import ColumnProperty, Session, SessionTransaction
 
 from . import observing
 from .blocks import Block, OptInSavepoint, OptInSessionTransaction
-from .connection import OptInConnection
 from .places import Caller, calling, is_within
 from .states import SessionStates
 
@@ -95,28 +92,33 @@ class _Notes:
         """Whether something else would be stored by ``commit()``, because it would still wait."""
         self._last: FrameType | None = None
 
-    def add(self, kind: Kind, caller: Caller, end: Caller | None = None) -> bool:
-        """Note a place; tell whether it was not noted before."""
+    def add(
+        self, kind: Kind, caller: Caller, end: Caller | None = None
+    ) -> Callable[[], object] | None:
+        """Note a place; return what takes that back."""
         key = _key(caller)
-        known = self.found.get(key)
+        known, writes = self.found.get(key), self.writes
         if kind in _WRITES:
             if caller.call is not self._last:  # a call may send several statements
                 self.writes += 1
                 self._last = caller.call
             self.waits = False
         if known is not None and kind in (Kind.READ, Kind.FLUSH):
-            return False  # of the same call, such as the flush before an UPDATE
+            return None
         if known is None and len(self.found) >= _MOST_PLACES:
-            return False
+            return None
         without = caller._replace(call=None)
         self.found[key] = _Noted(kind, without, end._replace(call=None) if end else without)
-        return known is None
 
-    def take_back(self, caller: Caller) -> None:
-        """Forget the statement that was noted last, because it failed."""
-        self.found.pop(_key(caller), None)
-        self.writes -= 1
-        self._last = None
+        def take_back() -> None:
+            self.writes = writes
+            self._last = None
+            if known is not None and known.kind in _WRITES:  # by an earlier call of the same line
+                self.found[key] = known
+            else:  # a flush before the statement has failed with it
+                self.found.pop(key, None)
+
+        return take_back
 
 
 class _SavepointNotes:
@@ -151,7 +153,6 @@ class Watch:
     def _listeners(self) -> tuple[tuple[str, Callable[..., None]], ...]:
         return (
             ("after_flush", self.flushed),
-            ("after_begin", self.begun),
             ("after_transaction_create", self.transaction_created),
             ("after_transaction_end", self.transaction_ended),
         )
@@ -172,8 +173,8 @@ class Watch:
             return None
         if is_within("flush"):
             return None
-        is_new = notes.add(Kind.LOCK if only_locks else Kind.WRITE, caller)
-        return (lambda: notes.take_back(caller)) if is_new and not only_locks else None
+        take_back = notes.add(Kind.LOCK if only_locks else Kind.WRITE, caller)
+        return None if only_locks else take_back  # a lock that fails would be refused, too
 
     def read_passes_over(self, session: SessionStates) -> None:
         caller = calling()
@@ -187,6 +188,9 @@ class Watch:
             return
         classes = {type(one).__name__ for one in [*session.new, *session.dirty, *session.deleted]}
         self._tell(Difference(Kind.PASSED_OVER, caller, ", ".join(sorted(classes)[:5])))
+
+    def runs_on_connection(self) -> None:
+        self._tell(Difference(Kind.CONNECTION, calling()))
 
     # What SQLAlchemy calls
 
@@ -204,16 +208,6 @@ class Watch:
             notes.add(kind, caller)
         if kind is not Kind.FLUSH:
             notes.waits = True
-
-    def begun(self, session: Session, _: object, connection: Connection) -> None:
-        """Look whether a session begins on a Connection of the user's own."""
-        if isinstance(connection, OptInConnection) and cast(Any, connection.owner) is session:
-            return
-        bind: Any = None
-        with suppress(exc.SQLAlchemyError):
-            bind = session.get_bind()
-        if connection is bind or connection is session.bind:
-            self._tell(Difference(Kind.CONNECTION, calling()))
 
     def transaction_created(self, session: Session, transaction: SessionTransaction) -> None:
         """Note where a savepoint is set that would be a transaction of its own."""

@@ -29,6 +29,10 @@ class Observer(Protocol):
         """
         ...
 
+    def runs_on_connection(self) -> None:
+        """Hear of each use of a ``Connection`` of the user's own, to which a session is bound."""
+        ...
+
 
 observer: Observer | None = None
 """Who is told; ``None`` where nobody is."""

@@ -384,6 +384,13 @@ def an_insert_that_fails(session: Any) -> None:
     session.rollback()
 
 
+def an_insert_that_fails_with_what_waits(session: Any) -> None:
+    session.add(new())
+    with pytest.raises(exc.IntegrityError):
+        session.execute(insert(Author).values(name="Ada"))
+    session.rollback()
+
+
 def without_autoflush(session: Any) -> None:
     session.add(new())
     with session.no_autoflush:
@@ -414,8 +421,8 @@ NOT_RECORDED: list[Steps] = [
     *(bulk_and_commit, update_and_what_waits),
     *(a_block, a_block_that_rolls_back),
     *(a_savepoint_that_is_all, a_savepoint_that_fails, a_savepoint_that_reads),
-    *(a_flush_that_fails, an_insert_that_fails, without_autoflush),
-    *(a_record_that_saves_itself, atomic),
+    *(a_flush_that_fails, an_insert_that_fails, an_insert_that_fails_with_what_waits),
+    *(without_autoflush, a_record_that_saves_itself, atomic),
 ]
 
 
