@@ -59,6 +59,9 @@ _THEN = (
 )  # fmt: skip
 _INVENIO = ("Flask==3.0.3", "Werkzeug==3.0.6", *_THEN)
 
+#: Later ones of the first need libpass, which has not all that invenio-accounts takes from passlib.
+_PASSLIB = ("Flask-Security-Invenio==3.8.4", "passlib==1.7.4")
+
 #: The tests of Invenio read the URL of the database from the environment.
 _INVENIO_URL = {"SQLALCHEMY_DATABASE_URI": "{url}"}
 
@@ -148,6 +151,7 @@ APPLICATIONS = (
             *_THEN,
             "invenio-db==2.0.0",
             "invenio-app==2.0.0",
+            *_PASSLIB,
             "mock==5.2.0",
         ),
         environment=_INVENIO_URL,
@@ -172,6 +176,7 @@ APPLICATIONS = (
             "invenio-admin==1.5.0",
             "invenio-access==4.0.0",
             "invenio-accounts==6.1.1",
+            *_PASSLIB,
             "datacite==1.1.3",
             "mock==5.2.0",
         ),
@@ -186,6 +191,7 @@ APPLICATIONS = (
             "invenio-admin==1.5.0",
             "invenio-access==4.0.0",
             "invenio-accounts==6.1.1",
+            *_PASSLIB,
             "future==1.0.0",
         ),
         environment=_INVENIO_URL,
