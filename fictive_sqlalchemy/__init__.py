@@ -7,6 +7,7 @@ from ._core.connection import OptInConnection
 from ._core.create import create_engine, engine_from_config
 from ._core.engine import OptInEngine
 from ._core.errors import CommitOutcomeUnknown
+from ._core.options import IsolationLevel
 from ._core.server_state import SessionStateWarning
 from ._core.session import OptInSession
 from ._core.transactions import TRANSACTION_CONNECTIONS
@@ -20,6 +21,7 @@ __all__ = [
     "TRANSACTION_CONNECTIONS",
     "ActiveRecordMixin",
     "CommitOutcomeUnknown",
+    "IsolationLevel",
     "OptInConnection",
     "OptInEngine",
     "OptInScopedSession",

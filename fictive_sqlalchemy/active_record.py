@@ -6,7 +6,6 @@ Each call is one atomic unit. All names are checked before anything is changed.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import suppress
 from difflib import get_close_matches
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, overload
@@ -16,23 +15,20 @@ from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import (
     ColumnProperty,
     CompositeProperty,
-    InstanceState,
     Mapper,
-    MapperProperty,
     Query,
     RelationshipDirection,
     RelationshipProperty,
     Session,
     SessionTransactionOrigin,
-    SynonymProperty,
     class_mapper,
     object_session,
     scoped_session,
     sessionmaker,
 )
-from sqlalchemy.orm.attributes import set_attribute, set_committed_value
 from sqlalchemy.sql import visitors
 
+from ._core.attributes import AttributeSnapshot, attribute_of, columns_of
 from ._core.describe import listed, state_of
 
 if TYPE_CHECKING:
@@ -40,8 +36,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Q_co = TypeVar("Q_co", covariant=True)
-
-_NOT_LOADED = object()
 
 #: A form may have any number of wrong names.
 _MOST_NAMED = 5
@@ -88,7 +82,7 @@ class ActiveRecordMixin:
 
     An error is raised as it is. Outside everything that waited is rolled back, and the session is
     usable at once. Inside the error ends the transaction, as ever; code that catches it and goes on
-    puts the call into ``with session.begin_nested():``.
+    puts the call into ``with session.atomic():``, or ``begin_nested()`` of SQLAlchemy's session.
 
     On a session that begins by itself (``sqlalchemy.orm.Session``, Flask-SQLAlchemy without
     :class:`.OptInTransactionMixin`) outside means that nobody has called ``begin()`` or
@@ -170,7 +164,7 @@ class ActiveRecordMixin:
                 f"{call} got nothing to change. Give it keywords or a mapping; save() stores what "
                 "was changed before."
             )
-        before = _AttributeSnapshot(self, changes)
+        before = AttributeSnapshot(self, changes)
         try:
             with session.no_autoflush:  # half of the changes must not go anywhere
                 for name, value in changes.items():
@@ -406,11 +400,11 @@ def _why_never(mapper: Mapper[Any], name: str) -> str | None:
     descriptor = mapper.all_orm_descriptors.get(name)
     if descriptor is None:
         return f"is not a mapped attribute of {mapper.class_.__name__}{_hint(mapper, name)}"
-    attribute = _attribute(mapper, name)
+    attribute = attribute_of(mapper, name)
     if isinstance(attribute, ColumnProperty):
         if any(not isinstance(column, Column) for column in attribute.columns):
             return "is a SQL expression, which has no value to set"
-        if any(column.computed is not None for column in _columns(attribute)):
+        if any(column.computed is not None for column in columns_of(attribute)):
             return "is computed by the database"
         return None
     if isinstance(attribute, RelationshipProperty):
@@ -430,7 +424,7 @@ def _why_never(mapper: Mapper[Any], name: str) -> str | None:
 
 def _why_unless_named(mapper: Mapper[Any], name: str) -> str | None:
     """Say why an attribute may be changed only if ``only`` names it; ``None`` otherwise."""
-    attribute = _attribute(mapper, name)
+    attribute = attribute_of(mapper, name)
     if isinstance(attribute, RelationshipProperty):
         return "a relationship"
     if isinstance(attribute, CompositeProperty):
@@ -438,7 +432,7 @@ def _why_unless_named(mapper: Mapper[Any], name: str) -> str | None:
         return next(filter(None, reasons), None)
     if not isinstance(attribute, ColumnProperty):
         return "a hybrid property, whose setter may change anything"
-    columns = _columns(attribute)
+    columns = columns_of(attribute)
     family = list(mapper.iterate_to_root())
     if any(column.primary_key or column in mapper.primary_key for column in columns):
         return "a primary key"
@@ -471,104 +465,9 @@ def _is_referring(mapper: Mapper[Any], columns: list[Column[Any]]) -> bool:
     )
 
 
-def _attribute(mapper: Mapper[Any], name: str) -> MapperProperty[Any] | None:
-    """Return what a name stands for, synonyms resolved; ``None`` for a hybrid, and the like."""
-    attribute = mapper.attrs.get(name)
-    while isinstance(attribute, SynonymProperty):
-        attribute = mapper.attrs.get(attribute.name)
-    return attribute
-
-
-def _columns(attribute: ColumnProperty[Any]) -> list[Column[Any]]:
-    return [column for column in attribute.columns if isinstance(column, Column)]
-
-
 def _hint(mapper: Mapper[Any], name: object) -> str:
     for attribute in mapper.column_attrs:
-        if any(column.name == name for column in _columns(attribute)):
+        if any(column.name == name for column in columns_of(attribute)):
             return f" (the attribute of this column is {attribute.key!r})"
     similar = get_close_matches(str(name), mapper.all_orm_descriptors.keys(), 1)
     return f" (did you mean {similar[0]!r}?)" if similar else ""
-
-
-# The values before an update
-
-
-class _AttributeSnapshot:
-    """The values of an object before :meth:`ActiveRecordMixin.update`, to put them back.
-
-    :param instance: The object.
-    :param changes: The new values. A collection that they replace is loaded, as by the change.
-    """
-
-    def __init__(self, instance: object, changes: Mapping[str, Any]) -> None:
-        self.instance = instance
-        self.state = state_of(instance)
-        # Without mapped expressions that are no attribute, such as that of polymorphic_on.
-        attributes = self.state.mapper.column_attrs
-        self.columns = [each.key for each in attributes if each.key in self.state.attrs]
-        self.relationships = self.state.mapper.relationships
-        self.others: list[tuple[InstanceState[Any], str, Any]] = []
-        for name, value in changes.items():
-            attribute = _attribute(self.state.mapper, name)
-            if isinstance(attribute, RelationshipProperty):
-                self.note_others(attribute, value)
-        self.values = dict(self.state.dict)
-        self.changed = self.find_changed()
-
-    def note_others(self, relationship: RelationshipProperty[Any], value: Any) -> None:
-        """Note the other side of the objects that a relationship is about to take from others."""
-        others: Any = [value]
-        if relationship.uselist:
-            getattr(self.instance, relationship.key)
-            others = value.values() if isinstance(value, Mapping) else value  # pyright: ignore
-        back = relationship.mapper.relationships.get(relationship.back_populates or "")
-        if back is None or back.uselist or not isinstance(others, Collection):
-            return
-        for other in others:  # pyright: ignore[reportUnknownVariableType]
-            if isinstance(other, relationship.mapper.class_):
-                state = state_of(other)
-                self.others.append((state, back.key, state.dict.get(back.key, _NOT_LOADED)))
-
-    def find_changed(self) -> set[str]:
-        """Return the names of the attributes whose changes wait to be stored. Sends nothing."""
-        attributes = self.state.attrs
-        mapped = [*self.columns, *self.relationships.keys()]
-        return {name for name in mapped if attributes[name].history.has_changes()}
-
-    def put_back(self) -> None:
-        """Give the object's attributes the values that they had, changes that wait included."""
-        now = self.state.dict
-        changed = self.find_changed()
-        for name in [*now]:
-            if name in self.values:
-                continue
-            if name not in self.columns and name not in self.relationships:
-                del now[name]  # a composite, or what a setter has noted
-            elif name in changed:
-                if name in self.relationships:
-                    set_attribute(self.instance, name, None)  # which changes the other side, too
-                _forget(self.state, name)
-        for name, value in self.values.items():
-            if name in now and now[name] is value:
-                continue
-            if name in self.columns or name in self.relationships:
-                # set_attribute() changes the other side of a relationship, too, and tells a
-                # Mutable. If a validator refuses the value, it is put back below, without events.
-                with suppress(Exception):
-                    set_attribute(self.instance, name, value)
-            if name in self.columns and name not in self.changed:
-                set_committed_value(self.instance, name, value)
-            elif name not in self.relationships:
-                now[name] = value
-        for state, name, value in self.others:
-            if value is _NOT_LOADED:
-                _forget(state, name)
-            elif state.dict.get(name) is not value:
-                set_attribute(state.object, name, value)
-
-
-def _forget(state: InstanceState[Any], name: str) -> None:
-    """Let an attribute be loaded at its next use."""
-    if state.session is not None and state.persistent:
-        state.session.expire(state.object, [name])

@@ -36,6 +36,25 @@ class OptInScopedSession(HasAtomic, scoped_session[S]):
     def atomic_session(self) -> OptInSession:
         return _opt_in(self(), "atomic() is a method")
 
+    def in_transaction(self) -> bool:
+        """Tell whether a transaction is open: see :meth:`OptInSession.in_transaction`.
+
+        SQLAlchemy's ``scoped_session`` lacks this and the next three. They work with every session.
+        """
+        return self().in_transaction()
+
+    def in_nested_transaction(self) -> bool:
+        """Tell whether a savepoint is open, as ``Session.in_nested_transaction()`` does."""
+        return self().in_nested_transaction()
+
+    def get_transaction(self) -> SessionTransaction | None:
+        """Return the outermost transaction: see :meth:`OptInSession.get_transaction`."""
+        return self().get_transaction()
+
+    def get_nested_transaction(self) -> SessionTransaction | None:
+        """Return the innermost savepoint, as ``Session.get_nested_transaction()`` does."""
+        return self().get_nested_transaction()
+
     def set_rollback(self) -> None:
         """See :meth:`OptInSession.set_rollback`."""
         _opt_in(self(), "set_rollback() is a method").set_rollback()

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict, cast
+from typing import Any, Literal, TypeAlias, TypedDict, cast
 
 from sqlalchemy import exc
 from sqlalchemy.engine import Dialect
+
+IsolationLevel: TypeAlias = Literal[
+    "READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"
+]
+"""An isolation level of PostgreSQL, in SQLAlchemy's spelling. SQLite has the first and the last."""
 
 
 class BeginOptions(TypedDict, total=False):
@@ -16,7 +21,7 @@ class BeginOptions(TypedDict, total=False):
     Those that are left out, or ``None``, are the server's default.
     """
 
-    isolation_level: str | None
+    isolation_level: IsolationLevel | None
     """In SQLAlchemy's spelling, such as ``"REPEATABLE READ"``."""
 
     read_only: bool | None

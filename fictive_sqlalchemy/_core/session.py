@@ -295,8 +295,8 @@ class OptInSession(HasAtomic, WritingSession):
         if self.is_inside:
             return (
                 "A transaction is already begun on this Session. For functions that call each "
-                "other, use atomic() in each: outermost it is begin(), inside it is a savepoint. "
-                "begin_nested() is a savepoint inside this transaction; or leave this begin() out."
+                "other, use atomic() in each: outermost it is begin(), inside it is a savepoint, "
+                "as begin_nested() is. Or leave this begin() out."
             )
         return (
             "A transaction is already begun on this Session, by SQLAlchemy itself, on a bind "

@@ -355,7 +355,7 @@ class TransactingConnection(ConnectionHooks):
             error.add_detail(
                 "An earlier statement of this transaction failed, and that error was caught: "
                 f"{str(self._failure.orig).strip()}. Let the error leave the block, or put what "
-                "may fail into `with session.begin_nested():`."
+                "may fail into `with session.atomic():` or `with session.begin_nested():`."
             )
 
     def forget_failure(self) -> None:

@@ -185,7 +185,8 @@ def _one_transaction(session: Session) -> Generator[None]:
             raise exc.InvalidRequestError(
                 "An atomic task has ended its own transaction, so that nothing is stored: leave "
                 "rollback(), close() and remove() out. To roll back raise an exception, or call "
-                "session.set_rollback(); what may fail goes into `with session.begin_nested():`."
+                "session.set_rollback(); what may fail goes into `with session.atomic():` or "
+                "`with session.begin_nested():`."
             )
 
 

@@ -237,7 +237,7 @@ class TestADriverItDoesNotKnow:
                     assert session.scalar(READ_ONLY) == "off"
                 assert session.scalar(READ_ONLY) == "off"
             with pytest.raises(ArgumentError):
-                session.begin(isolation_level="SNAPSHOT")
+                session.begin(isolation_level="SNAPSHOT")  # type: ignore[arg-type]  # pyright: ignore
 
     def test_puts_back_what_was_left_in_a_transaction(
         self, engine: OptInEngine, wire: WireProxy, onlooker: Onlooker

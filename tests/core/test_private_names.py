@@ -39,7 +39,7 @@ from tests.private_names import PACKAGE, is_private, names_with_a_test, paramete
 SEAM = PACKAGE / "_core" / "sqlalchemy_private.py"
 
 #: Names that only look like one of SQLAlchemy's: theirs is an attribute of another class.
-OUR_OWN = {"_close", "_columns", "_commit", "_iter", "_savepoint", "_state"}
+OUR_OWN = {"_close", "_commit", "_iter", "_savepoint", "_state"}
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ from sqlalchemy.pool import NullPool
 
 from fictive_sqlalchemy import (
     TRANSACTION_CONNECTIONS,
+    IsolationLevel,
     OptInEngine,
     OptInScopedSession,
     OptInSession,
@@ -234,7 +235,8 @@ class Worker(threading.Thread):
     def transfer(self, session: OptInSession) -> None:
         self.count += 1
         token = f"{self.number}-{self.count}"
-        level = self.random.choice((None, None, None, "REPEATABLE READ", "SERIALIZABLE"))
+        levels: list[IsolationLevel | None] = [None, None, None, "REPEATABLE READ", "SERIALIZABLE"]
+        level = self.random.choice(levels)
         refuse = self.random.random() < 0.15
         complete = False
         try:

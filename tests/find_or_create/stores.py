@@ -26,7 +26,7 @@ from sqlalchemy.orm import (
 )
 
 from fictive_sqlalchemy import OptInSession
-from fictive_sqlalchemy.filter_by_or_create import filter_by_or_create
+from fictive_sqlalchemy.filter_by_or_create import filter_by_or_create, update_or_create
 
 T = TypeVar("T")
 
@@ -257,6 +257,9 @@ class Counted(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     key: Mapped[str] = mapped_column(unique=True)
+    note: Mapped[str | None]
+    other: Mapped[str | None]
+    number: Mapped[int | None]
     version: Mapped[int] = mapped_column()
     __mapper_args__ = {"version_id_col": version}  # noqa: RUF012
 
@@ -335,6 +338,18 @@ class Store:
         **filters: Any,
     ) -> tuple[T, bool]:
         return filter_by_or_create(session or self.session, model, filters, defaults or {})
+
+    def put(
+        self,
+        model: type[T],
+        defaults: dict[str, Any] | None = None,
+        create_defaults: dict[str, Any] | None = None,
+        session: Session | None = None,
+        **filters: Any,
+    ) -> tuple[T, bool]:
+        return update_or_create(
+            session or self.session, model, filters, defaults or {}, create_defaults
+        )
 
     def stored(self, model: type[Any], *columns: str) -> list[Any]:
         """What the database has, by the eyes of another."""

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy import event, exc
 from sqlalchemy.orm import Session
 
-from fictive_sqlalchemy import OptInSession
+from fictive_sqlalchemy import IsolationLevel, OptInSession
 from tests.find_or_create.stores import (
     CaseBlind,
     Employee,
@@ -134,7 +134,7 @@ def test_the_loser_of_a_race_inside_keeps_its_transaction(
 def test_a_row_that_the_snapshot_does_not_show_is_a_failure_to_retry(
     store: Store,
     another: Store,
-    level: str,
+    level: IsolationLevel,
     model: type[Any],
     filters: dict[str, Any],
     defaults: dict[str, Any],

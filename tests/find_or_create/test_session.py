@@ -18,7 +18,7 @@ from sqlalchemy.orm import (
     sessionmaker,
 )
 
-from fictive_sqlalchemy import OptInSession, create_engine
+from fictive_sqlalchemy import IsolationLevel, OptInSession, create_engine
 from fictive_sqlalchemy._core.engine import OptInEngine
 from fictive_sqlalchemy.filter_by_or_create import filter_by_or_create
 from tests.find_or_create.models import (
@@ -303,7 +303,7 @@ def test_a_bind_of_sqlite_beside_it_is_left_alone(
 
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
 def test_a_row_that_the_snapshot_does_not_show_is_found_out_with_the_insert_of_the_flush(
-    session: OptInSession, ask: Ask, rows: Rows, level: str
+    session: OptInSession, ask: Ask, rows: Rows, level: IsolationLevel
 ) -> None:
     with session.begin(isolation_level=level) as transaction:
         session.scalar(sa.select(sa.func.count()).select_from(Slot))

@@ -31,6 +31,8 @@ from fictive_sqlalchemy.ext.flask import FilterByOrCreateMixin, OptInTransaction
 from fictive_sqlalchemy.ext.flask.filter_by_or_create import (
     FilterByOrCreate,
     FilterByOrCreateProperty,
+    UpdateOrCreate,
+    UpdateOrCreateProperty,
 )
 from tests.wire import WireProxy
 
@@ -141,11 +143,16 @@ def test_every_model_class_gets_the_descriptor(
             email="bob@x", defaults={"name": "Bob"}
         )
         assert (bob.name, created) == ("Bob", True)
+        assert Person.update_or_create(email="bob@x", defaults={"name": "Rob"}) is bob
+        assert bob.name == "Rob"
+        assert Person.update_or_create.with_created(
+            email="eve@x", defaults={"name": "Eva"}, create_defaults={"name": "Eve"}
+        ) == (db.session.get(Person, "eve@x"), True)
         assert Person.__table__.columns.keys() == ["email", "name"]
         assert sa.inspect(Person).attrs.keys() == ["email", "name"]
         db.session.rollback()
         stored = db.session.scalars(sa.select(Person.email).order_by("email")).all()
-        assert stored == (["ada@x", "bob@x"] if extension is Database else [])
+        assert stored == (["ada@x", "bob@x", "eve@x"] if extension is Database else [])
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -158,6 +165,18 @@ def test_make_declarative_base_makes_one_of_every_model_class(
         Person.metadata.create_all(db.engine)
         ada = Person.filter_by_or_create(email="ada@x", defaults={"name": "Ada"})
         assert db.session.get(Person, "ada@x") is ada
+
+
+def test_an_update_or_create_of_the_users_own_stays(make_app: Callable[..., Flask]) -> None:
+    class Base(FlaskModel):
+        @classmethod
+        def update_or_create(cls, **values: Any) -> str:
+            return "mine"
+
+    db = Database(model_class=Base)
+    Person = model_of(db.Model)
+    assert Person.update_or_create(email="ada@x") == "mine"
+    assert isinstance(Person.filter_by_or_create, FilterByOrCreate)
 
 
 def test_make_declarative_base_leaves_its_own_bases_as_they_are() -> None:
@@ -273,13 +292,17 @@ def test_32_requests_at_once_create_one_row(make_app: Callable[..., Flask]) -> N
 def test_type_checkers_know_what_it_returns(make_app: Callable[..., Flask]) -> None:
     class Typed(DeclarativeBase):
         filter_by_or_create = FilterByOrCreateProperty()
+        update_or_create = UpdateOrCreateProperty()
 
     class Thing(Typed):
         __tablename__ = "things"
         name: Mapped[str] = mapped_column(primary_key=True)
 
     assert_type(Thing.filter_by_or_create, FilterByOrCreate[Thing])
+    assert_type(Thing.update_or_create, UpdateOrCreate[Thing])
     if TYPE_CHECKING:
         assert_type(Thing.filter_by_or_create(name="a"), Thing)
         assert_type(Thing.filter_by_or_create.with_created(name="a"), tuple[Thing, bool])
+        assert_type(Thing.update_or_create(name="a", defaults={"name": "b"}), Thing)
+        assert_type(Thing.update_or_create.with_created(name="a"), tuple[Thing, bool])
     assert sa.inspect(Thing).attrs.keys() == ["name"]

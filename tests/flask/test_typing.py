@@ -6,17 +6,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 import sqlalchemy as sa
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    SessionTransaction,
+    mapped_column,
+    sessionmaker,
+)
 from typing_extensions import assert_type
 
-from fictive_sqlalchemy import OptInEngine, OptInScopedSession, OptInSession, create_engine
+from fictive_sqlalchemy import (
+    IsolationLevel,
+    OptInEngine,
+    OptInScopedSession,
+    OptInSession,
+    create_engine,
+)
 from fictive_sqlalchemy.ext.flask import FilterByOrCreateMixin, OptInTransactionMixin, builtins
 from fictive_sqlalchemy.ext.flask.builtins import Session
 from fictive_sqlalchemy.ext.flask.shared import Model
 from fictive_sqlalchemy.ext.flask.shared import db as shared
 from fictive_sqlalchemy.ext.flask.shared import session as shared_session
+from fictive_sqlalchemy.ext.tenacity import retry_transaction
 from tests.flask.conftest import MakeApp
 
 
@@ -73,8 +88,39 @@ def test_the_ready_made_extension(make_app: MakeApp, url: str) -> None:
         assert_type(again, Visitor)
         assert_type(created, bool)
         assert (again, created) == (visitor, False)
+        assert_type(Visitor.update_or_create(name="Ada"), Visitor)
+        again, created = Visitor.update_or_create.with_created(
+            name="Ada", defaults={}, create_defaults={"id": 7}
+        )
+        assert_type(again, Visitor)
+        assert_type(created, bool)
+        assert (again, created) == (visitor, False)
+        assert_type(shared_session.in_transaction(), bool)
+        assert_type(shared_session.get_transaction(), SessionTransaction | None)
         with shared_session.begin(read_only=True):
             assert shared_session.get_one(Visitor, visitor.id) is visitor
+
+
+def test_an_isolation_level_is_one_of_four(url: str) -> None:
+    """The comments are errors of the type checkers if there is nothing to ignore."""
+    engine = create_engine(url)
+    sessions = OptInScopedSession(sessionmaker(engine, class_=OptInSession))
+    level: IsolationLevel = "READ UNCOMMITTED"
+    for given in (level, None):
+        with sessions.begin(isolation_level=given), sessions().atomic():
+            assert sessions.in_transaction()
+    with sessions.atomic(isolation_level="READ COMMITTED"):
+        assert sessions.in_transaction()
+    with pytest.raises(ArgumentError):
+        sessions().begin(isolation_level="SERIALISABLE")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ArgumentError):
+        sessions.begin(isolation_level="AUTOCOMMIT")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ArgumentError):
+        sessions.atomic(isolation_level="SNAPSHOT").__enter__()  # type: ignore[call-overload]  # pyright: ignore
+    with pytest.raises(ArgumentError):
+        retry_transaction(sessions, isolation_level="REPEATABLE")(lambda: None)()  # type: ignore[call-overload]  # pyright: ignore
+    sessions.remove()
+    engine.dispose()
 
 
 def test_a_session_without_flask(url: str) -> None:

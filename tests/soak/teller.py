@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 from sqlalchemy.orm import sessionmaker
 
-from fictive_sqlalchemy import CommitOutcomeUnknown, OptInEngine, OptInSession
+from fictive_sqlalchemy import CommitOutcomeUnknown, IsolationLevel, OptInEngine, OptInSession
 from fictive_sqlalchemy.filter_by_or_create import filter_by_or_create
 from tests.core.test_autocommit import chain
 from tests.core.test_threads import is_lost
@@ -159,7 +159,8 @@ class Teller(threading.Thread):
     def transfer_in_block(self, session: OptInSession) -> None:
         source, target, amount = self._choose()
         refuse = self._random.random() < 0.15
-        level = self._random.choice((None, None, None, "REPEATABLE READ", "SERIALIZABLE"))
+        levels: list[IsolationLevel | None] = [None, None, None, "REPEATABLE READ", "SERIALIZABLE"]
+        level = self._random.choice(levels)
         token = self._token()
         committed: list[str] = []
 

@@ -26,9 +26,9 @@ NO_COMMIT = (
 )
 LOST = (
     "Nothing of this request is stored: it is one transaction, and that was ended before the "
-    "response, by close() or remove() of the session, or by rollback() in a begin_nested() block. "
-    "Leave that out: the session is closed at the end of the request, and an error that leaves a "
-    "begin_nested() block undoes it."
+    "response, by close() or remove() of the session, or by rollback() in an atomic() or "
+    "begin_nested() block. Leave that out: the session is closed at the end of the request, and an "
+    "error that leaves such a block undoes it."
 )
 ANOTHER = (
     "This request can't be a transaction of its own: it shares the application context, and so the "

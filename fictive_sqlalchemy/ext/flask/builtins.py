@@ -12,7 +12,8 @@ __all__ = ["SQLAlchemy", "Session"]
 
 
 class SQLAlchemy(OptInTransactionMixin, FilterByOrCreateMixin, FlaskSQLAlchemy):
-    """Flask-SQLAlchemy whose reads run untransacted, and whose models have ``filter_by_or_create``.
+    """Flask-SQLAlchemy whose reads run untransacted.
 
-    It takes the arguments of ``flask_sqlalchemy.SQLAlchemy``.
+    Its models have ``filter_by_or_create`` and ``update_or_create``. It takes the arguments of
+    ``flask_sqlalchemy.SQLAlchemy``.
     """

@@ -1,4 +1,4 @@
-"""``Model.filter_by_or_create`` for the models of Flask-SQLAlchemy."""
+"""``Model.filter_by_or_create`` and ``update_or_create`` for the models of Flask-SQLAlchemy."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from sqlalchemy import MetaData, exc
-from sqlalchemy.orm import scoped_session
+from sqlalchemy.orm import Session, scoped_session
 
-from ...filter_by_or_create import filter_by_or_create
+from ...filter_by_or_create import filter_by_or_create, update_or_create
 from ._private import extension_of
 from .declarative import DeclarativeBaseMixin
 
@@ -57,11 +57,8 @@ class FilterByOrCreate(Generic[T]):
         :param filters: The values to search for.
         :returns: The object, and ``True`` if it was created, ``False`` if it was found.
         """
-        extension = extension_of(self.model)
-        assert extension is not None
-        sessions: scoped_session[Any] = extension.session
         return filter_by_or_create(
-            sessions(), self.model, filters, {} if defaults is None else defaults
+            _session_of(self.model), self.model, filters, {} if defaults is None else defaults
         )
 
 
@@ -72,6 +69,91 @@ class FilterByOrCreateProperty:
         return FilterByOrCreate(owner)
 
 
+class UpdateOrCreate(Generic[T]):
+    """What ``Model.update_or_create`` is: it updates an object of the model or creates it.
+
+    :param model: The model.
+    """
+
+    def __init__(self, model: type[T]) -> None:
+        self.model = model
+
+    def __call__(
+        self,
+        /,
+        *,
+        defaults: Mapping[str, Any] | None = None,
+        create_defaults: Mapping[str, Any] | None = None,
+        **filters: Any,
+    ) -> T:
+        """Update the one object that ``filter_by(**filters)`` finds, or create it::
+
+            user = User.update_or_create(email="ada@example.com", defaults={"name": "Ada"})
+
+        Outside a transaction the object is stored when the call returns, and all that waits in the
+        session goes on waiting; inside, it is part of the transaction. If it has the values
+        already, only the SELECT is sent. See
+        :func:`fictive_sqlalchemy.filter_by_or_create.update_or_create` for what is sent, and for
+        what calls at the same time do.
+
+        :param defaults: What the object gets, whether it is found or new.
+        :param create_defaults: What a new object gets in place of ``defaults``, if it is given.
+        :param filters: The values to search for, by the names of attributes; a new object gets
+            them, too.
+        :returns: The object, which belongs to the session.
+        :raises sqlalchemy.exc.ArgumentError: if there is nothing to search for, or a name is both
+            a filter and in the defaults. Nothing is sent.
+        :raises sqlalchemy.exc.InvalidRequestError: if the model has no attribute of that name, an
+            object that is found can't get another value of it, such as a primary key, or a related
+            object can't be used here. Nothing is stored.
+        :raises sqlalchemy.exc.MultipleResultsFound: if there is more than one.
+        :raises sqlalchemy.exc.DBAPIError: if the database refuses the row.
+        """
+        return self.with_created(defaults=defaults, create_defaults=create_defaults, **filters)[0]
+
+    def with_created(
+        self,
+        /,
+        *,
+        defaults: Mapping[str, Any] | None = None,
+        create_defaults: Mapping[str, Any] | None = None,
+        **filters: Any,
+    ) -> tuple[T, bool]:
+        """Update or create the object, and tell whether this call has created it::
+
+            user, created = User.update_or_create.with_created(
+                email="ada@example.com", defaults={"name": "Ada"}
+            )
+
+        :param defaults: What the object gets, whether it is found or new.
+        :param create_defaults: What a new object gets in place of ``defaults``, if it is given.
+        :param filters: The values to search for.
+        :returns: The object, and ``True`` if it was created, ``False`` if it was found.
+        """
+        return update_or_create(
+            _session_of(self.model),
+            self.model,
+            filters,
+            {} if defaults is None else defaults,
+            create_defaults,
+        )
+
+
+class UpdateOrCreateProperty:
+    """The descriptor that gives every model its own :class:`UpdateOrCreate`."""
+
+    def __get__(self, instance: object, owner: type[T]) -> UpdateOrCreate[T]:
+        return UpdateOrCreate(owner)
+
+
+def _session_of(model: type[Any]) -> Session:
+    extension = extension_of(model)
+    assert extension is not None
+    sessions: scoped_session[Any] = extension.session
+    session: Session = sessions()
+    return session
+
+
 if TYPE_CHECKING:
     from ._private import ModelBase
 
@@ -79,14 +161,17 @@ if TYPE_CHECKING:
         """``db.Model``, as type checkers see it."""
 
         filter_by_or_create: ClassVar[FilterByOrCreateProperty]
+        update_or_create: ClassVar[UpdateOrCreateProperty]
 
         def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
 
 class FilterByOrCreateMixin(DeclarativeBaseMixin):
-    """Gives the models of Flask-SQLAlchemy ``filter_by_or_create``. Stands before ``SQLAlchemy``::
+    """Gives models ``filter_by_or_create`` and ``update_or_create``. Stands before ``SQLAlchemy``::
 
         class Database(FilterByOrCreateMixin, SQLAlchemy): ...
+
+    An ``update_or_create`` of your own, in the ``model_class`` of the extension, stays.
 
     It needs no other mixin. Without :class:`.OptInTransactionMixin` the session begins a
     transaction by itself as ever, and a new object is part of it until you commit.
@@ -96,7 +181,7 @@ class FilterByOrCreateMixin(DeclarativeBaseMixin):
         Model: type[ModelThatCreates]
 
     def make_declarative_base(self, model: Any, metadata: MetaData | None = None) -> Any:
-        """Make a base class for models that has ``filter_by_or_create``. Sends nothing.
+        """Make a base class for models with what this mixin gives them. Sends nothing.
 
         :param model: As Flask-SQLAlchemy's ``model_class``: a base class or mixin for the models. A
             base class that this extension has made before is not made again.
@@ -109,12 +194,12 @@ class FilterByOrCreateMixin(DeclarativeBaseMixin):
             self._use_metadata(metadata)
         if extension_of(model) is not self:
             return self._base_of_models(model)
-        model.filter_by_or_create = FilterByOrCreateProperty()
+        _give_methods(model)
         return model
 
     def _base_of_models(self, model_class: Any, disable_autonaming: bool = False) -> Any:
         model = super()._base_of_models(model_class, disable_autonaming)
-        model.filter_by_or_create = FilterByOrCreateProperty()
+        _give_methods(model)
         return model
 
     def _use_metadata(self, metadata: MetaData) -> None:
@@ -126,3 +211,9 @@ class FilterByOrCreateMixin(DeclarativeBaseMixin):
             )
         metadata.info["bind_key"] = None
         self.metadatas[None] = metadata
+
+
+def _give_methods(model: Any) -> None:
+    model.filter_by_or_create = FilterByOrCreateProperty()
+    if not hasattr(model, "update_or_create"):  # many applications have one of their own
+        model.update_or_create = UpdateOrCreateProperty()

@@ -281,7 +281,7 @@ class TestOptionsOutermost:
 
     def test_an_unknown_level(self, session: OptInSession, onlooker: Onlooker) -> None:
         with pytest.raises(ArgumentError):
-            session.atomic(isolation_level="QUITE GOOD").__enter__()
+            session.atomic(isolation_level="QUITE GOOD").__enter__()  # type: ignore[call-overload]  # pyright: ignore
         assert_usable(session, onlooker)
 
     def test_an_unknown_option(self, session: OptInSession) -> None:

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 
-from fictive_sqlalchemy import TRANSACTION_CONNECTIONS, OptInEngine, OptInSession
+from fictive_sqlalchemy import TRANSACTION_CONNECTIONS, IsolationLevel, OptInEngine, OptInSession
 from tests.library import Author, Onlooker, Sessions, assert_at_rest, backend_pid, sent
 from tests.wire import WireProxy
 
@@ -90,15 +90,16 @@ class TestRow19BackInThePool:
     def test_going_in_and_out_of_autocommit_takes_no_round_trip(
         self, sessions: Sessions, wire: WireProxy
     ) -> None:
+        begins: list[tuple[IsolationLevel | None, bool | None, bool | None]] = [
+            (None, None, None),
+            ("SERIALIZABLE", None, None),
+            ("REPEATABLE READ", True, None),
+            ("SERIALIZABLE", True, True),
+            (None, False, None),
+        ]
         with sessions() as session:
             for _ in range(2):
-                for level, read_only, deferrable in (
-                    (None, None, None),
-                    ("SERIALIZABLE", None, None),
-                    ("REPEATABLE READ", True, None),
-                    ("SERIALIZABLE", True, True),
-                    (None, False, None),
-                ):
+                for level, read_only, deferrable in begins:
                     with wire.record() as recording:
                         with session.begin(
                             isolation_level=level, read_only=read_only, deferrable=deferrable

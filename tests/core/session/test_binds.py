@@ -122,7 +122,10 @@ class TestSeveralBinds:
         self, session: OptInSession, wire: WireProxy
     ) -> None:
         with wire.record() as recording:
-            with pytest.raises(ArgumentError), session.begin(isolation_level="SNAPSHOT"):
+            with (
+                pytest.raises(ArgumentError),
+                session.begin(isolation_level="SNAPSHOT"),  # type: ignore[arg-type]  # pyright: ignore
+            ):
                 session.get(Author, 1)
         assert recording.messages == []
         assert session.get_one(Author, 1).name == "Ada"

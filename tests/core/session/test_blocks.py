@@ -17,8 +17,9 @@ from sqlalchemy.exc import (
     PendingRollbackError,
     ProgrammingError,
 )
+from sqlalchemy.orm import Session, sessionmaker
 
-from fictive_sqlalchemy import OptInScopedSession, OptInSession
+from fictive_sqlalchemy import OptInEngine, OptInScopedSession, OptInSession
 from tests.library import Author, Onlooker, Seat, Sessions, sent
 from tests.wire import WireProxy
 
@@ -213,7 +214,8 @@ class TestBegin:
         assert onlooker.names() == ["pending"]
 
     def test_reads_a_level_as_sqlalchemy_does(self, session: OptInSession) -> None:
-        for level in ("REPEATABLE_READ", "repeatable read"):
+        levels: list[Any] = ["REPEATABLE_READ", "repeatable read"]
+        for level in levels:
             with session.begin(isolation_level=level):
                 shown = session.scalar(sa.text("SHOW transaction_isolation"))
                 assert shown == "repeatable read"
@@ -269,7 +271,7 @@ class TestBegin:
         assert recording.statements[0] == "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY"
         assert sent(recording) == ["BEGIN", "SELECT", "COMMIT", "SELECT"]
         with pytest.raises(ArgumentError):
-            scoped.begin(isolation_level="SNAPSHOT")
+            scoped.begin(isolation_level="SNAPSHOT")  # type: ignore[arg-type]  # pyright: ignore
         scoped.remove()
 
 
@@ -291,3 +293,23 @@ def test_eighty_thousand_callbacks_take_time_in_proportion(session: OptInSession
         for number in range(80_000):
             session.on_commit(lambda number=number: calls.append(number))  # type: ignore[misc]
     assert calls == list(range(80_000))
+
+
+@pytest.mark.parametrize("class_", [OptInSession, Session])
+def test_a_scoped_session_tells_what_is_open(engine: OptInEngine, class_: type[Session]) -> None:
+    scoped = OptInScopedSession(sessionmaker(engine, class_=class_))
+    assert not scoped.in_transaction()
+    assert scoped.get_transaction() is None
+    if class_ is OptInSession:
+        assert scoped.get(Author, 1) is not None
+        assert not scoped.in_transaction()
+    with scoped.begin() as outer:
+        assert (scoped.in_transaction(), scoped.in_nested_transaction()) == (True, False)
+        assert scoped.get_transaction() is scoped().get_transaction() is outer
+        assert scoped.get_nested_transaction() is None
+        with scoped.begin_nested() as inner:
+            assert scoped.in_nested_transaction()
+            assert scoped.get_transaction() is outer
+            assert scoped.get_nested_transaction() is inner
+    assert not scoped.in_transaction()
+    scoped.remove()

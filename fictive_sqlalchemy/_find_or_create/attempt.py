@@ -1,0 +1,197 @@
+"""One attempt to store an object outside a transaction, and nothing that waits beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from sqlalchemy import exc
+from sqlalchemy.orm import make_transient, make_transient_to_detached
+
+from .._core.attributes import AttributeSnapshot
+from .._core.describe import state_of
+from .._core.session import OptInSession
+from .related import backrefs, note_as_stored, related_objects, take_out
+
+T = TypeVar("T")
+
+
+class Attempt(Collection[object]):
+    """One attempt to store an object outside, without storing what waits in the session.
+
+    It is the collection of the objects that it stores: the new or changed one, and what has become
+    new, changed or deleted since, because of a constructor, a backref or a listener. A flush reads
+    it after the listeners. If the attempt fails, these objects are what they were before.
+
+    :param session: The session, outside.
+    :param call: The call that the attempt is part of, for errors.
+    """
+
+    def __init__(self, session: OptInSession, call: str) -> None:
+        self.session = session
+        self.call = call
+        self.waiting = self.all_that_waits()
+        """What waited before, and goes on waiting."""
+        self.target: Any = None
+        """The new or changed object."""
+        self.seen: list[object] = []
+        """The objects that were stored or that there was an attempt to store."""
+        self.new: list[object] = []
+        """Those of ``seen`` that are new."""
+        self.attached: list[object] = []
+        """Stored objects that were in no session, and came along with the new one."""
+        self.known: object = None
+        """An object of the session with the same primary key, whose row somebody has deleted."""
+
+    # -- the objects of the flush --------------------------------------------------------------
+
+    def all_that_waits(self) -> Any:
+        """Return the objects that a flush of everything would write."""
+        return self.session.new | self.session.dirty | self.session.deleted
+
+    def __iter__(self) -> Iterator[object]:
+        since = self.all_that_waits() - self.waiting
+        for instance in since:
+            if not any(instance is seen for seen in self.seen):
+                self.seen.append(instance)
+                if instance in self.session.new:
+                    self.new.append(instance)
+        yield self.target  # even if it is flushed: from an empty one, everything would be flushed
+        yield from (instance for instance in since if instance is not self.target)
+
+    def __contains__(self, instance: object) -> bool:
+        return any(instance is other for other in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    # -- the attempt ---------------------------------------------------------------------------
+
+    def store(self, build: Callable[[], T]) -> T:
+        """Construct a new object, store it, and return it. Sends what one flush does.
+
+        :param build: Constructs the object.
+        """
+        relations: list[tuple[object, str, object]] = []
+        try:
+            created = self.target = build()
+            self.make_room()
+            self.add()
+            relations = [relation for new in self.new for relation in backrefs(new)]
+            self.refuse_waiting(relations)
+            self.session.store_alone(self)
+        except BaseException:
+            self.undo(relations)
+            raise
+        self.note_as_stored(relations)
+        return created if self.known is None else self.have_known_back()
+
+    def change(
+        self, instance: object, changes: Mapping[str, Any], apply: Callable[[], bool]
+    ) -> None:
+        """Change an object, and store it. Sends what one flush does, or nothing.
+
+        :param instance: An object of the session, which is stored already.
+        :param changes: The changes, by the names of attributes.
+        :param apply: Makes the changes; returns whether there are any.
+        """
+        self.target = instance
+        before = AttributeSnapshot(instance, changes)
+        relations: list[tuple[object, str, object]] = []
+        try:
+            if not apply() or not any(map(self.has_changed, self)):
+                return
+            relations = [relation for one in (*self.new, instance) for relation in backrefs(one)]
+            self.refuse_waiting(relations)
+            self.session.store_alone(self)
+        except BaseException:
+            before.put_back()
+            self.undo(relations)
+            raise
+        self.note_as_stored(relations)
+
+    def has_changed(self, instance: object) -> bool:
+        """Tell whether a flush has something to send for an object."""
+        session = self.session
+        return (
+            instance in session.new or instance in session.deleted or session.is_modified(instance)
+        )
+
+    def note_as_stored(self, relations: Iterable[tuple[object, str, object]]) -> None:
+        """Note in the objects that wait what is stored already.
+
+        :param relations: What backrefs have changed, see :func:`.backrefs`.
+        """
+        for other, name, stored in relations:
+            if other in self.waiting:  # it is not flushed yet, and its flush would store this again
+                note_as_stored(other, name, stored)
+
+    def make_room(self) -> None:
+        """Expunge the object of the session that has the primary key of the new one."""
+        session = self.session
+        key = state_of(self.target).mapper.identity_key_from_instance(self.target)
+        known = session.identity_map.get(key)
+        if known is not None and known is not self.target and known not in session.deleted:
+            self.known = known
+            session.let_go([known])
+
+    def add(self) -> None:
+        """Add the object to the session, with the related objects to which that cascades."""
+        session, state = self.session, state_of(self.target)
+        self.attached = [
+            instance
+            for instance, _, related, _ in state.mapper.cascade_iterator(
+                "save-update", state, halt_on=lambda related: related.obj() in session
+            )
+            if related.has_identity
+        ]
+        session.add(self.target)
+        list(self)  # so that __iter__() notes what is new
+
+    def refuse_waiting(self, relations: Iterable[tuple[object, str, object]]) -> None:
+        """Refuse to go on if the object can't be stored without a new one that waits."""
+        stored = [*self.new, self.target]
+        waiting = [other for one in stored for other in related_objects(one)]
+        waiting += [other for other, _, _ in relations]
+        for other in waiting:
+            if other in self.waiting and other in self.session.new:
+                raise exc.InvalidRequestError(
+                    f"The {type(self.target).__name__} takes along a {type(other).__name__} "
+                    f"of this session, which is not stored yet, and {self.call} outside a "
+                    "transaction writes nothing that waits there: put it into `with "
+                    "session.begin():`. Nothing was stored."
+                )
+
+    def undo(self, relations: Iterable[tuple[object, str, object]]) -> None:
+        """Bring the session and its objects back to what they were before.
+
+        :param relations: The objects that got a new one by a backref, see :func:`backrefs`.
+        """
+        session = self.session
+        list(self)  # so that __iter__() notes what has become new meanwhile
+        for other, name, new in relations:
+            if other in self.waiting or any(other is attached for attached in self.attached):
+                take_out(other, name, new)
+        session.let_go([*self.new, *self.attached])
+        for instance in self.seen:
+            if any(instance is new for new in self.new):
+                continue
+            if instance in session.deleted:
+                session.add(instance)  # takes back the delete()
+            elif state_of(instance).deleted:
+                make_transient(instance)
+                make_transient_to_detached(instance)
+                session.add(instance)
+            if instance in session:
+                session.expire(instance)
+        if self.known is not None:
+            session.add(self.known)
+
+    def have_known_back(self) -> Any:
+        """Put the object that :meth:`make_room` expunged in the place of the new one; return it."""
+        self.session.let_go([self.target])
+        self.session.add(self.known)
+        for instance in (self.known, *self.seen):
+            if instance in self.session:
+                self.session.expire(instance)
+        return self.known

@@ -1,0 +1,356 @@
+"""One call of ``update_or_create()``: what it changes of the object that it finds.
+
+Of two calls at the same time, one is the last, and the row has all values of that one. Inside a
+transaction, the search locks the row. Outside there is one UPDATE, and it sets each column that the
+defaults name, also those whose value is the same: otherwise one call could set one column, another
+call another one, and the row would be a mixture of both.
+
+Whether there is something to change depends on the row, and not on what the session remembers of
+it. So the SELECT has these columns once more, for SQLAlchemy does not overwrite what is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+from sqlalchemy import ClauseElement, exc
+from sqlalchemy.orm import (
+    ColumnProperty,
+    CompositeProperty,
+    RelationshipDirection,
+    RelationshipProperty,
+    Session,
+)
+from sqlalchemy.orm.attributes import flag_modified, set_committed_value
+from sqlalchemy.orm.exc import StaleDataError, UnmappedColumnError
+
+from .._core.attributes import attribute_of, columns_of
+from .._core.describe import listed, state_of
+from .._core.errors import sqlstate
+from .._core.session import OptInSession
+from .attempt import Attempt
+from .find import SERIALIZATION_FAILURE, FindOrCreate
+from .values import is_function
+
+T = TypeVar("T")
+
+_NOT_LOADED = object()
+
+#: How often one UPDATE may find no row where the SELECT before it has found one. That happens if
+#: somebody deletes and creates the row again and again, or if a trigger refuses the UPDATE.
+_MOST_IN_VAIN = 10
+
+
+class UpdateOrCreate(FindOrCreate[T]):
+    """One call: its search, what it changes of the object, or its new object.
+
+    :param updates: What an object that is found gets.
+    :param create_defaults: What a new object gets in place of that, if it is not ``None``.
+    """
+
+    CALL = "update_or_create()"
+
+    def __init__(
+        self,
+        session: Session,
+        model: type[T],
+        filters: Mapping[str, Any],
+        updates: Mapping[str, Any],
+        create_defaults: Mapping[str, Any] | None,
+    ) -> None:
+        creates = updates if create_defaults is None else create_defaults
+        super().__init__(session, model, filters, creates)
+        self.updates = updates
+        self.names: list[str] = []
+        """The attributes for columns that the updates set."""
+        self.row: dict[str, Any] = {}
+        """The values of these, and the version, in the row that was found."""
+        self.in_vain: list[Any] = []
+        """The row that an UPDATE has not found, as often as that was so without a pause."""
+
+    # -- before anything is sent ---------------------------------------------------------------
+
+    def check(self) -> None:
+        super().check()
+        name = self.model.__name__
+        twice = [key for key in self.updates if key in self.filters]
+        if twice:
+            raise exc.ArgumentError(
+                f"{name}.{self.CALL} searches for {listed(twice)}, and can't change it, too: the "
+                "next call would not find the object again. Leave it out of the defaults, or find "
+                "the object with filter_by() and change it."
+            )
+        unknown = [key for key in self.updates if not hasattr(self.model, key)]
+        if unknown:
+            raise exc.InvalidRequestError(
+                f"{name} has no attribute {listed(unknown)} that an object that is found could "
+                "get: what only the constructor takes goes into create_defaults. Nothing was sent."
+            )
+        for key in self.updates:
+            if reason := self.why_not(key):
+                raise exc.InvalidRequestError(
+                    f"{name}.{self.CALL} can't change {key!r} of an object that is found: it "
+                    f"{reason}. Nothing was sent."
+                )
+        self.check_related(self.updates)
+        self.names = [*dict.fromkeys(key for name in self.updates for key in self.names_of(name))]
+
+    def why_not(self, name: str) -> str | None:
+        """Say why an attribute can't be changed; ``None`` if it can."""
+        attribute = attribute_of(self.mapper, name)
+        if isinstance(attribute, ColumnProperty):
+            columns = columns_of(attribute)
+            if not columns:
+                return "is a SQL expression, which has no value to set"
+            if any(column.computed is not None for column in columns):
+                return "is computed by the database"
+        for key in self.names_of(name):
+            if any(one in self.mapper.primary_key for one in self.mapper.column_attrs[key].columns):
+                return "is part of the primary key; a new object gets it from create_defaults"
+        return None
+
+    def names_of(self, name: str) -> Iterator[str]:
+        """Yield the attributes for columns that an attribute sets, as far as that is known.
+
+        :param name: The name of an attribute of any kind.
+        """
+        attribute = attribute_of(self.mapper, name)
+        if isinstance(attribute, ColumnProperty):
+            yield attribute.key
+        elif isinstance(attribute, CompositeProperty):
+            yield from (part.key for part in attribute.props)
+        elif isinstance(attribute, RelationshipProperty):
+            yield from (own for own, _ in self.pairs(attribute))
+
+    def pairs(self, relationship: RelationshipProperty[Any]) -> list[tuple[str, str]]:
+        """Return what a flush copies for a many-to-one relationship: into what, and from what.
+
+        :param relationship: Any relationship; for others than many-to-one it copies nothing here.
+        """
+        if relationship.direction is not RelationshipDirection.MANYTOONE:
+            return []
+        of_other = relationship.mapper.get_property_by_column
+        try:
+            return [
+                (self.mapper.get_property_by_column(target).key, of_other(source).key)
+                for source, target in relationship.synchronize_pairs
+            ]
+        except UnmappedColumnError:
+            return []  # then nobody can tell whether it has changed
+
+    # -- what is done --------------------------------------------------------------------------
+
+    def find_and_update(self) -> tuple[T, bool]:
+        """Find the object and update it, or create it.
+
+        :returns: The object, and whether this call has created it.
+        """
+        if isinstance(self.session, OptInSession):
+            self.session.read_from_primary()  # a replica may not have the row yet, or an older one
+        while True:
+            found = self.find()
+            if found is None:
+                found, is_created = self.create()
+                if is_created:
+                    return found, True
+            if self.update(found):
+                return found, False
+
+    def find(self) -> T | None:
+        statement = self.statement()
+        columns = [*self.names, *self.name_of_version()]
+        statement = statement.add_columns(*(getattr(self.model, name) for name in columns))
+        if self.is_locking() and (tables := self.tables()):
+            # The lock that an UPDATE takes: rows that refer to this one may be stored meanwhile.
+            statement = statement.with_for_update(key_share=True, of=tables)
+        # An object may have several rows, because of joinedload(); of a JSON value none is unique.
+        rows = self.session.execute(statement).unique(lambda row: id(row[0]))
+        row = rows.one_or_none()
+        if row is None:
+            return None
+        found, *values = row
+        self.row = dict(zip(columns, values, strict=True))
+        return found  # type: ignore[no-any-return]
+
+    def is_locking(self) -> bool:
+        """Tell whether the search is part of a transaction; on a stock bind it always is."""
+        session = self.session
+        if not isinstance(session, OptInSession) or session.is_inside:
+            return True
+        return not self.is_on_ours(session)
+
+    def tables(self) -> list[Any]:
+        """Return the tables of which the row is locked. Other tables may be outer joins."""
+        own = {mapper.local_table for mapper in self.mapper.iterate_to_root()}
+        return [table for table in self.mapper.tables if table in own]
+
+    def name_of_version(self) -> list[str]:
+        """Return the name of the attribute that counts the versions of a row, if there is one."""
+        column = self.mapper.version_id_col
+        return [] if column is None else [self.mapper.get_property_by_column(column).key]
+
+    def update(self, found: T) -> bool:
+        """Update the object: one UPDATE, or nothing.
+
+        :param found: What the search has found.
+        :returns: Whether it is done. Otherwise somebody has been faster: search again.
+        """
+        session = self.session
+        if found in session.deleted:
+            raise exc.InvalidRequestError(
+                f"The {type(found).__name__} that was found is deleted in this session, but its "
+                "row is not deleted yet: flush() or commit() before. Nothing was stored."
+            )
+        self.refresh(found)
+        if isinstance(session, OptInSession) and self.is_outside():
+            return self.update_outside(session, found)
+        return self.update_inside(found)
+
+    def update_outside(self, session: OptInSession, found: T) -> bool:
+        """Update the object alone."""
+        was_waiting = session.is_modified(found)
+        try:
+            Attempt(session, self.CALL).change(
+                found, self.updates, lambda: self.set_values(found, self.new_values(found))
+            )
+        except StaleDataError:
+            if was_waiting or self.is_in_vain(found):
+                raise
+            return False
+        except exc.DBAPIError as error:
+            if sqlstate(error) != SERIALIZATION_FAILURE:
+                raise
+            return False
+        return True
+
+    def update_inside(self, found: T) -> bool:
+        """Update the object in the transaction. An error undoes the update alone."""
+        values = self.new_values(found)
+        if not values:
+            return True
+        # This flushes what waits in the session. An error of that is raised as it is.
+        savepoint = self.session.begin_nested()
+        try:
+            with savepoint:
+                self.set_values(found, values)
+        except StaleDataError:
+            if self.is_in_vain(found):
+                raise
+            return False
+        return True
+
+    def is_in_vain(self, found: T) -> bool:
+        """Tell whether it would make no sense to try again after an UPDATE that found no row."""
+        row = [state_of(found).key, *(self.row[name] for name in self.name_of_version())]
+        if row not in self.in_vain:
+            self.in_vain = []
+        self.in_vain.append(row)
+        return len(self.in_vain) >= _MOST_IN_VAIN
+
+    # -- the values ----------------------------------------------------------------------------
+
+    def refresh(self, found: T) -> None:
+        """Set the attributes to the values of the row, except for what waits to be stored."""
+        state = state_of(found)
+        is_waiting = self.session.is_modified(found)
+        for name, value in self.row.items():
+            # A version that the session does not know refuses the changes that wait.
+            if is_waiting and (self.is_waiting(found, name) or name in self.name_of_version()):
+                continue
+            if not self.is_same(name, state.dict.get(name, _NOT_LOADED), value):
+                set_committed_value(found, name, value)
+                self.forget_made_of(found, name)
+
+    def forget_made_of(self, found: T, name: str) -> None:
+        """Forget the composite value, and the related object, that belong to an older value.
+
+        :param name: The attribute for a column whose value has been set.
+        """
+        for composite in self.mapper.composites:
+            if any(part.key == name for part in composite.props):
+                state_of(found).dict.pop(composite.key, None)
+        for relationship in self.mapper.relationships:
+            is_of_it = any(own == name for own, _ in self.pairs(relationship))
+            if is_of_it and not self.is_waiting(found, relationship.key):
+                self.session.expire(found, [relationship.key])
+
+    def new_values(self, found: T) -> dict[str, Any]:
+        """Call the functions among the updates; return the values that the object does not have."""
+        called = {key: value() for key, value in self.updates.items() if is_function(value)}
+        self.check_related(called)
+        values = {**self.updates, **called}
+        return {key: value for key, value in values.items() if not self.has(found, key, value)}
+
+    def has(self, found: T, name: str, value: Any) -> bool:
+        """Tell whether an attribute has a value already, and nothing else waits to be stored."""
+        attribute = attribute_of(self.mapper, name)
+        if attribute is None or self.is_waiting(found, attribute.key):
+            return False
+        values = state_of(found).dict
+        if isinstance(attribute, ColumnProperty):
+            return self.is_same(attribute.key, values.get(attribute.key, _NOT_LOADED), value)
+        if isinstance(attribute, RelationshipProperty):
+            pairs = self.pairs(attribute)
+            if not pairs or any(self.is_waiting(found, own) for own, _ in pairs):
+                return False
+            return self.copied(attribute, value) == {own: values.get(own) for own, _ in pairs}
+        return False
+
+    def copied(self, relationship: RelationshipProperty[Any], value: Any) -> dict[str, Any] | None:
+        """Return what a flush would copy from a related object; ``None`` if that is not known."""
+        pairs = self.pairs(relationship)
+        if value is None or not pairs:
+            return {own: None for own, _ in pairs}
+        state = state_of(value)
+        if state.identity is None:
+            return None
+        key_of = state.mapper.get_property_by_column
+        key = [key_of(column).key for column in state.mapper.primary_key]
+        # It is known also if the object is expired.
+        values = {**dict(zip(key, state.identity, strict=True)), **state.dict}
+        if not all(other in values for _, other in pairs):
+            return None
+        return {own: values[other] for own, other in pairs}
+
+    def is_waiting(self, found: T, name: str) -> bool:
+        """Tell whether an attribute has a value that is not stored yet. Sends nothing."""
+        attributes = state_of(found).attrs
+        return name in attributes and attributes[name].history.has_changes()
+
+    def is_same(self, name: str, one: Any, other: Any) -> bool:
+        """Tell whether two values of a column are the same; of SQL expressions nobody knows."""
+        for value in (one, other):
+            if value is _NOT_LOADED or isinstance(value, ClauseElement):
+                return False
+            if hasattr(value, "__clause_element__"):
+                return False
+        # As SQLAlchemy asks: what compares with neither True nor False, such as an array, differs.
+        return self.mapper.column_attrs[name].columns[0].type.compare_values(one, other) is True
+
+    def set_values(self, found: T, values: Mapping[str, Any]) -> bool:
+        """Set the values, so that one UPDATE has all columns of the defaults, or there is none.
+
+        :param found: The object.
+        :param values: Those that it does not have, by the names of attributes.
+        :returns: Whether there are any.
+        """
+        if not values:
+            return False
+        state = state_of(found)
+        for name in self.names:
+            if self.is_waiting(found, name):  # it gives way to the new value
+                set_committed_value(found, name, self.row[name])
+        for name, value in values.items():
+            setattr(found, name, value)
+            attribute = attribute_of(self.mapper, name)
+            if isinstance(attribute, RelationshipProperty):
+                # If SQLAlchemy sees no change, because the session remembers another row.
+                for own, copy in (self.copied(attribute, value) or {}).items():
+                    if not self.is_waiting(found, attribute.key) and state.dict.get(own) != copy:
+                        setattr(found, own, copy)
+        if self.session.is_modified(found):
+            for name in self.names:
+                if name in state.dict and not self.is_waiting(found, name):
+                    flag_modified(found, name)
+        return True
