@@ -55,7 +55,7 @@ FIRST_CONNECTION = re.compile(
 
 def sent_in(recording: Recording) -> list[str]:
     """Return what was sent, less what SQLAlchemy asks on the first connection."""
-    messages = [part for one in recording.messages if one.is_statement for part in one.parts]
+    messages = [message for message in recording.messages if message.is_statement]
     for connection in {message.connection for message in messages}:
         own = [message for message in messages if message.connection == connection]
         asked = [at for at, one in enumerate(own) if FIRST_CONNECTION.search(one.text)]

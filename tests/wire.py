@@ -98,14 +98,6 @@ class Message:
         word = re.match(r"[A-Z]*", text)
         return word[0] if word else ""
 
-    @property
-    def parts(self) -> list[Message]:
-        """The statements one by one: psycopg2 sends a SAVEPOINT that waits with the next one."""
-        first, semicolon, rest = self.text.partition("; ")
-        if not semicolon or self.verb not in ("RELEASE", "SAVEPOINT"):
-            return [self]
-        return [replace(self, text=first), *replace(self, text=rest).parts]
-
 
 @dataclass(eq=False)
 class Recording:
@@ -126,15 +118,12 @@ class Recording:
         One for each Query and one for each Execute; what runs by the name of a prepared
         statement shows the text that it was prepared from.
         """
-        return [part.text for part in self._statements()]
+        return [message.text for message in self.messages if message.is_statement]
 
     @property
     def verbs(self) -> list[str]:
         """The first word of each statement: ``["BEGIN", "SELECT", "ROLLBACK TO", "COMMIT"]``."""
-        return [part.verb for part in self._statements()]
-
-    def _statements(self) -> list[Message]:
-        return [part for message in self.messages if message.is_statement for part in message.parts]
+        return [message.verb for message in self.messages if message.is_statement]
 
     @property
     def round_trips(self) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol, cast
 from weakref import ref
 
@@ -311,11 +310,10 @@ class OptInConnection(TransactingConnection):
         self._phase = STANDALONE
         self.session_transaction = cast(Any, transaction)
 
-    if TYPE_CHECKING:
-        is_standing_alone: bool
+    @property
+    def is_standing_alone(self) -> bool:
         """Whether it is in a transaction that is one statement, sent already or not."""
-    else:
-        is_standing_alone = property(attrgetter("_phase.is_standalone"))
+        return self._phase is STANDALONE
 
     def join_instead(self) -> None:
         """Join the transaction with BEGIN after all: the statement is not the only one."""

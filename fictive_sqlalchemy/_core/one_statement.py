@@ -39,9 +39,6 @@ _DIALECT_EVENTS = ("do_execute",)
 
 _OURS = __name__.partition(".")[0] + "."
 
-#: The listeners of this package that each session has. It is faster to look here first.
-OWN_LISTENERS: set[Any] = set()
-
 _SHAPE = "fictive_sqlalchemy: shape"
 
 
@@ -269,7 +266,7 @@ def _listens(target: Any, names: Iterable[str]) -> bool:
         listeners = getattr(dispatch, name)
         if listeners.parent_listeners or listeners.listeners:
             for listener in listeners:
-                if listener not in OWN_LISTENERS and not _is_ours(listener):
+                if not _is_ours(listener):
                     return True
     return False
 

@@ -91,8 +91,8 @@ class OptInSession(HasAtomic, WritingSession):
             self.flush()  # as before a savepoint: what waits is no part of the block
             if self.in_transaction():  # of a stock bind, which the flush has written to
                 return self._begin_savepoint()
-        if self.current_transaction is not None:
-            self._forget_autobegin()
+        if (noted := self.noted_transaction()) is not None:
+            noted.close()  # objects keep their changes
         transaction = super().begin()
         assert isinstance(transaction, OptInSessionTransaction)
         transaction.options = begins_with
@@ -271,12 +271,6 @@ class OptInSession(HasAtomic, WritingSession):
             finally:
                 self._loans.invalidate()
                 self._end_loans()
-
-    def _forget_autobegin(self) -> None:
-        """Close the ``SessionTransaction`` that only notes changes. Objects keep their changes."""
-        noted = super().get_transaction()
-        assert noted is not None
-        noted.close()
 
     def _check(self, options: TransactionOptions) -> None:
         bind = self._default_bind()

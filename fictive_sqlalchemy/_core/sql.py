@@ -237,7 +237,6 @@ def begins_or_ends_transaction(words: list[str]) -> bool:
 _ENDS = re.compile(r"\b(?:COMMIT|ROLLBACK|END|ABORT|PREPARE)\b", re.IGNORECASE)
 
 
-@lru_cache(maxsize=2048)
 def ends_transaction(sql: str) -> bool:
     """Tell whether SQL commits or rolls back the transaction of the connection.
 

@@ -101,16 +101,17 @@ def guard_statements_outside(dialect: Dialect) -> None:
         def begin_if_it_writes(self) -> None:
             """Begin the session's transaction, if the session says that a write begins one."""
             connection = self.root_connection
-            if not connection.begins_on_write or (
-                connection.is_inside() and observing.observer is None
-            ):
+            if not connection.begins_on_write:
+                return
+            is_inside, observer = connection.is_inside(), observing.observer
+            if is_inside and observer is None:
                 return
             compiled = self.compiled
             if evidently_reads(self.unicode_statement if compiled is None else compiled.string):
                 return
-            if not connection.is_inside():
+            if not is_inside:
                 connection.owner.join(connection)
-            if (observer := observing.observer) is not None:
+            if observer is not None:
                 take_back = observer.statement_writes(
                     connection.owner, only_locks=self.locks_in_vain()
                 )

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from enum import Enum
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event, exc
@@ -28,7 +27,6 @@ from .callbacks import Callbacks
 from .connection import OptInConnection
 from .engine import OptInEngine
 from .loans import Loans
-from .one_statement import OWN_LISTENERS
 from .options import split_options
 from .places import calling_place
 from .replicas import borrow_to_read, may_write, source_of
@@ -54,10 +52,6 @@ class State(Enum):
     A transaction that a write has begun ends with the call that has written, or with commit(),
     rollback() or close(): see :mod:`.writes`.
     """
-
-    def __init__(self, value: str) -> None:
-        self.is_inside = value == "inside"
-        self.is_outside = value == "outside"
 
     OUTSIDE = "outside"
     """No transaction was asked for. SQLAlchemy's ``SessionTransaction`` only notes changes."""
@@ -198,15 +192,15 @@ class SessionStates(SessionHooks):
 
     # What is known
 
-    if TYPE_CHECKING:
-        is_inside: bool
+    @property
+    def is_inside(self) -> bool:
         """Whether a transaction is open that our binds join."""
+        return self._state is INSIDE
 
-        is_outside: bool
+    @property
+    def is_outside(self) -> bool:
         """Whether no transaction is open, not even on a stock bind."""
-    else:
-        is_inside = property(attrgetter("_state.is_inside"))
-        is_outside = property(attrgetter("_state.is_outside"))
+        return self._state is OUTSIDE
 
     def noted_transaction(self) -> Any:
         """Return SQLAlchemy's outermost ``SessionTransaction``; outside it only notes changes."""
@@ -214,7 +208,7 @@ class SessionStates(SessionHooks):
 
     def autobegun(self) -> OptInSessionTransaction:
         """Return SQLAlchemy's outermost ``SessionTransaction``; make one if there is none."""
-        transaction = self.current_transaction and super().get_transaction()
+        transaction = self.noted_transaction()
         if transaction is None:
             state = self._state
             transaction = super().begin()
@@ -423,4 +417,3 @@ for _name, _method in (
     ("persistent_to_deleted", SessionStates.object_deleted),
 ):
     event.listen(SessionStates, _name, _method, insert=True)
-    OWN_LISTENERS.add(_method)

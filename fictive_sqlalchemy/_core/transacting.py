@@ -37,9 +37,6 @@ class Phase(Enum):
     So if an exception from a signal handler interrupts the return, the phase is still OPEN.
     """
 
-    def __init__(self, value: str) -> None:
-        self.is_standalone = value == "standalone"
-
     RESTING = "resting"
     """No transaction: the driver is in autocommit."""
 

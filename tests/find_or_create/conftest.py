@@ -145,7 +145,7 @@ def just_before_insert(wire: WireProxy) -> Callable[[Callable[[], Any]], None]:
 
     def arrange(act: Callable[[], Any]) -> None:
         def look(message: Message) -> None:
-            if message.is_statement and any(part.verb == "INSERT" for part in message.parts):
+            if message.is_statement and message.verb == "INSERT":
                 wire.before_forward = None
                 act()
 
