@@ -17,6 +17,7 @@ from sqlalchemy.orm import (
     Session,
     mapped_column,
     relationship,
+    scoped_session,
     sessionmaker,
 )
 from sqlalchemy.pool import QueuePool
@@ -24,6 +25,7 @@ from sqlalchemy.pool import QueuePool
 from fictive_sqlalchemy import (
     TRANSACTION_CONNECTIONS,
     OptInEngine,
+    OptInScopedSession,
     OptInSession,
     create_engine,
 )
@@ -201,6 +203,27 @@ def opened(url: str, **options: Any) -> Iterator[OptInEngine]:
         assert_at_rest(engine)
     finally:
         engine.dispose()
+
+
+#: The kinds of :func:`session_of`.
+SESSION_KINDS = ("session", "scoped", "ours scoped")
+
+
+@contextmanager
+def session_of(kind: str, sessions: Sessions) -> Iterator[Any]:
+    """Open a session, or what stands for one.
+
+    :param kind: ``"session"``, ``"scoped"`` (SQLAlchemy's ``scoped_session``) or ``"ours scoped"``.
+    :param sessions: What makes the session.
+    """
+    if kind == "session":
+        with sessions() as session:
+            yield session
+        return
+    class_: Any = scoped_session if kind == "scoped" else OptInScopedSession
+    scoped = class_(sessions)
+    yield scoped
+    scoped.remove()
 
 
 def assert_at_rest(engine: OptInEngine, flags: tuple[Any, Any, Any] = (None, None, None)) -> None:

@@ -12,12 +12,22 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import exc, insert, select, text, update
-from sqlalchemy.orm import scoped_session, sessionmaker
+from sqlalchemy.orm import sessionmaker
 
-from fictive_sqlalchemy import ActiveRecordMixin, OptInEngine, OptInScopedSession, OptInSession
+from fictive_sqlalchemy import ActiveRecordMixin, OptInEngine, OptInSession
 from fictive_sqlalchemy.filter_by_or_create import filter_by_or_create
 from fictive_sqlalchemy.strict_report import StrictReport
-from tests.library import Author, Base, Document, Onlooker, Sessions, authors, sent
+from tests.library import (
+    SESSION_KINDS,
+    Author,
+    Base,
+    Document,
+    Onlooker,
+    Sessions,
+    authors,
+    sent,
+    session_of,
+)
 from tests.wire import WireProxy
 
 Steps = Callable[[Any], Any]
@@ -34,17 +44,11 @@ def sessions(engine: OptInEngine) -> Sessions:
     return sessionmaker(engine, class_=OptInSession, begin_on_write=True)
 
 
-@pytest.fixture(params=["session", "scoped", "ours scoped"])
+@pytest.fixture(params=SESSION_KINDS)
 def any_session(request: pytest.FixtureRequest, sessions: Sessions) -> Iterator[Any]:
     """A session, and scoped sessions, with ``begin_on_write=True``."""
-    if request.param == "session":
-        with sessions() as session:
-            yield session
-        return
-    class_: Any = scoped_session if request.param == "scoped" else OptInScopedSession
-    session = class_(sessions)
-    yield session
-    session.remove()
+    with session_of(request.param, sessions) as session:
+        yield session
 
 
 @pytest.fixture

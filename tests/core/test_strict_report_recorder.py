@@ -20,14 +20,23 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import event, exc, select, update
-from sqlalchemy.orm import Session, scoped_session, sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
 
-from fictive_sqlalchemy import OptInEngine, OptInScopedSession, OptInSession
+from fictive_sqlalchemy import OptInEngine, OptInSession
 from fictive_sqlalchemy._core import observing, places
 from fictive_sqlalchemy._core.differences import Kind
 from fictive_sqlalchemy.strict_report import Finding, StrictReport, formatted, read_report
 from fictive_sqlalchemy.testing import isolate
-from tests.library import Author, Document, Note, NoteBase, Sessions, opened
+from tests.library import (
+    SESSION_KINDS,
+    Author,
+    Document,
+    Note,
+    NoteBase,
+    Sessions,
+    opened,
+    session_of,
+)
 
 LOGGER = "fictive_sqlalchemy.strict_report"
 ELSE = "something else in the strict mode than with begin_on_write=True."
@@ -54,16 +63,10 @@ def update_and_close(sessions: Sessions) -> None:
 
 
 class TestInTheStrictMode:
-    @pytest.fixture(params=["session", "scoped", "ours scoped"])
+    @pytest.fixture(params=SESSION_KINDS)
     def strict(self, request: pytest.FixtureRequest, sessions: Sessions) -> Iterator[Any]:
-        if request.param == "session":
-            with sessions() as session:
-                yield session
-            return
-        class_: Any = scoped_session if request.param == "scoped" else OptInScopedSession
-        session = class_(sessions)
-        yield session
-        session.remove()
+        with session_of(request.param, sessions) as session:
+            yield session
 
     def test_a_read_that_passes_over_what_waits_is_recorded(
         self, strict: Any, report: StrictReport

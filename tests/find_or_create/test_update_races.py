@@ -37,7 +37,7 @@ def just_before(wire: WireProxy) -> Callable[[str, Callable[[], Any]], None]:
 
     def arrange(verb: str, act: Callable[[], Any]) -> None:
         def look(message: Message) -> None:
-            if message.is_statement and any(part.verb == verb for part in message.parts):
+            if message.is_statement and message.verb == verb:
                 wire.before_forward = None
                 if act():  # once more
                     wire.before_forward = look

@@ -17,14 +17,13 @@ import sqlalchemy as sa
 from celery import Celery
 from flask import Flask, abort
 from sqlalchemy import exc, func, insert, select, update
-from sqlalchemy.orm import Mapped, mapped_column, sessionmaker
+from sqlalchemy.orm import Mapped, mapped_column
 
-from fictive_sqlalchemy import ActiveRecordMixin, OptInSession, create_engine, unit_of_work
+from fictive_sqlalchemy import ActiveRecordMixin, unit_of_work
 from fictive_sqlalchemy.ext.celery import DatabaseTask
-from fictive_sqlalchemy.ext.flask import flask_scoped_session
 from fictive_sqlalchemy.ext.tenacity import retry_transaction
 from tests.flask.conftest import MakeApp
-from tests.flask.support import Database
+from tests.flask.support import Database, WritingApp
 from tests.library import Author, Document, Onlooker, assert_at_rest, fill, sent
 from tests.postgres import PostgresServer
 from tests.wire import WireProxy
@@ -37,25 +36,11 @@ def do_nothing() -> None:
     pass
 
 
-class House:
-    """An application whose engine is disposed of at the end.
-
-    :param kind: ``"db"`` or ``"scoped"``.
-    """
+class House(WritingApp):
+    """An application whose engine is disposed of at the end."""
 
     def __init__(self, kind: str, url: str) -> None:
-        self.web = Flask(__name__)
-        self.owner: Any
-        if kind == "db":
-            self.web.config["SQLALCHEMY_DATABASE_URI"] = url
-            self.owner = Database(self.web, session_options=OPTIONS)
-            self.session: Any = self.owner.session
-            with self.web.app_context():
-                self.engine = self.owner.engine
-        else:
-            self.engine = create_engine(url)
-            factory = sessionmaker(self.engine, class_=OptInSession, begin_on_write=True)
-            self.owner = self.session = flask_scoped_session(factory, self.web)
+        super().__init__(kind, url)
         self.engine.connect().close()  # SQLAlchemy asks the server for its version, and the like
 
     def post(self, view: View) -> int:

@@ -16,32 +16,14 @@ from sqlalchemy.orm import sessionmaker
 from fictive_sqlalchemy import OptInSession, create_engine
 from fictive_sqlalchemy.ext.flask import flask_scoped_session
 from fictive_sqlalchemy.strict_report import Finding, StrictReport, read_report
-from tests.flask.support import Database
+from tests.flask.support import WritingApp
 from tests.library import Author, authors, fill
 
 SETTING = "SQLALCHEMY_STRICT_REPORT"
 
 
-class Shop:
-    """An application on the tables of the library.
-
-    :param kind: ``"db"`` or ``"scoped"``.
-    """
-
-    def __init__(self, kind: str, url: str, **config: Any) -> None:
-        self.web = Flask(__name__)
-        self.web.config.update(config)
-        self.owner: Any
-        if kind == "db":
-            self.web.config["SQLALCHEMY_DATABASE_URI"] = url
-            self.owner = Database(self.web, session_options={"begin_on_write": True})
-            self.session: Any = self.owner.session
-            with self.web.app_context():
-                self.engine = self.owner.engine
-        else:
-            self.engine = create_engine(url)
-            factory = sessionmaker(self.engine, class_=OptInSession, begin_on_write=True)
-            self.owner = self.session = flask_scoped_session(factory, self.web)
+class Shop(WritingApp):
+    """An application on the tables of the library."""
 
     def request(self, view: Callable[[], object], method: str = "GET") -> int:
         """Add a view, and return the status that it answers with."""
