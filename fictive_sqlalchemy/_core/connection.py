@@ -17,7 +17,7 @@ from .errors import NOTHING_STORED, close_lost_cursor, outcome_unknown
 from .forks import leave_connection_to_parent
 from .resting import RestingEngine
 from .sqlalchemy_private import overflow_of
-from .transacting import OPEN, RESTING, STANDALONE, TransactingConnection
+from .transacting import OPEN, RESTING, STANDALONE, TransactingConnection, has_one_snapshot
 
 # A statement that may begin a transaction: https://www.postgresql.org/docs/current/sql-begin.html
 _BEGINS = re.compile(r"\b(?:BEGIN|START)\b", re.IGNORECASE)
@@ -67,12 +67,13 @@ class OptInConnection(TransactingConnection):
     """Whether the session's user has it, and may send something on it at any time."""
 
     begins_on_write: bool
-    """Whether its session has ``begin_on_write=True``."""
+    """Whether its session has ``begin_on_write=True``, or its engine, if its user holds it."""
 
     def __init__(self, engine: RestingEngine) -> None:
         # Before super().__init__(), whose events may use it already.
         self._owner: ref[Owner] | None = None
-        self.begins_on_write = self.is_handed_out = self._leaves_cursors = False
+        self.begins_on_write = engine.begins_on_write
+        self.is_handed_out = self._leaves_cursors = False
         self._under_way = 0
         leave_connection_to_parent(self)
         super().__init__(engine)
@@ -390,6 +391,18 @@ class OptInConnection(TransactingConnection):
                 "It was rolled back. Use `with session.begin():`, or begin() of the connection."
             )
 
+    def begin_implicitly(self) -> None:
+        """Begin the transaction of the session, or of the user who holds the connection."""
+        owner = self.owner
+        if owner is not None:
+            owner.join(self)
+        elif self.transaction_options.isolation_level != "AUTOCOMMIT":
+            self.begin()
+
+    def reads_begin(self) -> bool:
+        """Tell whether a read begins the transaction, too. Sessions ask before they get here."""
+        return self.is_held_by_user() and has_one_snapshot(self)
+
     def _transaction_around_call(self) -> AbstractContextManager[object]:
         """Return a transaction for a call that may send several writing statements.
 
@@ -398,7 +411,12 @@ class OptInConnection(TransactingConnection):
         owner = self.owner
         if self.is_inside():
             return nullcontext()
-        return self.begin() if owner is None else owner.transaction_around_call(self)
+        if owner is not None:
+            return owner.transaction_around_call(self)
+        if self.begins_on_write:
+            self.begin_implicitly()
+            return nullcontext()
+        return self.begin()
 
     # The loan
 

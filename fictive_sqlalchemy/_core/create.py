@@ -33,7 +33,10 @@ def create_engine(url: str | URL, **kwargs: Any) -> OptInEngine:
         ``read_only_outside=True`` makes the server refuse writes outside of transactions. And
         ``replicas`` is a list of the URLs of read replicas, to which the reads of sessions go
         that are outside a transaction. An item may be a dictionary of a ``url`` and of options
-        that are not the primary's.
+        that are not the primary's. ``begin_on_write=True`` is for code that was written for
+        SQLAlchemy's connections: on one of :meth:`.OptInEngine.connect` the first statement that
+        writes or locks begins the transaction that ``commit()`` ends. Sessions have an option of
+        the same name.
     :raises sqlalchemy.exc.ArgumentError: if the database does not know the isolation level, if
         an option contradicts autocommit, if the dialect does not offer AUTOCOMMIT, or if a replica
         has no URL or is of another database system.
@@ -78,6 +81,7 @@ def _opt_in(
             "server_side_cursors=True would make every read a cursor on the server. Leave it "
             "out, and stream the reads that need it: execution_options(stream_results=True)."
         )
+    begins_on_write = asbool(kwargs.pop("begin_on_write", False))
     read_only_outside = asbool(kwargs.pop("read_only_outside", False))
     by_option, execution_options = split_options(kwargs.pop("execution_options", None) or {})
     by_keyword, _ = split_options({"isolation_level": kwargs.pop("isolation_level", None)})
@@ -132,6 +136,7 @@ def _opt_in(
     assert isinstance(engine, OptInEngine)
     engine.switch = switch
     engine.transaction_options = options
+    engine.begins_on_write = begins_on_write
     leave_to_parent(engine)
     attach(engine, [_opt_in(create, *replica, is_replica=True) for replica in replicas])
     return engine

@@ -16,7 +16,8 @@ class OptInEngine(RestingEngine):
     """An engine whose connections are in autocommit. Make it with :func:`create_engine`.
 
     ``connect()`` gives a connection on which each statement stands alone. ``begin()``, here or
-    on the connection, is a real transaction.
+    on the connection, is a real transaction. With ``begin_on_write=True`` the first write on the
+    connection begins it, too.
     """
 
     replicas: tuple[OptInEngine, ...] = ()
@@ -29,7 +30,11 @@ class OptInEngine(RestingEngine):
     """Whether it can be used, if it is a replica."""
 
     def connect(self) -> OptInConnection:
-        """Return a connection, which is in autocommit. Sends nothing."""
+        """Return a connection, which is in autocommit. Sends nothing.
+
+        With ``begin_on_write=True`` the first statement on it that writes or locks begins a
+        transaction. ``commit()`` of the connection ends it; ``rollback()`` and ``close()`` undo it.
+        """
         return OptInConnection(self)
 
     def execution_options(self, **opt: Any) -> OptInOptionEngine:
@@ -43,6 +48,7 @@ class OptInEngine(RestingEngine):
         copy = OptInOptionEngine(self, {})
         copy.switch = self.switch
         copy.transaction_options = self.transaction_options
+        copy.begins_on_write = self.begins_on_write
         copy.primary, copy.health = self.primary, self.health
         copy.replicas = tuple(replica.execution_options() for replica in self.replicas)
         for replica in copy.replicas:

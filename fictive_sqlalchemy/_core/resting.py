@@ -18,6 +18,10 @@ class RestingEngine(Engine):
     transaction_options: TransactionOptions = DEFAULT
     """The isolation level and flags of transactions that do not ask for others."""
 
+    begins_on_write: bool = False
+    """Whether, on a connection that its user holds, the first write begins the transaction that
+    ``commit()`` ends. A session says it for the connections that it has on loan."""
+
     def raw_connection(self) -> PoolProxiedConnection:
         """Return a DBAPI connection from the pool, in autocommit. Sends nothing."""
         connection: PoolProxiedConnection | None = None

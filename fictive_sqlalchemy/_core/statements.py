@@ -39,10 +39,11 @@ def guard_statements_outside(dialect: Dialect) -> None:
     """Look at each statement of a dialect that is about to be sent outside a transaction.
 
     On the connection of a session with ``begin_on_write=True``, a statement that may write or lock
-    begins the session's transaction. Otherwise a SELECT that locks is refused before it is sent:
-    the lock would be gone with the statement. (A statement that also writes may lock: what it
-    writes is what the lock is for, and both are over when it returns.) A cursor on the server is
-    WITH HOLD, so that no transaction is open while its rows are read:
+    begins the session's transaction. On a connection that its user holds, the option is the
+    engine's. Otherwise a SELECT that locks is refused before it is sent: the lock would be gone
+    with the statement. (A statement that also writes may lock: what it writes is what the lock is
+    for, and both are over when it returns.) A cursor on the server is WITH HOLD, so that no
+    transaction is open while its rows are read:
     https://www.postgresql.org/docs/current/sql-declare.html
 
     :param dialect: The dialect of an engine of ours, and of no other.
@@ -99,7 +100,7 @@ def guard_statements_outside(dialect: Dialect) -> None:
             context.pre_exec(self)  # super() is slower
 
         def begin_if_it_writes(self) -> None:
-            """Begin the session's transaction, if the session says that a write begins one."""
+            """Begin the transaction, if the session or the engine says that a write begins one."""
             connection = self.root_connection
             if not connection.begins_on_write:
                 return
@@ -107,14 +108,14 @@ def guard_statements_outside(dialect: Dialect) -> None:
             if is_inside and observer is None:
                 return
             compiled = self.compiled
-            if evidently_reads(self.unicode_statement if compiled is None else compiled.string):
+            reads = evidently_reads(self.unicode_statement if compiled is None else compiled.string)
+            if reads and (is_inside or not connection.reads_begin()):
                 return
             if not is_inside:
-                connection.owner.join(connection)
-            if observer is not None:
-                take_back = observer.statement_writes(
-                    connection.owner, only_locks=self.locks_in_vain()
-                )
+                connection.begin_implicitly()
+            owner = connection.owner
+            if observer is not None and owner is not None and not reads:
+                take_back = observer.statement_writes(owner, only_locks=self.locks_in_vain())
                 self.take_back = take_back or self.take_back  # a stream comes here twice
 
         def create_server_side_cursor(self) -> Any:

@@ -31,10 +31,8 @@ from .options import split_options
 from .places import calling_place
 from .replicas import borrow_to_read, may_write, source_of
 from .sqlalchemy_private import SessionHooks
+from .transacting import has_one_snapshot
 from .writes import Kind, WritingCall
-
-# A snapshot that begins with the first write would miss what the reads before it have seen.
-_SNAPSHOTS = ("REPEATABLE READ", "SERIALIZABLE")
 
 
 class State(Enum):
@@ -310,7 +308,7 @@ class SessionStates(SessionHooks):
             self.begins_on_write
             and engine.primary is None
             # The connection is borrowed first: its first use tells the server's default level.
-            and _has_one_snapshot(self.borrow(engine))
+            and has_one_snapshot(self.borrow(engine))
         ):
             self.begin_implicitly()
             return super().provide_connection(engine, execution_options, **kw)
@@ -387,7 +385,7 @@ class SessionStates(SessionHooks):
             return bind
         clause = kwargs.get("clause")
         if self.begins_on_write and (
-            _has_one_snapshot(self._loans.get(bind) or bind) or may_write(clause, bind)
+            has_one_snapshot(self._loans.get(bind) or bind) or may_write(clause, bind)
         ):
             return bind
         return source_of(bind, clause, self._loans)
@@ -400,12 +398,6 @@ class SessionStates(SessionHooks):
 def is_opt_in(bind: Any) -> bool:
     """Tell whether a bind is an engine of :func:`.create_engine`."""
     return isinstance(bind, OptInEngine)
-
-
-def _has_one_snapshot(source: OptInEngine | OptInConnection) -> bool:
-    """Tell whether all statements of a transaction see one snapshot, so that a read begins it."""
-    level: Any = source.transaction_options.isolation_level
-    return (level or getattr(source.dialect, "default_isolation_level", None)) in _SNAPSHOTS
 
 
 # Before all other listeners, because these may raise.

@@ -54,6 +54,10 @@ class Phase(Enum):
 RESTING, STANDALONE, BEGINNING, OPEN = Phase
 
 
+# A snapshot that begins with the first write would miss what the reads before it have seen.
+_SNAPSHOTS = ("REPEATABLE READ", "SERIALIZABLE")
+
+
 class TransactingConnection(ConnectionHooks):
     """A connection whose driver is in autocommit except during a transaction.
 
@@ -483,3 +487,13 @@ def _may_have_sent(cursor: Any) -> bool:
     :param cursor: The cursor; ``None`` while the statement was being prepared.
     """
     return cursor is not None and getattr(cursor, "query", cursor) is not None
+
+
+def has_one_snapshot(source: RestingEngine | TransactingConnection) -> bool:
+    """Tell whether all statements of a transaction see one snapshot, so that a read begins it.
+
+    :param source: The engine or connection that the transaction is on. An engine knows the server's
+        default level once it has been used.
+    """
+    level: Any = source.transaction_options.isolation_level
+    return (level or getattr(source.dialect, "default_isolation_level", None)) in _SNAPSHOTS

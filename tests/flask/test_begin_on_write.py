@@ -456,3 +456,46 @@ class TestTheExtension:
             assert not strict.session().in_transaction()
             strict.session.rollback()
             assert strict.session.scalar(sa.text("SELECT count(*) FROM stored")) == 0
+
+
+class TestConnectionsOfTheEngine:
+    """A connection of ``db.engine`` does as the sessions do."""
+
+    @pytest.mark.parametrize("is_set", [True, False])
+    def test_a_write_begins_what_its_commit_ends(
+        self, filled: str, wire_url: str, wire: WireProxy, is_set: bool
+    ) -> None:
+        db = Database(session_options={"begin_on_write": is_set})
+        app = Flask(__name__)
+        app.config["SQLALCHEMY_DATABASE_URI"] = wire_url
+        app.config["SQLALCHEMY_BINDS"] = {"other": wire_url, "lite": "sqlite://"}
+        db.init_app(app)
+        with app.app_context():
+            for engine in (db.engine, db.engines["other"]):
+                with engine.connect() as connection:
+                    connection.execute(select(1))
+                    with wire.record() as recording:
+                        connection.execute(select(1))
+                        connection.execute(update(Author).values(age=9))
+                        connection.commit()
+                expected = ["SELECT", "BEGIN", "UPDATE", "COMMIT"]
+                assert sent(recording) == (expected if is_set else ["SELECT", "UPDATE"])
+            with db.engines["lite"].connect() as connection:
+                assert connection.scalar(select(1)) == 1
+            for engine in db.engines.values():
+                engine.dispose()
+
+    def test_the_engine_may_say_otherwise(
+        self, filled: str, wire_url: str, wire: WireProxy
+    ) -> None:
+        db = Database(session_options=OPTIONS, engine_options={"begin_on_write": False})
+        app = Flask(__name__)
+        app.config["SQLALCHEMY_DATABASE_URI"] = wire_url
+        db.init_app(app)
+        with app.app_context(), db.engine.connect() as connection:
+            connection.execute(select(1))
+            with wire.record() as recording:
+                connection.execute(update(Author).values(age=9))
+        assert sent(recording) == ["UPDATE"]
+        with app.app_context():
+            db.engine.dispose()

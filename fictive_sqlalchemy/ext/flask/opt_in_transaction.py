@@ -50,6 +50,8 @@ class OptInTransactionMixin(HasAtomic, AtomicRequestsMixin, DeclarativeBaseMixin
     TRANSACTION_CONNECTIONS: ClassVar[TransactionConnections] = TRANSACTION_CONNECTIONS
     """A live view: each open transaction and the connections it took out of autocommit."""
 
+    _begins_on_write = False
+
     if TYPE_CHECKING:
         # What create_scoped_session() makes; Flask-SQLAlchemy declares its own.
         session: OptInScopedSession[Session]  # type: ignore[assignment]  # pyright: ignore
@@ -83,7 +85,8 @@ class OptInTransactionMixin(HasAtomic, AtomicRequestsMixin, DeclarativeBaseMixin
 
         :param sa_url: The database.
         :param engine_opts: As :func:`fictive_sqlalchemy.create_engine` takes them. An
-            ``isolation_level`` is that of the transactions.
+            ``isolation_level`` is that of the transactions. With ``begin_on_write=True`` among the
+            ``session_options``, a connection of ``db.engine`` behaves so, too.
         :returns: an :class:`.OptInEngine` if the backend is in :attr:`AUTOCOMMIT_DRIVERS`, else
             an engine as SQLAlchemy makes it.
         :raises sqlalchemy.exc.ArgumentError: if the database does not know the isolation level,
@@ -91,6 +94,8 @@ class OptInTransactionMixin(HasAtomic, AtomicRequestsMixin, DeclarativeBaseMixin
         """
         options = {**engine_opts, "url": sa_url}
         if make_url(sa_url).get_backend_name() in self.AUTOCOMMIT_DRIVERS:
+            if self._begins_on_write:
+                options.setdefault("begin_on_write", True)
             return engine_from_config(options, prefix="")
         return sqlalchemy.engine_from_config(options, prefix="")
 
@@ -103,6 +108,7 @@ class OptInTransactionMixin(HasAtomic, AtomicRequestsMixin, DeclarativeBaseMixin
             combined with :class:`.OptInSession`.
         """
         options = dict(options or {})
+        self._begins_on_write = options.get("begin_on_write") is True
         class_ = options.get("class_", Session)
         bases = list(dict.fromkeys((OptInSession, class_, BindSession)))
         # A class that another one of them is derived from is not needed.
