@@ -35,6 +35,11 @@ COMMIT_IN_ATOMIC = (
     "What is inside atomic() is committed at its end, as a whole: leave commit() out. Use flush() "
     "to send what is waiting before. Nothing was committed."
 )
+CLOSED_INSIDE = (
+    "The session was closed inside its `with …begin():` block, by close() or remove(): nothing of "
+    "the block is stored. Leave the call out, or put it after the block. To undo a block, raise an "
+    "exception in it, or call rollback()."
+)
 
 
 class SessionOfBlocks(SessionThatCalls, Protocol):
@@ -92,6 +97,9 @@ class Block(TransactionHooks):
 
     is_committed: bool = False
     """Whether it was committed, or released if it is a savepoint."""
+
+    is_closed_inside: bool = False
+    """Whether the session was closed in its ``with`` block, after something was done in it."""
 
     notes: Any = None
     """What an observer keeps with it, see :mod:`.observing`."""
@@ -201,7 +209,9 @@ class Block(TransactionHooks):
         with after_end(session, only_log=type_ is not None):
             self._is_ending = True
             try:
-                if type_ is None and self.is_open:
+                if type_ is None and self.is_closed_inside:
+                    failed = CLOSED_INSIDE
+                elif type_ is None and self.is_open:
                     failed = self.roll_back_only if self.is_active else NOTHING_STORED
                     if failed is not None and self.is_active:
                         self.rollback()
@@ -217,6 +227,13 @@ class Block(TransactionHooks):
                     self.leave(session)
             if failed:
                 raise exc.PendingRollbackError(failed) from failure
+
+    def note_closed_inside(self) -> None:
+        """Note that the session is being closed in this block, and in those around it."""
+        block: Any = self
+        while isinstance(block, Block) and block.is_open:
+            block.is_closed_inside = True
+            block = block._around
 
     def is_ended_inside(self) -> bool:
         """Tell whether its ``with`` block is entered, and not about to be left."""

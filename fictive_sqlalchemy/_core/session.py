@@ -249,6 +249,7 @@ class OptInSession(HasAtomic, WritingSession):
                 self._close()
 
     def _close(self) -> None:
+        self._note_closed_inside()
         try:
             super().close()
         finally:
@@ -258,6 +259,7 @@ class OptInSession(HasAtomic, WritingSession):
     def reset(self) -> None:
         """Reset the session as SQLAlchemy does, and give its connections back."""
         with after_end(self, only_log=True):
+            self._note_closed_inside()
             try:
                 super().reset()
             finally:
@@ -266,11 +268,24 @@ class OptInSession(HasAtomic, WritingSession):
     def invalidate(self) -> None:
         """Close the session as SQLAlchemy does, and have the pools close its connections."""
         with after_end(self, only_log=True):
+            self._note_closed_inside()
             try:
                 super().invalidate()
             finally:
                 self._loans.invalidate()
                 self._end_loans()
+
+    def _note_closed_inside(self) -> None:
+        """Have the blocks that are entered raise an error at their end, if they lose anything."""
+        entered = self.entered
+        if not isinstance(entered, Block) or not entered.is_open:
+            return
+        transaction = super().get_transaction()
+        if self.is_clean() and (
+            not isinstance(transaction, OptInSessionTransaction) or transaction.has_done_nothing()
+        ):
+            return
+        entered.note_closed_inside()
 
     def _check(self, options: TransactionOptions) -> None:
         bind = self._default_bind()

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -80,15 +81,50 @@ class TestTheEndOfABlock:
         assert onlooker.names() == []
         assert session.get_one(Author, 1).name == "Ada"
 
-    def test_that_was_closed_inside_rolls_back(
-        self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
+    @pytest.mark.parametrize("how", ["close", "reset", "invalidate"])
+    @pytest.mark.parametrize("nests", [False, True])
+    def test_that_was_closed_inside_rolls_back_and_says_so(
+        self, session: OptInSession, wire: WireProxy, onlooker: Onlooker, how: str, nests: bool
     ) -> None:
-        with wire.record() as recording, session.begin():
-            session.add(Author(name="one"))
-            session.flush()
-            session.close()
-        assert sent(recording) == ["BEGIN", "INSERT", "ROLLBACK"]
+        # Without an error, what was written would be lost without a word.
+        with wire.record() as recording:
+            with pytest.raises(PendingRollbackError, match="closed inside"), session.begin():
+                session.add(Author(name="one"))
+                session.flush()
+                with session.begin_nested() if nests else nullcontext():
+                    getattr(session, how)()
+        if how != "invalidate":
+            assert sent(recording)[:2] == ["BEGIN", "INSERT"]
+            assert sent(recording)[-1] == "ROLLBACK"
         assert onlooker.names() == []
+        session.add(Author(name="two"))
+        session.commit()
+        assert onlooker.names() == ["two"]
+
+    def test_that_was_closed_inside_with_changes_waiting_says_so(
+        self, session: OptInSession, onlooker: Onlooker
+    ) -> None:
+        with pytest.raises(PendingRollbackError, match="closed inside"), session.begin():
+            session.add(Author(name="one"))
+            session.close()
+        assert onlooker.names() == []
+
+    def test_that_was_closed_inside_raises_its_own_error(self, session: OptInSession) -> None:
+        with pytest.raises(KeyError), session.begin():
+            session.add(Author(name="one"))
+            session.close()
+            raise KeyError("mine")
+
+    @pytest.mark.parametrize("after", ["rollback", None])
+    def test_that_loses_nothing_may_be_closed_inside(
+        self, session: OptInSession, onlooker: Onlooker, after: str | None
+    ) -> None:
+        with session.begin():
+            if after is not None:  # to undo the block was asked for
+                session.add(Author(name="one"))
+                session.flush()
+                session.rollback()
+            session.close()
         session.add(Author(name="two"))
         session.commit()
         assert onlooker.names() == ["two"]

@@ -32,6 +32,8 @@ class ConnectionModel:
         self.identities: dict[int, Thing] = {}
         self.blocks: list[bool] = []
         """One for each `with` block that is entered: whether it is a transaction's of now."""
+        self.closed_blocks = 0
+        """In how many of these the session was closed, after something was done in them."""
         self.called: list[int] = []
         """The rows for which the functions of ``on_commit()`` were called."""
         self.before_flush: Callable[[], object] = lambda: None

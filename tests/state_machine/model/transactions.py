@@ -202,6 +202,11 @@ class TransactionModel(FlushModel):
     def leave(self, *, error: bool) -> None:
         """Leave the innermost block."""
         now = self.blocks.pop()
+        if len(self.blocks) < self.closed_blocks:
+            self.closed_blocks = len(self.blocks)
+            if not error:
+                raise Fails(exc.PendingRollbackError)
+            return
         if not now:
             return
         if len(self.levels) > 1:
@@ -251,6 +256,8 @@ class TransactionModel(FlushModel):
         self.levels[-1].absorb(level)
 
     def close(self) -> None:
+        if self.blocks and self.blocks[-1] and (self.sent or self.sent_second or self.waiting()):
+            self.closed_blocks = len(self.blocks)
         for thing in self.things:
             if thing.state == "pending":
                 thing.state = "transient"
