@@ -40,7 +40,8 @@ def filter_by_or_create(
     add or change.
 
     However many ask for the same new object at the same time, one creates it and the others get it.
-    This needs a unique constraint on what is searched for.
+    This needs a unique constraint on what is searched for. If the row in the way is deleted before
+    it is found, the object is created again, ten times at most, and functions are called again.
 
     :param session: Where to search, and what the object will belong to. Only an
         :class:`.OptInSession` whose bind is made by :func:`.create_engine` is ever outside.
@@ -50,8 +51,8 @@ def filter_by_or_create(
     :param defaults: What else a new object gets, as its constructor takes it. A function without
         parameters is called for a new object alone, and what it returns is used.
     :returns: The object, and whether this call has created it.
-    :raises sqlalchemy.exc.ArgumentError: if there is nothing to search for, or a name is both in
-        ``filters`` and in ``defaults``. Nothing is sent.
+    :raises sqlalchemy.exc.ArgumentError: if there is nothing to search for, or a default is for
+        what is searched for, by the same name or another. Nothing is sent.
     :raises sqlalchemy.exc.InvalidRequestError: if the model has no attribute of that name, or a
         related object can't be used here. Nothing is stored.
     :raises sqlalchemy.exc.MultipleResultsFound: if the search finds more than one.
@@ -96,8 +97,9 @@ def update_or_create(
         is called, and what it returns is used.
     :param create_defaults: What a new object gets in place of ``defaults``, unless it is ``None``.
     :returns: The object, and whether this call has created it.
-    :raises sqlalchemy.exc.ArgumentError: if there is nothing to search for, or a name is both in
-        ``filters`` and in the defaults. Nothing is sent.
+    :raises sqlalchemy.exc.ArgumentError: if there is nothing to search for, or a default is for
+        what is searched for, by the same name or another (nothing is sent), or as a related object
+        with another key (nothing is stored).
     :raises sqlalchemy.exc.InvalidRequestError: if the model has no attribute of that name, an
         object that is found can't get another value of it, such as a primary key, or a related
         object can't be used here. Nothing is stored.

@@ -15,7 +15,7 @@ from sqlalchemy.orm import (
     RelationshipProperty,
     SynonymProperty,
 )
-from sqlalchemy.orm.attributes import set_attribute, set_committed_value
+from sqlalchemy.orm.attributes import flag_modified, set_attribute, set_committed_value
 from sqlalchemy.orm.collections import collection_adapter
 
 from .describe import state_of
@@ -51,8 +51,12 @@ class AttributeSnapshot:
         self.columns = [each.key for each in attributes if each.key in self.state.attrs]
         self.relationships = self.state.mapper.relationships
         self.others: list[tuple[InstanceState[Any], str, Any]] = []
+        self.given: set[str] = set()
+        """The attributes that get new values."""
         for name, value in changes.items():
             attribute = attribute_of(self.state.mapper, name)
+            if attribute is not None:
+                self.given.add(attribute.key)
             if isinstance(attribute, RelationshipProperty):
                 self.note_others(attribute, value)
         self.values = dict(self.state.dict)
@@ -87,7 +91,7 @@ class AttributeSnapshot:
                 continue
             if name not in self.columns and name not in self.relationships:
                 del now[name]  # a composite, or what a setter has noted
-            elif name in changed:
+            elif name in changed or name in self.given:
                 if name in self.relationships:  # these change the other side, too
                     self.take_out(name)
                 _forget(self.state, name)
@@ -108,6 +112,10 @@ class AttributeSnapshot:
                 _forget(state, name)
             elif state.dict.get(name) is not value:
                 set_attribute(state.object, name, value)
+        # A flush before a COMMIT that has failed takes what waited for stored.
+        for name in self.changed - self.find_changed():
+            if name in now:
+                flag_modified(self.instance, name)
 
     def take_out(self, name: str) -> None:
         """Take what was put into a relationship that was not loaded before out of it again."""

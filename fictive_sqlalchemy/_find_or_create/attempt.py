@@ -6,12 +6,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from sqlalchemy import exc
-from sqlalchemy.orm import make_transient, make_transient_to_detached
+from sqlalchemy.orm import Session, make_transient, make_transient_to_detached
 
 from .._core.attributes import AttributeSnapshot
 from .._core.describe import state_of
 from .._core.session import OptInSession
 from .related import backrefs, note_as_stored, related_objects, take_out
+from .values import mapped_state
 
 T = TypeVar("T")
 
@@ -39,7 +40,7 @@ class Attempt(Collection[object]):
         self.new: list[object] = []
         """Those of ``seen`` that are new."""
         self.attached: list[object] = []
-        """Stored objects that were in no session, and came along with the new one."""
+        """Stored objects that were in no session, and came along with the target."""
         self.known: object = None
         """An object of the session with the same primary key, whose row somebody has deleted."""
 
@@ -75,7 +76,7 @@ class Attempt(Collection[object]):
         relations: list[tuple[object, str, object]] = []
         try:
             created = self.target = build()
-            self.make_room()
+            self.known = make_room(self.session, self.target)
             self.add()
             relations = [relation for new in self.new for relation in backrefs(new)]
             self.refuse_waiting(relations)
@@ -87,25 +88,35 @@ class Attempt(Collection[object]):
         return created if self.known is None else self.have_known_back()
 
     def change(
-        self, instance: object, changes: Mapping[str, Any], apply: Callable[[], bool]
+        self,
+        instance: object,
+        find_changes: Callable[[], Mapping[str, Any]],
+        apply: Callable[[Mapping[str, Any]], None],
     ) -> None:
         """Change an object, and store it. Sends what one flush does, or nothing.
 
         :param instance: An object of the session, which is stored already.
-        :param changes: The changes, by the names of attributes.
-        :param apply: Makes the changes; returns whether there are any.
+        :param find_changes: Returns the changes, by the names of attributes.
+        :param apply: Makes the changes. It is not called if there are none.
         """
         self.target = instance
-        before = AttributeSnapshot(instance, changes)
+        before: AttributeSnapshot | None = None
         relations: list[tuple[object, str, object]] = []
         try:
-            if not apply() or not any(map(self.has_changed, self)):
+            changes = find_changes()
+            if not changes:
+                return
+            before = AttributeSnapshot(instance, changes)
+            self.note_detached(changes.values())
+            apply(changes)
+            if not any(map(self.has_changed, self)):
                 return
             relations = [relation for one in (*self.new, instance) for relation in backrefs(one)]
             self.refuse_waiting(relations)
             self.session.store_alone(self)
         except BaseException:
-            before.put_back()
+            if before is not None:
+                before.put_back()
             self.undo(relations)
             raise
         self.note_as_stored(relations)
@@ -126,27 +137,29 @@ class Attempt(Collection[object]):
             if other in self.waiting:  # it is not flushed yet, and its flush would store this again
                 note_as_stored(other, name, stored)
 
-    def make_room(self) -> None:
-        """Expunge the object of the session that has the primary key of the new one."""
-        session = self.session
-        key = state_of(self.target).mapper.identity_key_from_instance(self.target)
-        known = session.identity_map.get(key)
-        if known is not None and known is not self.target and known not in session.deleted:
-            self.known = known
-            session.let_go([known])
-
     def add(self) -> None:
         """Add the object to the session, with the related objects to which that cascades."""
-        session, state = self.session, state_of(self.target)
-        self.attached = [
-            instance
-            for instance, _, related, _ in state.mapper.cascade_iterator(
+        self.attached = self.stored_ones_with(self.target)
+        self.session.add(self.target)
+        list(self)  # so that __iter__() notes what is new
+
+    def note_detached(self, values: Iterable[Any]) -> None:
+        """Note the objects in no session that come along when the target gets these values."""
+        for value in values:
+            state = mapped_state(value)
+            if state is not None and state.detached:
+                self.attached += [value, *self.stored_ones_with(value)]
+
+    def stored_ones_with(self, instance: object) -> list[object]:
+        """Return the stored objects that come into the session together with an object."""
+        session, state = self.session, state_of(instance)
+        return [
+            related
+            for related, _, related_state, _ in state.mapper.cascade_iterator(
                 "save-update", state, halt_on=lambda related: related.obj() in session
             )
-            if related.has_identity
+            if related_state.has_identity
         ]
-        session.add(self.target)
-        list(self)  # so that __iter__() notes what is new
 
     def refuse_waiting(self, relations: Iterable[tuple[object, str, object]]) -> None:
         """Refuse to go on if the object can't be stored without a new one that waits."""
@@ -172,7 +185,7 @@ class Attempt(Collection[object]):
         for other, name, new in relations:
             if other in self.waiting or any(other is attached for attached in self.attached):
                 take_out(other, name, new)
-        session.let_go([*self.new, *self.attached])
+        session.let_go([*self.new, *(one for one in self.attached if one in session)])
         for instance in self.seen:
             if any(instance is new for new in self.new):
                 continue
@@ -188,10 +201,25 @@ class Attempt(Collection[object]):
             session.add(self.known)
 
     def have_known_back(self) -> Any:
-        """Put the object that :meth:`make_room` expunged in the place of the new one; return it."""
+        """Put the object that :func:`make_room` expunged in the place of the new one; return it."""
         self.session.let_go([self.target])
         self.session.add(self.known)
         for instance in (self.known, *self.seen):
             if instance in self.session:
                 self.session.expire(instance)
         return self.known
+
+
+def make_room(session: Session, new: object) -> object | None:
+    """Expunge the object of the session that has the primary key of a new one, and return it.
+
+    :param session: The session. One of SQLAlchemy's own warns about such an object instead.
+    :param new: The new object. A search has not found its row.
+    """
+    key = state_of(new).mapper.identity_key_from_instance(new)
+    known: object = session.identity_map.get(key)
+    if not isinstance(session, OptInSession) or known is new or known in session.deleted:
+        return None
+    if known is not None:
+        session.let_go([known])
+    return known

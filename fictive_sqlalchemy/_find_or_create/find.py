@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from inspect import Parameter, signature
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import exc, null, select
-from sqlalchemy.orm import Mapper, RelationshipDirection, Session, SessionTransaction, class_mapper
+from sqlalchemy.orm import (
+    ColumnProperty,
+    CompositeProperty,
+    Mapper,
+    RelationshipDirection,
+    RelationshipProperty,
+    Session,
+    SessionTransaction,
+    class_mapper,
+)
 from sqlalchemy.orm.attributes import set_committed_value
+from sqlalchemy.orm.exc import UnmappedColumnError
 
+from .._core.attributes import attribute_of
 from .._core.describe import listed, state_of
-from .._core.errors import sqlstate
 from .._core.session import OptInSession
 from .._core.states import is_opt_in
-from .attempt import Attempt
+from .attempt import Attempt, make_room
+from .refusals import columns_in_the_way, is_serialization_failure, is_taken, passing_over
 from .values import is_function, mapped_state, may_store_none_otherwise
 
 T = TypeVar("T")
 
-# https://www.postgresql.org/docs/current/errcodes-appendix.html
-SERIALIZATION_FAILURE = "40001"
-# A unique or an exclusion constraint: a row that is there already is in the way.
-_TAKEN = ("23505", "23P01")
+#: How often the same may be tried in vain, because others store and delete the row all the time.
+MOST_IN_VAIN = 10
 
 
 class FindOrCreate(Generic[T]):
@@ -43,6 +53,8 @@ class FindOrCreate(Generic[T]):
         self.filters = filters
         self.defaults = defaults
         self.mapper: Mapper[T] = class_mapper(model)
+        self.refused: T | None = None
+        """The new object that the database has refused."""
 
     # -- before anything is sent ---------------------------------------------------------------
 
@@ -59,7 +71,7 @@ class FindOrCreate(Generic[T]):
                 f"{name}.{self.CALL} has nothing to search for: name an attribute and its value, "
                 "best one that is unique."
             )
-        twice = [key for key in self.defaults if key in self.filters]
+        twice = [key for key in self.defaults if self.is_searched(key)]
         if twice:
             raise exc.ArgumentError(
                 f"{name}.{self.CALL} searches for {listed(twice)}, which a new object gets anyway: "
@@ -73,6 +85,47 @@ class FindOrCreate(Generic[T]):
                 f"{name} has no attribute {listed(unknown)}; it has {listed(mapped.keys())}. "
                 "Nothing was sent."
             )
+
+    @cached_property
+    def searched(self) -> set[str]:
+        """The attributes for columns that are searched for, as far as that is known."""
+        return {own for name in self.filters for own in self.names_of(name)}
+
+    def is_searched(self, name: str) -> bool:
+        """Tell whether a default is for what is searched for, maybe by another name."""
+        # A related object is not: it may have the very values that are searched for.
+        is_related = isinstance(attribute_of(self.mapper, name), RelationshipProperty)
+        names = {*self.names_of(name)}
+        return name in self.filters or bool(names and names <= self.searched and not is_related)
+
+    def names_of(self, name: str) -> Iterator[str]:
+        """Yield the attributes for columns that an attribute sets, as far as that is known.
+
+        :param name: The name of an attribute of any kind.
+        """
+        attribute = attribute_of(self.mapper, name)
+        if isinstance(attribute, ColumnProperty):
+            yield attribute.key
+        elif isinstance(attribute, CompositeProperty):
+            yield from (part.key for part in attribute.props)
+        elif isinstance(attribute, RelationshipProperty):
+            yield from (own for own, _ in self.pairs(attribute))
+
+    def pairs(self, relationship: RelationshipProperty[Any]) -> list[tuple[str, str]]:
+        """Return what a flush copies for a many-to-one relationship: into what, and from what.
+
+        :param relationship: Any relationship; for others than many-to-one it copies nothing here.
+        """
+        if relationship.direction is not RelationshipDirection.MANYTOONE:
+            return []
+        of_other = relationship.mapper.get_property_by_column
+        try:
+            return [
+                (self.mapper.get_property_by_column(target).key, of_other(source).key)
+                for source, target in relationship.synchronize_pairs
+            ]
+        except UnmappedColumnError:
+            return []  # then nobody can tell whether it has changed
 
     def is_accepted(self, name: str) -> bool:
         """Tell whether the constructor takes this, which may be more than is mapped."""
@@ -161,54 +214,62 @@ class FindOrCreate(Generic[T]):
     def create(self) -> tuple[T, bool]:
         """Create the object, or find what another has created meanwhile."""
         # If the model's bind is a stock one, the search has begun a transaction on it.
-        if isinstance(self.session, OptInSession) and self.is_outside():
-            return self.create_outside(self.session)
-        return self.create_inside()
+        own = self.session if isinstance(self.session, OptInSession) and self.is_outside() else None
+        tries = 0
+        while True:
+            answer = self.create_inside() if own is None else self.create_outside(own)
+            if not isinstance(answer, exc.DBAPIError):
+                return answer, True
+            found = self.find()
+            if found is not None:
+                return found, False
+            if own is None:
+                self.raise_if_unseen(answer)
+            tries += 1
+            if tries == MOST_IN_VAIN or not self.is_gone(answer):
+                try:
+                    raise answer
+                finally:
+                    del answer  # its traceback refers to this frame
 
-    def create_inside(self) -> tuple[T, bool]:
-        """Create the object in the transaction, or find what another has created meanwhile."""
+    def create_inside(self) -> T | exc.DBAPIError:
+        """Create the object in the transaction.
+
+        :returns: The object, or the error if somebody else has been faster.
+        """
         # This flushes what waits in the session. An error of that is raised as it is.
         savepoint = self.session.begin_nested()
-        created: T | None = None
+        self.refused = None
+        known: object = None
         try:
             with savepoint:
                 # Made in here, because a related object may take it into a collection at once, and
                 # going back to the savepoint takes it out again.
-                created = self.build()
+                created = self.refused = self.build()
+                known = make_room(self.session, created)
                 self.session.add(created)
-            self.settle(created)
-            return created, True
-        except exc.IntegrityError as error:
-            if not _is_taken(error):
+        except BaseException as error:
+            if known is not None:
+                self.session.add(known)
+            if not is_taken(error):
                 raise
-            refusal = error
-        found = self.find()
-        if found is not None:
-            return found, False
-        if created is not None:
-            self.raise_if_unseen(created, refusal)
-        try:
-            raise refusal
-        finally:
-            del refusal  # its traceback refers to this frame
+            return error
+        self.settle(created)
+        return created
 
-    def create_outside(self, session: OptInSession) -> tuple[T, bool]:
-        """Create the object alone, or find what another has created meanwhile."""
+    def create_outside(self, session: OptInSession) -> T | exc.DBAPIError:
+        """Create the object alone.
+
+        :returns: The object, or the error if somebody else has been faster.
+        """
         try:
             created = Attempt(session, self.CALL).store(self.build)
-            self.settle(created)
-            return created, True
         except exc.DBAPIError as error:
-            if not _is_taken(error) and sqlstate(error) != SERIALIZATION_FAILURE:
+            if not is_taken(error) and not is_serialization_failure(error):
                 raise
-            refusal = error
-        found = self.find()
-        if found is not None:
-            return found, False
-        try:
-            raise refusal
-        finally:
-            del refusal  # its traceback refers to this frame
+            return error
+        self.settle(created)
+        return created
 
     def build(self) -> T:
         """Construct the object, and call the functions among the defaults."""
@@ -246,26 +307,43 @@ class FindOrCreate(Generic[T]):
                 if values.get(attribute.key) is None and may_store_none_otherwise(attribute):
                     yield attribute.key
 
-    def raise_if_unseen(self, created: T, refusal: exc.IntegrityError) -> None:
+    def is_gone(self, refusal: exc.DBAPIError) -> bool:
+        """Tell whether the row in the way is gone, so that it makes sense to try again.
+
+        That row has the values of the new one in all columns of a unique constraint. If these
+        include what is searched for, the search after the INSERT should have found it.
+
+        :param refusal: The error of the flush.
+        """
+        if is_serialization_failure(refusal):
+            return True
+        columns = columns_in_the_way(refusal, self.mapper.tables)
+        searched = [[*self.names_of(name)] for name in self.filters]
+        return all(searched) and all(
+            columns.intersection(self.mapper.column_attrs[own].columns)
+            for names in searched
+            for own in names
+        )
+
+    def raise_if_unseen(self, refusal: exc.DBAPIError) -> None:
         """Raise a serialization failure if this transaction can't see the row that is in the way.
 
         The server can tell: the refused INSERT is sent again with ON CONFLICT DO NOTHING. At
         REPEATABLE READ and SERIALIZABLE this fails if the row in the way can't be seen.
 
-        :param created: The object that could not be stored.
         :param refusal: The error of the flush.
         """
         statement = refusal.statement
-        if not statement or statement.lstrip()[:6].upper() != "INSERT":
+        if self.refused is None or not statement or statement.lstrip()[:6].upper() != "INSERT":
             return
         savepoint = self.session.begin_nested()
         try:
-            connection = self.connection_of(created, savepoint)
+            connection = self.connection_of(self.refused, savepoint)
             if connection.dialect.name == "postgresql":
                 parameters: Any = refusal.params
-                connection.exec_driver_sql(_passing_over(statement), parameters)
+                connection.exec_driver_sql(passing_over(statement), parameters)
         except exc.DBAPIError as error:
-            if sqlstate(error) == SERIALIZATION_FAILURE:
+            if is_serialization_failure(error):
                 raise
         finally:
             savepoint.rollback()
@@ -276,17 +354,3 @@ class FindOrCreate(Generic[T]):
         if ask is not None:
             return ask(self.mapper.base_mapper, created)
         return transaction.connection(self.mapper.base_mapper)
-
-
-def _passing_over(insert: str) -> str:
-    """Add ON CONFLICT DO NOTHING to an INSERT of SQLAlchemy's."""
-    before, returning, after = insert.rpartition(" RETURNING ")
-    if not returning:
-        before, after = insert, ""
-    return f"{before}\nON CONFLICT DO NOTHING{returning}{after}"
-
-
-def _is_taken(error: exc.DBAPIError) -> bool:
-    """Tell whether the database refuses the new row because of one that is there already."""
-    # SQLite has no SQLSTATE. If another constraint is violated, the search finds no row.
-    return isinstance(error, exc.IntegrityError) and sqlstate(error) in (None, *_TAKEN)

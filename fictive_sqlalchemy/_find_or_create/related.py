@@ -50,7 +50,9 @@ def take_out(other: object, name: str, new: object) -> None:
         if state.persistent:
             assert state.session is not None
             state.session.expire(other, [name])
-    elif value is not None and not _forget_dynamic(state.committed_state.get(name), new):
+    elif value is None or not state.mapper.relationships[name].uselist:
+        return
+    elif not _forget_dynamic(state.committed_state.get(name), new):
         adapter = collection_adapter(value)
         if any(item is new for item in adapter):
             adapter.remove_without_event(new)

@@ -11,35 +11,35 @@ it. So the SELECT has these columns once more, for SQLAlchemy does not overwrite
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NoReturn, TypeVar
 
 from sqlalchemy import ClauseElement, exc
 from sqlalchemy.orm import (
     ColumnProperty,
     CompositeProperty,
-    RelationshipDirection,
     RelationshipProperty,
     Session,
 )
 from sqlalchemy.orm.attributes import flag_modified, set_committed_value
-from sqlalchemy.orm.exc import StaleDataError, UnmappedColumnError
+from sqlalchemy.orm.exc import StaleDataError
 
 from .._core.attributes import attribute_of, columns_of
 from .._core.describe import listed, state_of
-from .._core.errors import sqlstate
 from .._core.session import OptInSession
 from .attempt import Attempt
-from .find import SERIALIZATION_FAILURE, FindOrCreate
+from .find import MOST_IN_VAIN, FindOrCreate
+from .refusals import is_serialization_failure
 from .values import is_function
 
 T = TypeVar("T")
 
 _NOT_LOADED = object()
 
-#: How often one UPDATE may find no row where the SELECT before it has found one. That happens if
-#: somebody deletes and creates the row again and again, or if a trigger refuses the UPDATE.
-_MOST_IN_VAIN = 10
+#: How often an UPDATE may fail because of transactions at the same time. With many of them, most
+#: may fail each time that one succeeds; but a trigger may raise that error, too.
+_MOST_CONFLICTS = 1000
 
 
 class UpdateOrCreate(FindOrCreate[T]):
@@ -68,19 +68,17 @@ class UpdateOrCreate(FindOrCreate[T]):
         """The values of these, and the version, in the row that was found."""
         self.in_vain: list[Any] = []
         """The row that an UPDATE has not found, as often as that was so without a pause."""
+        self.conflicts = 0
+        """How often an UPDATE has failed because of a transaction at the same time."""
 
     # -- before anything is sent ---------------------------------------------------------------
 
     def check(self) -> None:
         super().check()
         name = self.model.__name__
-        twice = [key for key in self.updates if key in self.filters]
+        twice = [key for key in self.updates if self.is_searched(key)]
         if twice:
-            raise exc.ArgumentError(
-                f"{name}.{self.CALL} searches for {listed(twice)}, and can't change it, too: the "
-                "next call would not find the object again. Leave it out of the defaults, or find "
-                "the object with filter_by() and change it."
-            )
+            self.refuse_to_change(twice)
         unknown = [key for key in self.updates if not hasattr(self.model, key)]
         if unknown:
             raise exc.InvalidRequestError(
@@ -96,6 +94,14 @@ class UpdateOrCreate(FindOrCreate[T]):
         self.check_related(self.updates)
         self.names = [*dict.fromkeys(key for name in self.updates for key in self.names_of(name))]
 
+    def refuse_to_change(self, names: list[str]) -> NoReturn:
+        """Refuse to change what is searched for."""
+        raise exc.ArgumentError(
+            f"{self.model.__name__}.{self.CALL} searches for {listed(names)}, and can't change it, "
+            "too: the next call would not find the object again. Leave it out of the defaults, or "
+            "find the object with filter_by() and change it."
+        )
+
     def why_not(self, name: str) -> str | None:
         """Say why an attribute can't be changed; ``None`` if it can."""
         attribute = attribute_of(self.mapper, name)
@@ -109,35 +115,6 @@ class UpdateOrCreate(FindOrCreate[T]):
             if any(one in self.mapper.primary_key for one in self.mapper.column_attrs[key].columns):
                 return "is part of the primary key; a new object gets it from create_defaults"
         return None
-
-    def names_of(self, name: str) -> Iterator[str]:
-        """Yield the attributes for columns that an attribute sets, as far as that is known.
-
-        :param name: The name of an attribute of any kind.
-        """
-        attribute = attribute_of(self.mapper, name)
-        if isinstance(attribute, ColumnProperty):
-            yield attribute.key
-        elif isinstance(attribute, CompositeProperty):
-            yield from (part.key for part in attribute.props)
-        elif isinstance(attribute, RelationshipProperty):
-            yield from (own for own, _ in self.pairs(attribute))
-
-    def pairs(self, relationship: RelationshipProperty[Any]) -> list[tuple[str, str]]:
-        """Return what a flush copies for a many-to-one relationship: into what, and from what.
-
-        :param relationship: Any relationship; for others than many-to-one it copies nothing here.
-        """
-        if relationship.direction is not RelationshipDirection.MANYTOONE:
-            return []
-        of_other = relationship.mapper.get_property_by_column
-        try:
-            return [
-                (self.mapper.get_property_by_column(target).key, of_other(source).key)
-                for source, target in relationship.synchronize_pairs
-            ]
-        except UnmappedColumnError:
-            return []  # then nobody can tell whether it has changed
 
     # -- what is done --------------------------------------------------------------------------
 
@@ -212,14 +189,15 @@ class UpdateOrCreate(FindOrCreate[T]):
         was_waiting = session.is_modified(found)
         try:
             Attempt(session, self.CALL).change(
-                found, self.updates, lambda: self.set_values(found, self.new_values(found))
+                found, partial(self.new_values, found), partial(self.set_values, found)
             )
         except StaleDataError:
             if was_waiting or self.is_in_vain(found):
                 raise
             return False
         except exc.DBAPIError as error:
-            if sqlstate(error) != SERIALIZATION_FAILURE:
+            self.conflicts += 1
+            if not is_serialization_failure(error) or self.conflicts >= _MOST_CONFLICTS:
                 raise
             return False
         return True
@@ -246,7 +224,7 @@ class UpdateOrCreate(FindOrCreate[T]):
         if row not in self.in_vain:
             self.in_vain = []
         self.in_vain.append(row)
-        return len(self.in_vain) >= _MOST_IN_VAIN
+        return len(self.in_vain) >= MOST_IN_VAIN
 
     # -- the values ----------------------------------------------------------------------------
 
@@ -254,6 +232,7 @@ class UpdateOrCreate(FindOrCreate[T]):
         """Set the attributes to the values of the row, except for what waits to be stored."""
         state = state_of(found)
         is_waiting = self.session.is_modified(found)
+        refreshed: list[str] = []
         for name, value in self.row.items():
             # A version that the session does not know refuses the changes that wait.
             if is_waiting and (self.is_waiting(found, name) or name in self.name_of_version()):
@@ -261,6 +240,10 @@ class UpdateOrCreate(FindOrCreate[T]):
             if not self.is_same(name, state.dict.get(name, _NOT_LOADED), value):
                 set_committed_value(found, name, value)
                 self.forget_made_of(found, name)
+                refreshed.append(name)
+        if refreshed:
+            # As SQLAlchemy does: so sqlalchemy.ext.mutable notices changes in the new value, too.
+            state.manager.dispatch.refresh(state, None, refreshed)
 
     def forget_made_of(self, found: T, name: str) -> None:
         """Forget the composite value, and the related object, that belong to an older value.
@@ -280,7 +263,22 @@ class UpdateOrCreate(FindOrCreate[T]):
         called = {key: value() for key, value in self.updates.items() if is_function(value)}
         self.check_related(called)
         values = {**self.updates, **called}
-        return {key: value for key, value in values.items() if not self.has(found, key, value)}
+        values = {key: value for key, value in values.items() if not self.has(found, key, value)}
+        wrong = [key for key, value in values.items() if self.is_another_search(key, value)]
+        if wrong:
+            self.refuse_to_change(wrong)
+        return values
+
+    def is_another_search(self, name: str, value: Any) -> bool:
+        """Tell whether a related object would change what is searched for."""
+        attribute = attribute_of(self.mapper, name)
+        if not isinstance(attribute, RelationshipProperty):
+            return False
+        copied = self.copied(attribute, value) or {}
+        return any(
+            own in self.searched and not self.is_same(own, self.row[own], copy)
+            for own, copy in copied.items()
+        )
 
     def has(self, found: T, name: str, value: Any) -> bool:
         """Tell whether an attribute has a value already, and nothing else waits to be stored."""
@@ -295,6 +293,10 @@ class UpdateOrCreate(FindOrCreate[T]):
             if not pairs or any(self.is_waiting(found, own) for own, _ in pairs):
                 return False
             return self.copied(attribute, value) == {own: values.get(own) for own, _ in pairs}
+        if isinstance(attribute, CompositeProperty):
+            if any(self.is_waiting(found, part.key) for part in attribute.props):
+                return False
+            return (getattr(found, attribute.key) == value) is True
         return False
 
     def copied(self, relationship: RelationshipProperty[Any], value: Any) -> dict[str, Any] | None:
@@ -328,15 +330,12 @@ class UpdateOrCreate(FindOrCreate[T]):
         # As SQLAlchemy asks: what compares with neither True nor False, such as an array, differs.
         return self.mapper.column_attrs[name].columns[0].type.compare_values(one, other) is True
 
-    def set_values(self, found: T, values: Mapping[str, Any]) -> bool:
+    def set_values(self, found: T, values: Mapping[str, Any]) -> None:
         """Set the values, so that one UPDATE has all columns of the defaults, or there is none.
 
         :param found: The object.
         :param values: Those that it does not have, by the names of attributes.
-        :returns: Whether there are any.
         """
-        if not values:
-            return False
         state = state_of(found)
         for name in self.names:
             if self.is_waiting(found, name):  # it gives way to the new value
@@ -353,4 +352,3 @@ class UpdateOrCreate(FindOrCreate[T]):
             for name in self.names:
                 if name in state.dict and not self.is_waiting(found, name):
                     flag_modified(found, name)
-        return True

@@ -163,6 +163,7 @@ class Poem(Work, Base):
 class Portrait(Work, Base):
     __tablename__ = "portraits"
 
+    size: Mapped[int | None] = mapped_column(sa.CheckConstraint("size > 0"))
     author: Mapped[Author | None] = relationship(back_populates="portrait")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from sqlalchemy.orm import Session
 from fictive_sqlalchemy import IsolationLevel, OptInSession
 from tests.find_or_create.stores import (
     CaseBlind,
+    Cat,
     Employee,
     Heard,
     Late,
@@ -25,7 +27,7 @@ from tests.find_or_create.stores import (
     chain,
     sqlstate,
 )
-from tests.wire import WireProxy
+from tests.wire import Message, WireProxy
 
 
 @pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
@@ -152,31 +154,119 @@ def test_a_row_that_the_snapshot_does_not_show_is_a_failure_to_retry(
         assert not store.ask(model, defaults, **filters)[1]
 
 
-def test_a_row_that_vanished_again_is_no_failure_to_retry(
-    store: Store, another: Store, just_before_insert: Callable[..., None]
+@pytest.fixture
+def come_and_go(
+    another: Store, wire: WireProxy, just_before_insert: Callable[..., None]
+) -> Callable[[type[Any]], None]:
+    """Somebody else creates the row before our INSERT, and deletes it before our next SELECT."""
+
+    def delete_before_select(model: type[Any]) -> None:
+        def look(message: Message) -> None:
+            if message.is_statement and message.verb == "SELECT":
+                wire.before_forward = None
+                with another.session.begin():
+                    another.session.execute(sa.delete(model))
+
+        wire.before_forward = look
+
+    def arrange(model: type[Any]) -> None:
+        def create() -> None:
+            another.ask(model, {"name": "Ada"}, email="ada@x")
+            delete_before_select(model)
+
+        just_before_insert(create)
+
+    return arrange
+
+
+@pytest.mark.parametrize("call", ["ask", "put"])
+@pytest.mark.parametrize("where", ["outside", "inside"])
+@pytest.mark.parametrize("model", [User, Heard])
+def test_a_row_that_came_and_went_is_created(
+    store: Store,
+    wire: WireProxy,
+    come_and_go: Callable[[type[Any]], None],
+    model: type[Any],
+    where: str,
+    call: str,
 ) -> None:
-    def create_and_delete_later() -> None:
-        ada, _ = another.ask(Heard, {"name": "Ada"}, email="ada@x")
+    come_and_go(model)
+    with wire.record() as recording, store.session.begin() if where == "inside" else nullcontext():
+        ada, created = getattr(store, call)(model, {"name": "Ada"}, email="ada@x")
+        assert created
+    assert list(store.session) == [ada]
+    assert store.stored(model, "id") == [ada.id]
+    if where == "outside" and model is User:
+        assert recording.verbs == ["SELECT", "INSERT", "SELECT", "INSERT"]
 
-        def delete() -> None:
-            with another.session.begin():
-                another.session.delete(ada)
 
-        just_before_rollback.append(delete)
+@pytest.mark.parametrize("where", ["outside", "inside"])
+def test_a_row_that_comes_and_goes_for_ever_is_an_error(
+    store: Store,
+    wire: WireProxy,
+    come_and_go: Callable[[type[Any]], None],
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+) -> None:
+    monkeypatch.setattr("fictive_sqlalchemy._find_or_create.find.MOST_IN_VAIN", 3)
+    tries: list[int] = []
 
-    just_before_rollback: list[Callable[[], None]] = []
+    def make_name() -> str:
+        come_and_go(User)
+        tries.append(1)
+        return "Ada"
 
-    @event.listens_for(store.engine, "rollback_savepoint")
-    def _(connection: Any, name: str, context: Any) -> None:
-        while just_before_rollback:
-            just_before_rollback.pop()()
-
-    just_before_insert(create_and_delete_later)
-    with store.session.begin():
+    with store.session.begin() if where == "inside" else nullcontext():
         with pytest.raises(exc.IntegrityError):
-            store.ask(Heard, {"name": "Ada"}, email="ada@x")
-        assert store.ask(Heard, {"name": "Ada"}, email="ada@x")[1]
-    assert store.stored(Heard, "email") == ["ada@x"]
+            store.ask(User, {"name": make_name}, email="ada@x")
+        assert len(tries) == 3
+        wire.before_forward = None
+        assert store.ask(User, {"name": "Ada"}, email="ada@x")[1]
+    assert store.stored(User, "email") == ["ada@x"]
+
+
+@pytest.mark.parametrize("where", ["outside", "inside"])
+def test_another_constraint_is_no_reason_to_try_again(store: Store, where: str) -> None:
+    calls: list[int] = []
+
+    def make_name() -> str:
+        calls.append(1)
+        return "Ada"
+
+    store.ask(User, {"name": "Bob", "nick": "taken"}, email="bob@x")
+    with store.session.begin() if where == "inside" else nullcontext():
+        with pytest.raises(exc.IntegrityError):
+            store.ask(User, {"name": make_name, "nick": "taken"}, email="ada@x")
+        with pytest.raises(exc.IntegrityError):  # the row in the way has another name
+            store.ask(User, {}, email="bob@x", name="Ada")
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("call", ["ask", "put"])
+def test_inside_an_object_whose_row_was_deleted_makes_room(
+    store: Store, another: Store, call: str
+) -> None:
+    """SQLAlchemy would warn, and the session would have two objects for one row."""
+    store.ask(Cat, {"sound": "MEOW"}, name="Tom")
+    tom = store.session.scalars(sa.select(Cat)).one()
+
+    def get(sound: str | None) -> tuple[Cat, bool]:
+        create_defaults = {"sound": sound}
+        if call == "ask":
+            return store.ask(Cat, create_defaults, name="Tom")
+        return store.put(Cat, {"voice": "purr"}, create_defaults, name="Tom")
+
+    with another.engine.begin() as connection:
+        connection.execute(sa.delete(Cat))
+    with store.session.begin():
+        with pytest.raises(AttributeError):
+            get(None)
+        assert tom in store.session
+        new, created = get("HISS")
+        assert created
+        assert list(store.session) == [new]
+    assert store.stored(Cat, "name", "voice") == [("Tom", "hiss")]
+    assert new.voice == "hiss"
 
 
 @pytest.mark.parametrize("is_one_statement", [True, False])

@@ -17,6 +17,7 @@ from fictive_sqlalchemy.testing import isolate
 from tests.find_or_create.stores import (
     Author,
     Base,
+    Book,
     Careful,
     Counted,
     Defaults,
@@ -349,6 +350,21 @@ def test_columns_that_are_not_loaded_with_the_object(store: Store, wire: WirePro
     assert recording.verbs == ["SELECT"]
 
 
+@both
+def test_a_composite_value_that_is_the_same_is_the_select_alone(
+    store: Store, wire: WireProxy, where: str
+) -> None:
+    place, _ = store.put(Place, {"point": Point(1, 2)}, label="Top")
+    with wire.record() as recording, block(store, where):
+        store.put(Place, {"point": Point(1, 2)}, label="Top")
+    assert set(recording.verbs) <= {"BEGIN", "SELECT", "COMMIT"}
+    place.point = Point(3, 4)
+    with block(store, where), store.session.no_autoflush:
+        store.put(Place, {"point": Point(1, 2)}, label="Top")
+    assert not store.session.is_modified(place)
+    assert store.session.scalars(sa.select(Place.point)).one() == Point(1, 2)
+
+
 # What the row has, and not what the session remembers
 
 
@@ -403,6 +419,21 @@ def test_a_composite_that_only_the_session_remembers_is_stored_again(
         store.put(Place, {"point": Point(1, 2)}, label="Top")
         assert place.point == Point(1, 2)
     assert another.session.scalars(sa.select(Place.point)).one() == Point(1, 2)
+
+
+@both
+def test_a_change_in_a_mutable_value_of_the_row_is_noticed(
+    store: Store, another: Store, where: str
+) -> None:
+    place, _ = store.put(Place, {"facts": {"a": 1}}, point=Point(1, 2))
+    assert place.facts == {"a": 1}
+    another.put(Place, {"facts": {"b": 2}}, point=Point(1, 2))
+    with block(store, where):
+        store.put(Place, {"facts": {"b": 2}}, point=Point(1, 2))
+        assert place.facts is not None
+        place.facts["c"] = 3
+    store.session.commit()
+    assert store.stored(Place, "id", "facts") == [(place.id, {"b": 2, "c": 3})]
 
 
 def test_a_version_is_that_of_the_row(store: Store, another: Store) -> None:
@@ -467,6 +498,48 @@ def test_outside_an_error_leaves_what_waits_of_the_object(store: Store) -> None:
     assert (ada.nick, ada.name, ada.age) == ("a", "Waiting", None)
     store.session.commit()
     assert store.stored(User, "nick", "name", "age") == [("a", "Waiting", None)]
+
+
+@pytest.mark.parametrize("how", ["at COMMIT", "in a later flush"])
+def test_outside_what_waits_of_the_object_waits_after_an_error_that_comes_late(
+    store: Store, another: Store, how: str
+) -> None:
+    """The flush has succeeded before, so SQLAlchemy takes the changes for stored."""
+    old, _ = store.put(Author, name="Old")
+    new, _ = store.put(Author, name="New")
+    book, _ = store.put(Book, {"author": old}, title="Notes")
+    ada, _ = store.put(Heard, {"name": "Ada"}, email="ada@x")
+    ada.nick, book.author = "waits", new
+    with another.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE FUNCTION refuse() RETURNS trigger AS "
+            "'BEGIN RAISE EXCEPTION ''refused''; END' LANGUAGE plpgsql"
+        )
+        for table in ("heard", "books") if how == "at COMMIT" else ():
+            connection.exec_driver_sql(
+                f"CREATE CONSTRAINT TRIGGER refuse AFTER UPDATE ON {table} "
+                "DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse()"
+            )
+
+    def after_flush(*args: Any) -> None:
+        if how == "in a later flush":
+            store.session.add(User(email="without a name"))
+
+    event.listen(store.session, "after_flush_postexec", after_flush)
+    try:
+        with pytest.raises(exc.DBAPIError):
+            store.put(Heard, {"name": "Ada L."}, email="ada@x")
+        with pytest.raises(exc.DBAPIError):
+            store.put(Book, {"reviewer": old}, title="Notes")
+    finally:
+        event.remove(store.session, "after_flush_postexec", after_flush)
+    assert (ada.name, ada.nick, ada.age) == ("Ada", "waits", None)
+    assert (book.author, book.reviewer) == (new, None)
+    with another.engine.begin() as connection:
+        connection.exec_driver_sql("DROP FUNCTION refuse CASCADE")
+    store.session.commit()
+    assert store.stored(Heard, "name", "nick", "age") == [("Ada", "waits", None)]
+    assert store.stored(Book, "author_id", "reviewer_id") == [(new.id, None)]
 
 
 @both

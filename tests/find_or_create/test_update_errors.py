@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from tests.find_or_create.stores import (
     Careful,
     Chapter,
     Defaults,
+    Place,
     Store,
     Tag,
     User,
@@ -39,6 +41,20 @@ from tests.wire import WireProxy
             {"email": "b"},
             exc.ArgumentError,
             r"User.update_or_create\(\) searches for 'email'",
+        ),
+        (
+            Place,
+            {"called": "Top"},
+            {"label": "Peak"},
+            exc.ArgumentError,
+            r"Place.update_or_create\(\) searches for 'label'",
+        ),
+        (
+            Book,
+            {"author": None},
+            {"author_id": 7},
+            exc.ArgumentError,
+            r"Book.update_or_create\(\) searches for 'author_id'",
         ),
         (
             Careful,
@@ -120,6 +136,21 @@ def test_create_defaults_are_looked_at_also_if_the_object_is_found(
     with wire.record() as recording, pytest.raises(error, match=message):
         store.put(User, {"name": "A"}, create_defaults, email="ada@x")
     assert recording.verbs == []
+
+
+@pytest.mark.parametrize("where", ["outside", "inside"])
+def test_a_related_object_does_not_change_what_is_searched_for(
+    store: Store, wire: WireProxy, where: str
+) -> None:
+    ada, bob = store.ask(Author, name="Ada")[0], store.ask(Author, name="Bob")[0]
+    store.ask(Book, {"title": "Notes"}, author=ada)
+    with wire.record() as recording, store.session.begin() if where == "inside" else nullcontext():
+        store.put(Book, {"author": ada}, author_id=ada.id)
+        for author in (bob, None, lambda: bob):
+            with pytest.raises(exc.ArgumentError, match="searches for 'author', and can't change"):
+                store.put(Book, {"author": author}, author_id=ada.id)
+    assert "UPDATE" not in recording.verbs
+    assert not store.session.dirty
 
 
 def test_what_is_no_mapping_is_refused(store: Store, wire: WireProxy) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -156,15 +155,13 @@ def test_outside_a_version_keeps_a_function_from_being_too_late(
 
 @WHERE
 def test_rows_that_come_and_go(make_store: Callable[..., Store], url: str, where: str) -> None:
-    """The one error is that of an INSERT which was in the way of a row that is gone by now."""
     store = make_store(url, pool_size=5, max_overflow=0)
 
     def call(session: Session, number: int) -> None:
         if number % 2:
             session.execute(sa.delete(User))
         else:
-            with suppress(exc.IntegrityError):
-                store.put(User, {"name": f"{number}"}, session=session, email="ada@x")
+            store.put(User, {"name": f"{number}"}, session=session, email="ada@x")
 
     run(store, where, call, times=8)
     store.put(User, {"name": "last"}, email="ada@x")
@@ -258,3 +255,28 @@ def test_a_trigger_that_refuses_each_update_is_an_error_and_no_endless_loop(
         with pytest.raises(StaleDataError):
             store.put(User, {"name": "Ada L."}, email="ada@x")
     assert store.put(User, {"name": "Ada"}, email="ada@x")[0].name == "Ada"
+
+
+@pytest.mark.parametrize("model", [User, Heard])
+def test_a_serialization_failure_of_each_update_is_an_error_and_no_endless_loop(
+    store: Store, another: Store, monkeypatch: pytest.MonkeyPatch, model: type[User]
+) -> None:
+    monkeypatch.setattr("fictive_sqlalchemy._find_or_create.update._MOST_CONFLICTS", 5)
+    ada, _ = store.put(model, {"name": "Ada"}, email="ada@x")
+    with another.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE FUNCTION refuse() RETURNS trigger AS "
+            "'BEGIN RAISE EXCEPTION USING ERRCODE = ''40001''; END' LANGUAGE plpgsql;"
+            f"CREATE TRIGGER refuse BEFORE UPDATE ON {model.__tablename__} "
+            "FOR EACH ROW EXECUTE FUNCTION refuse()"
+        )
+    calls: list[int] = []
+
+    def make_name() -> str:
+        calls.append(1)
+        return "Ada L."
+
+    with pytest.raises(exc.OperationalError):
+        store.put(model, {"name": make_name}, email="ada@x")
+    assert len(calls) == 5
+    assert ada.name == "Ada"

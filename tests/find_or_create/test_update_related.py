@@ -6,7 +6,12 @@ from contextlib import nullcontext
 from typing import Any
 
 import pytest
+from sqlalchemy import exc
 
+from fictive_sqlalchemy import OptInSession
+from fictive_sqlalchemy.filter_by_or_create import filter_by_or_create, update_or_create
+from tests.find_or_create.models import Author as Writer
+from tests.find_or_create.models import Portrait, Rows
 from tests.find_or_create.stores import Author, Book, Store
 from tests.wire import WireProxy
 
@@ -92,3 +97,52 @@ def test_a_value_that_waits_for_a_relationship_gives_way_to_the_default(
     assert book.author is ada
     store.session.commit()
     assert store.stored(Book, "author_id") == [ada.id]
+
+
+@pytest.mark.parametrize("is_function", [True, False])
+def test_outside_an_error_leaves_a_related_object_of_no_session_alone(
+    store: Store, is_function: bool
+) -> None:
+    ada, bob = store.ask(Author, name="Ada")[0], store.ask(Author, name="Bob")[0]
+    book, _ = store.put(Book, {"author": ada}, title="Notes")
+    other, _ = store.put(Book, {"author": bob}, title="More")
+    assert bob.books == [other]
+    store.session.expunge(bob)
+    store.session.expunge(other)
+    bob_or_function = (lambda: bob) if is_function else bob
+    with pytest.raises(exc.IntegrityError):
+        store.put(Book, {"author": bob_or_function, "reviewer_id": 999}, title="Notes")
+    assert (book.author, ada.books) == (ada, [book])
+    assert (bob.books, other.author) == ([other], bob)
+    assert list(store.session.dirty) == []
+    assert set(store.session) == {ada, book}
+    store.put(Book, {"author": bob}, title="Notes")
+    assert bob in store.session
+    assert store.stored(Book, "author_id") == [bob.id, bob.id]
+
+
+@pytest.mark.parametrize("is_function", [True, False])
+@pytest.mark.parametrize("is_waiting", [True, False])
+def test_outside_an_error_leaves_the_other_side_of_one_to_one_alone(
+    session: OptInSession, rows: Rows, is_waiting: bool, is_function: bool
+) -> None:
+    def put(title: str, **defaults: Any) -> Portrait:
+        return update_or_create(session, Portrait, {"title": title}, defaults)[0]
+
+    ada, bob = (filter_by_or_create(session, Writer, {"name": name}, {})[0] for name in "AB")
+    of_ada, of_bob = put("a", author=ada), put("b", author=bob)
+    assert (ada.portrait, bob.portrait) == (of_ada, of_bob)
+    if is_waiting:
+        bob.mood = "waits"
+    with pytest.raises(exc.IntegrityError):
+        update_or_create(
+            session,
+            Portrait,
+            {"title": "a"},
+            {"author": (lambda: bob) if is_function else bob, "size": -1},
+        )
+    assert (ada.portrait, bob.portrait) == (of_ada, of_bob)
+    assert (of_ada.author, of_bob.author) == (ada, bob)
+    session.commit()
+    assert rows("SELECT author_id FROM portraits ORDER BY title") == [ada.id, bob.id]
+    assert rows("SELECT mood FROM writers ORDER BY name") == [None, "waits" if is_waiting else None]
