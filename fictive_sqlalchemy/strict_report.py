@@ -30,7 +30,8 @@ _BLOCK = "put it, and what belongs together with it, into `with session.begin():
 # What would be different, and what to do. {call} is what the line has called.
 _TEXTS = {
     Kind.READ: (
-        "{call} flushes what waits before it reads; in the strict mode it would not find that",
+        "{call} flushes what waits ({detail}) before it reads; in the strict mode it would not "
+        "find that",
         "put the changes and the read into one `with session.begin():`, where reads flush",
     ),
     Kind.FLUSH: ("{call} would store what waits at once, and not with commit()", _BLOCK),
@@ -107,7 +108,8 @@ class Finding:
     def __str__(self) -> str:
         place = f"{_shortened(self.filename)}:{self.line} in {self.function}"
         if self.called_from is not None:
-            place += f" (called from {self.called_from})"
+            filename, _, line = self.called_from.rpartition(":")
+            place += f" (called from {_shortened(filename)}:{line})"
         return " ".join((f"{place}: {self.difference}.", f"Remedy: {self.remedy}."))
 
 
@@ -320,7 +322,7 @@ class _Recording:
             line=place.line,
             function=place.function,
             call=caller.called,
-            called_from=outer and f"{_shortened(outer.filename)}:{outer.line} in {outer.function}",
+            called_from=outer and f"{outer.filename}:{outer.line} in {outer.function}",
             detail=difference.detail,
         )
         for report in self._reports:

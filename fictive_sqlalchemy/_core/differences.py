@@ -12,12 +12,15 @@ means the same in both modes.
 from __future__ import annotations
 
 import dis
+from bisect import bisect
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
+from itertools import zip_longest
 from types import FrameType
 from typing import Any, NamedTuple
 
-from sqlalchemy import event
+from sqlalchemy import Column, event
 from sqlalchemy.orm import ColumnProperty, Session, SessionTransaction
 
 from . import observing
@@ -27,6 +30,14 @@ from .states import SessionStates
 
 # With these SQLAlchemy sends SAVEPOINT, and the like, as a statement.
 _SAVEPOINTS = frozenset({"do_savepoint", "do_release_savepoint", "do_rollback_to_savepoint"})
+
+# After these the next instruction is another one than that below.
+_LEAVES = frozenset(
+    {
+        *("JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT", "JUMP_ABSOLUTE"),
+        *("RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAISE"),
+    }
+)
 
 # How many places one transaction keeps at most.
 _MOST_PLACES = 1000
@@ -64,6 +75,7 @@ class Kind(Enum):
 
 
 _WRITES = (Kind.FLUSH, Kind.WRITE, Kind.SAVEPOINT)
+_FLUSHES = (Kind.READ, Kind.FLUSH)
 
 
 class Difference(NamedTuple):
@@ -79,6 +91,7 @@ class _Noted(NamedTuple):
     caller: Caller
     end: Caller
     """Where it was stored: the end of a savepoint, otherwise the same."""
+    detail: str
 
 
 class _Notes:
@@ -90,35 +103,40 @@ class _Notes:
         """How many calls would have been transactions of their own."""
         self.waits = False
         """Whether something else would be stored by ``commit()``, because it would still wait."""
-        self._last: FrameType | None = None
+        self.flush_writes = False
+        """Whether the flush that goes on, if any, has sent something."""
+        self.call: FrameType | None = None
+        """The last call that was noted."""
+        self._key: Any = None
+        self._before: _Noted | None = None
 
-    def add(
-        self, kind: Kind, caller: Caller, end: Caller | None = None
-    ) -> Callable[[], object] | None:
-        """Note a place; return what takes that back."""
-        key = _key(caller)
-        known, writes = self.found.get(key), self.writes
-        if kind in _WRITES:
-            if caller.call is not self._last:  # a call may send several statements
-                self.writes += 1
-                self._last = caller.call
-            self.waits = False
-        if known is not None and kind in (Kind.READ, Kind.FLUSH):
-            return None
-        if known is None and len(self.found) >= _MOST_PLACES:
-            return None
+    def add(self, kind: Kind, caller: Caller, end: Caller | None = None, detail: str = "") -> None:
+        """Note a place. A call is noted once: what it writes or locks, or else that it flushes."""
+        if caller.call is self.call:
+            if kind in _FLUSHES or self._key[0] not in _FLUSHES:
+                return
+            self.take_back(self.call)
+        key = kind, _key(caller)
+        if key not in self.found and len(self.found) >= _MOST_PLACES:
+            return
+        self.call, self._key, self._before = caller.call, key, self.found.get(key)
         without = caller._replace(call=None)
-        self.found[key] = _Noted(kind, without, end._replace(call=None) if end else without)
+        stored = end._replace(call=None) if end else without
+        self.found[key] = _Noted(kind, without, stored, detail)
+        if kind in _WRITES:
+            self.writes += 1
+            self.waits = False
 
-        def take_back() -> None:
-            self.writes = writes
-            self._last = None
-            if known is not None and known.kind in _WRITES:  # by an earlier call of the same line
-                self.found[key] = known
-            else:  # a flush before the statement has failed with it
-                self.found.pop(key, None)
-
-        return take_back
+    def take_back(self, call: FrameType | None) -> None:
+        """Forget a call, unless its line has been noted before; nothing if it was not the last."""
+        if call is None or call is not self.call:
+            return
+        self.call = None
+        self.writes -= self._key[0] in _WRITES
+        if self._before is None:
+            self.found.pop(self._key)
+        else:
+            self.found[self._key] = self._before
 
 
 class _SavepointNotes:
@@ -126,7 +144,8 @@ class _SavepointNotes:
 
     def __init__(self, caller: Caller) -> None:
         self.caller = caller
-        self.has_written = False
+        self.is_used = False
+        """Whether it has written or locked."""
 
 
 class Watch:
@@ -162,19 +181,23 @@ class Watch:
     def statement_writes(
         self, session: SessionStates | None, *, only_locks: bool
     ) -> Callable[[], object] | None:
-        notes = None if session is None else self._notes(session)
-        if notes is None:
+        if session is None or (notes := self._notes(session)) is None:
             return None
         caller = calling()
         if not _SAVEPOINTS.isdisjoint(name for _, name in caller.way):
             return None
         if isinstance(notes, _SavepointNotes):
-            notes.has_written = notes.has_written or not only_locks
+            notes.is_used = True
             return None
-        if is_within("flush"):
+        if is_within("flush", session):
+            notes.flush_writes = True
             return None
-        take_back = notes.add(Kind.LOCK if only_locks else Kind.WRITE, caller)
-        return None if only_locks else take_back  # a lock that fails would be refused, too
+        if is_within("commit", session.noted_transaction()):  # a listener to it
+            notes.waits = True
+            return None
+        notes.add(Kind.LOCK if only_locks else Kind.WRITE, caller)
+        # A lock that fails would be refused, too.
+        return None if only_locks else partial(notes.take_back, caller.call)
 
     def read_passes_over(self, session: SessionStates) -> None:
         caller = calling()
@@ -183,11 +206,29 @@ class Watch:
             not module.startswith("sqlalchemy.orm.")
             or module == "sqlalchemy.orm.scoping"  # the application itself has asked
             or name == "no_autoflush"
-            or isinstance(getattr(caller.attribute, "property", None), ColumnProperty)
+            or _is_of_one_row(caller.attribute)
         ):
             return
-        classes = {type(one).__name__ for one in [*session.new, *session.dirty, *session.deleted]}
-        self._tell(Difference(Kind.PASSED_OVER, caller, ", ".join(sorted(classes)[:5])))
+        if waiting := _waiting(session):
+            self._tell(Difference(Kind.PASSED_OVER, caller, waiting))
+
+    def flush_fails(self, session: SessionStates) -> None:
+        if not session.begins_on_write or not session.is_on_ours():
+            return
+        caller = calling()
+        if _is_inside_block(session):
+            if caller.place.call == "commit":
+                self._tell(Difference(Kind.COMMIT, caller))
+            return
+        root = session.noted_transaction()
+        if (
+            session.writing_call is None  # before a write it fails in both modes
+            and not session.in_nested_transaction()
+            and (root is None or root.begun_at is not None or not session.is_inside)
+            and _kind_of_flush(caller.way) is Kind.READ
+            and not _is_before_write(caller.way)
+        ):
+            self._tell(Difference(Kind.READ, caller, "and the flush fails"))
 
     def runs_on_connection(self) -> None:
         self._tell(Difference(Kind.CONNECTION, calling()))
@@ -198,15 +239,20 @@ class Watch:
         """Note a flush that has sent something."""
         notes = self._notes(session)
         if isinstance(notes, _SavepointNotes):
-            notes.has_written = True
+            notes.is_used = True
             return
-        if notes is None:
+        if notes is None or not notes.flush_writes:
             return
+        notes.flush_writes = False
         caller = calling()
         kind = _kind_of_flush(caller.way)
-        if kind is not None:
+        if kind is None or is_within("commit", session.noted_transaction()):
+            notes.waits = True
+            return
+        if kind is Kind.FLUSH:
             notes.add(kind, caller)
-        if kind is not Kind.FLUSH:
+        else:
+            notes.add(kind, caller, detail=_waiting(session))
             notes.waits = True
 
     def transaction_created(self, session: Session, transaction: SessionTransaction) -> None:
@@ -226,27 +272,31 @@ class Watch:
             root = transaction.parent
             if notes is None or not isinstance(root, OptInSessionTransaction):
                 return
-            if notes.has_written and transaction.is_committed and root.joined:
+            if notes.is_used and transaction.is_committed and root.joined:
+                if is_within("commit", root):
+                    _notes_of(root).waits = True
+                    return
                 own: str = notes.caller.place.call
                 kind = Kind.SAVEPOINT if own == "begin_nested" else Kind.WRITE
                 end = calling()
                 _notes_of(root).add(kind, notes.caller._replace(call=end.call), end)
         elif isinstance(transaction, OptInSessionTransaction):
-            entered = session.entered
             if (
-                transaction.is_committed
-                and isinstance(entered, Block)
-                and entered.is_ended_inside()
-                and session.begins_on_write
-                and transaction.has_ours()
+                session.begins_on_write
+                and _is_inside_block(session)
+                and (transaction.has_ours() or session.is_on_ours())
+                and (end := calling()).place.call == "commit"
             ):
-                self._tell(Difference(Kind.COMMIT, calling()))
+                self._tell(Difference(Kind.COMMIT, end))
             if isinstance(transaction.notes, _Notes):
                 self._decide(transaction.notes, transaction.is_committed)
                 transaction.notes = None
 
     def _decide(self, notes: _Notes, is_committed: bool) -> None:
         end = calling()
+        if is_committed and end.call is notes.call:  # as save() does: it stores, and it commits
+            notes.take_back(end.call)
+            notes.waits = True
         writes = [noted for noted in notes.found.values() if noted.kind in _WRITES]
         is_alone = (
             is_committed
@@ -256,7 +306,7 @@ class Watch:
         )
         for noted in notes.found.values():
             if not is_alone or noted is not writes[0]:
-                self._tell(Difference(noted.kind, noted.caller))
+                self._tell(Difference(noted.kind, noted.caller, noted.detail))
         if writes and not is_committed and end.place.call == "rollback":
             first = writes[0].caller
             where = f"line {first.place.line}"
@@ -279,6 +329,28 @@ class Watch:
             outermost = outermost.parent
         notes: _SavepointNotes | None = outermost.notes
         return notes
+
+
+def _waiting(session: SessionStates) -> str:
+    """Return the names of the classes of which objects wait for a flush."""
+    changed = filter(session.is_modified, session.dirty)
+    classes = {type(one).__name__ for one in [*session.new, *changed, *session.deleted]}
+    return ", ".join(sorted(classes)[:5])
+
+
+def _is_of_one_row(attribute: Any) -> bool:
+    """Tell whether what an attribute loads is the row of its object, and nothing else."""
+    return isinstance(getattr(attribute, "property", None), ColumnProperty) and all(
+        isinstance(column, Column) and column.server_onupdate is None
+        for loaded in attribute.parent.column_attrs
+        for column in loaded.columns
+    )
+
+
+def _is_inside_block(session: SessionStates) -> bool:
+    """Tell whether a ``with`` block of the session is entered, and not about to be left."""
+    entered = session.entered
+    return isinstance(entered, Block) and entered.is_ended_inside()
 
 
 def _key(caller: Caller) -> Any:
@@ -311,24 +383,62 @@ def _kind_of_flush(way: tuple[tuple[str, str], ...]) -> Kind | None:
     return Kind.READ if is_autoflush else Kind.FLUSH
 
 
+def _is_before_write(way: tuple[tuple[str, str], ...]) -> bool:
+    """Tell whether an autoflush is that of an UPDATE or DELETE of the ORM, or of its INSERT."""
+    return any(module == "sqlalchemy.orm.bulk_persistence" for module, _ in way)
+
+
 def _follows(write: Caller, commit: Caller) -> bool:
     """Tell whether a commit follows a write with no other call between them.
 
     Then nothing can fail between the two, and in both modes the write is one transaction.
     """
     code = write.code
-    if code is not commit.code or write.offset > commit.offset:
+    if code is not commit.code:
         return False
+    instructions = [one for one in dis.get_instructions(code) if one.opname != "CACHE"]
+    ways = _ways(instructions)
+    offsets = list(ways)
+    begin, end = (offsets[bisect(offsets, one.offset) - 1] for one in (write, commit))
     lines = {write.place.line, commit.place.line}
-    between = {
-        instruction.offset
-        for instruction in dis.get_instructions(code)
-        if write.offset < instruction.offset < commit.offset
-        and instruction.opname.startswith("CALL")
-        and "INTRINSIC" not in instruction.opname
-    }
-    return all(
-        line in lines
-        for start, end, line in code.co_lines()
-        if any(start <= offset < end for offset in between)
+    elsewhere = [range(start, stop) for start, stop, line in code.co_lines() if line not in lines]
+    passed = _reachable(ways, begin, end)
+    return (begin == end or end in passed) and not any(
+        instruction.offset in passed
+        and _runs_other_code(instruction)
+        and any(instruction.offset in one for one in elsewhere)
+        and end in _reachable(ways, instruction.offset, end)
+        for instruction in instructions
     )
+
+
+def _runs_other_code(instruction: dis.Instruction) -> bool:
+    name = instruction.opname
+    return name.startswith(("CALL", "YIELD", "SEND")) and "INTRINSIC" not in name
+
+
+def _ways(instructions: list[dis.Instruction]) -> dict[int, list[int]]:
+    """Return which instructions each one may be followed by, if no exception is raised."""
+    ways: dict[int, list[int]] = {}
+    for instruction, after in zip_longest(instructions, instructions[1:]):
+        name, code = instruction.opname, instruction.opcode
+        following: list[int] = []
+        ways[instruction.offset] = following
+        if (code in dis.hasjrel or code in dis.hasjabs) and not name.startswith("SETUP_"):
+            following.append(instruction.argval)
+        if after is not None and name not in _LEAVES:
+            following.append(after.offset)
+    return ways
+
+
+def _reachable(ways: dict[int, list[int]], begin: int, end: int) -> set[int]:
+    """Return what may be executed after one instruction, up to another one."""
+    found: set[int] = set()
+    waiting = list(ways[begin])
+    while waiting:
+        offset = waiting.pop()
+        if offset not in found:
+            found.add(offset)
+            if offset != end:
+                waiting.extend(ways[offset])
+    return found

@@ -29,6 +29,13 @@ class Observer(Protocol):
         """
         ...
 
+    def flush_fails(self, session: Any) -> None:
+        """Hear of a flush, explicit or automatic, that has raised an exception.
+
+        :param session: The session, whose ``flush()`` is about to raise.
+        """
+        ...
+
     def runs_on_connection(self) -> None:
         """Hear of each use of a ``Connection`` of the user's own, to which a session is bound."""
         ...

@@ -18,9 +18,11 @@ _OF_ATTRIBUTES = (
     ("sqlalchemy.orm.attributes", "__set__"),
 )
 
+# Where Python and what it installs are; packages are also in directories with these names.
 _INSTALLED = tuple(
-    {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "scripts")}
 )
+_OF_PACKAGES = frozenset({"site-packages", "dist-packages"})
 
 
 class Place(NamedTuple):
@@ -91,14 +93,19 @@ def calling() -> Caller:
     )
 
 
-def is_within(name: str) -> bool:
-    """Tell whether a function of the libraries is being executed, further out than here.
+def is_within(name: str, of: object) -> bool:
+    """Tell whether a method of an object is being executed, further out than here.
 
-    :param name: Its name.
+    :param name: The name of the method, which is one of the libraries.
+    :param of: The object.
     """
     frame = currentframe()
     while frame is not None:
-        if frame.f_code.co_name == name and _is_of_a_library(frame):
+        if (
+            frame.f_code.co_name == name
+            and _is_of_a_library(frame)
+            and frame.f_locals.get("self") is of
+        ):
             return True
         frame = frame.f_back
     return False
@@ -122,7 +129,10 @@ def warn_at_calling_place(message: str, category: type[Warning]) -> None:
 
 
 def _place(frame: FrameType, call: str) -> Place:
-    return Place(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name, call)
+    line: int = frame.f_lineno
+    if (template := frame.f_globals.get("__jinja_template__")) is not None:
+        line = template.get_corresponding_lineno(line)  # of the template, which is compiled
+    return Place(frame.f_code.co_filename, line, frame.f_code.co_name, call)
 
 
 def _calling_frame(frame: FrameType | None) -> tuple[FrameType, str]:
@@ -148,7 +158,7 @@ def _called_from(frame: FrameType) -> Place | None:
 
 
 def _is_of_a_library(frame: FrameType) -> bool:
-    name: str = frame.f_globals.get("__name__", "")
+    name = str(frame.f_globals.get("__name__"))
     return name.partition(".")[0] in _LIBRARIES
 
 
@@ -157,5 +167,7 @@ def _is_installed(filename: str) -> bool:
     """Tell whether code is a part of Python or of an installed package."""
     if filename.startswith("<frozen"):
         return True
-    parents = Path(filename).parents
-    return any(directory in parents for directory in _INSTALLED)
+    path = Path(filename)
+    return not _OF_PACKAGES.isdisjoint(path.parts) or any(
+        directory in path.parents for directory in _INSTALLED
+    )

@@ -10,6 +10,7 @@ from sqlalchemy import Select, TextClause, exc
 from sqlalchemy.orm import object_mapper
 from sqlalchemy.sql import visitors
 
+from . import observing
 from .sql import evidently_writes
 from .states import INSIDE, SessionStates, is_opt_in
 from .writes import Kind, WritingCall, flush_until_stored
@@ -31,20 +32,25 @@ class WritingSession(SessionStates):
         """
         flush: Any = super().flush
         arguments = () if objects is None else (objects,)
-        if self._state is INSIDE or self.is_clean():
-            try:
+        try:
+            if self._state is INSIDE or self.is_clean():
+                try:
+                    flush(*arguments)
+                except BaseException as error:
+                    self._note_failure(error)
+                    raise
+                return
+            with WritingCall(self, Kind.FLUSH if objects is None else Kind.STATEMENT) as call:
+                call.has_flushed = call.kind is not Kind.ALONE
+                transaction = self.begin_implicitly()
+                transaction.is_last_flush = (
+                    call.kind in (Kind.FLUSH, Kind.ALONE) and not self.begins_on_write
+                )
                 flush(*arguments)
-            except BaseException as error:
-                self._note_failure(error)
-                raise
-            return
-        with WritingCall(self, Kind.FLUSH if objects is None else Kind.STATEMENT) as call:
-            call.has_flushed = call.kind is not Kind.ALONE
-            transaction = self.begin_implicitly()
-            transaction.is_last_flush = (
-                call.kind in (Kind.FLUSH, Kind.ALONE) and not self.begins_on_write
-            )
-            flush(*arguments)
+        except BaseException:
+            if (observer := observing.observer) is not None:
+                observer.flush_fails(self)
+            raise
 
     # For is_one_statement(): a flush() of the user's own may send more.
     own_flush = flush

@@ -33,6 +33,14 @@ from tests.wire import WireProxy
 Steps = Callable[[Any], Any]
 
 
+def saving(session: Any) -> Any:
+    """Return a model that stores itself with a session."""
+    real = session if isinstance(session, OptInSession) else session()
+    model: Any = Writer
+    model.__scoped_session__ = lambda: real
+    return model
+
+
 class Writer(ActiveRecordMixin, Base):
     """An author that stores itself."""
 
@@ -231,6 +239,52 @@ def save_and_more(session: Any) -> None:
     session.commit()
 
 
+def read_whose_flush_fails(session: Any) -> None:
+    session.add(new("Ada"))
+    with suppress(exc.IntegrityError):
+        session.scalars(select(Author)).all()
+    session.rollback()
+
+
+def read_and_then_write_on_one_line(session: Any) -> None:
+    session.add(new())
+    for statement in (select(Author), insert(authors).values(name="Ada")):
+        with suppress(exc.IntegrityError):
+            session.execute(statement)
+    session.rollback()
+
+
+def commit_inside_with_nothing_sent(session: Any) -> None:
+    with session.begin():
+        session.commit()
+
+
+def commit_inside_that_fails(session: Any) -> None:
+    session.add(new("Ada"))
+    with suppress(exc.IntegrityError), session.begin():
+        session.commit()
+
+
+def lock_in_a_savepoint_and_more(session: Any) -> None:
+    with session.begin_nested():
+        session.get(Author, 1, with_for_update=True)
+    session.add(new())
+    session.commit()
+
+
+def flush_and_maybe_call(session: Any) -> None:
+    session.add(new())
+    session.flush()
+    if not session:
+        print("something that may fail")
+    session.commit()
+
+
+def save_after_a_write(session: Any) -> None:
+    session.execute(update(Author).values(age=8))
+    saving(session)(name="new").save()
+
+
 def create_and_close(session: Any) -> None:
     real = session if isinstance(session, OptInSession) else session()
     filter_by_or_create(real, Author, {"name": "new"}, {})
@@ -265,6 +319,13 @@ RECORDED: list[tuple[Steps, list[tuple[str, str]]]] = [
     (commit_inside, [("commit", "commit()")]),
     (save_and_more, [("write", "execute()"), ("flush", "flush()")]),
     (create_and_close, [("write", "filter_by_or_create()")]),
+    (read_whose_flush_fails, [("read", "scalars()")]),
+    (read_and_then_write_on_one_line, [("read", "execute()")]),
+    (commit_inside_with_nothing_sent, [("commit", "commit()")]),
+    (commit_inside_that_fails, [("commit", "commit()")]),
+    (lock_in_a_savepoint_and_more, [("savepoint", "begin_nested()")]),
+    (flush_and_maybe_call, [("flush", "flush()")]),
+    (save_after_a_write, [("write", "execute()")]),
 ]
 
 
@@ -403,11 +464,43 @@ def without_autoflush(session: Any) -> None:
 
 
 def a_record_that_saves_itself(session: Any) -> None:
-    real = session if isinstance(session, OptInSession) else session()
-    real.add(Writer(name="new"))
-    model: Any = Writer
-    model.__scoped_session__ = lambda: real
-    Writer(name="newer").save()
+    model = saving(session)
+    session.add(model(name="new"))
+    model(name="newer").save()
+    model(name="newest").save()
+
+
+def flush_in_try_and_commit_after_it(session: Any) -> None:
+    session.add(new())
+    try:
+        session.flush()
+    except exc.IntegrityError:
+        session.rollback()
+        return
+    session.commit()
+
+
+def flush_and_maybe_leave(session: Any) -> None:
+    session.add(new())
+    session.flush()
+    if not session:
+        print("something that may fail")
+        return
+    session.commit()
+
+
+def read_with_no_net_change(session: Any) -> None:
+    ada = session.get(Author, 1)
+    ada.age = ada.age
+    session.scalars(select(Author)).all()
+    session.commit()
+
+
+def write_whose_flush_fails(session: Any) -> None:
+    session.add(new("Ada"))
+    with suppress(exc.IntegrityError):
+        session.execute(update(Author).values(age=8))
+    session.rollback()
 
 
 def atomic(session: Any) -> None:
@@ -427,6 +520,8 @@ NOT_RECORDED: list[Steps] = [
     *(a_savepoint_that_is_all, a_savepoint_that_fails, a_savepoint_that_reads),
     *(a_flush_that_fails, an_insert_that_fails, an_insert_that_fails_with_what_waits),
     *(without_autoflush, a_record_that_saves_itself, atomic),
+    *(flush_in_try_and_commit_after_it, flush_and_maybe_leave),
+    *(read_with_no_net_change, write_whose_flush_fails),
 ]
 
 
@@ -448,6 +543,16 @@ class TestWithBeginOnWrite:
             assert finding.filename == __file__
             assert finding.function == steps.__name__
             assert finding.called_from is None
+
+    def test_what_runs_at_a_yield_may_fail(self, any_session: Any, report: StrictReport) -> None:
+        def generator() -> Iterator[None]:
+            any_session.add(new())
+            any_session.flush()
+            yield
+            any_session.commit()
+
+        list(generator())
+        assert found(report) == [("flush", "flush()")]
 
     @pytest.mark.parametrize("steps", NOT_RECORDED, ids=lambda steps: steps.__name__)
     def test_what_means_the_same_is_not_recorded(

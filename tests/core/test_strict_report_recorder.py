@@ -6,7 +6,6 @@ The kinds of differences are in ``test_strict_report.py``.
 from __future__ import annotations
 
 import gc
-import importlib.util
 import json
 import logging
 import sys
@@ -14,32 +13,46 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import FrameType
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import event, exc, select, update
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Mapped, Session, column_property, sessionmaker
 
 from fictive_sqlalchemy import OptInEngine, OptInSession
-from fictive_sqlalchemy._core import observing, places
+from fictive_sqlalchemy._core import observing
 from fictive_sqlalchemy._core.differences import Kind
 from fictive_sqlalchemy.strict_report import Finding, StrictReport, formatted, read_report
 from fictive_sqlalchemy.testing import isolate
 from tests.library import (
     SESSION_KINDS,
     Author,
+    Base,
     Document,
     Note,
     NoteBase,
     Sessions,
+    authors,
     opened,
     session_of,
 )
 
 LOGGER = "fictive_sqlalchemy.strict_report"
 ELSE = "something else in the strict mode than with begin_on_write=True."
+
+
+class Counting(Base):
+    """An author with the number of its documents."""
+
+    __table__ = authors
+    count: Mapped[int] = column_property(
+        select(sa.func.count(Document.id))
+        .where(Document.author_id == authors.c.id)
+        .correlate_except(Document)
+        .scalar_subquery()
+    )
 
 
 @pytest.fixture
@@ -113,6 +126,26 @@ class TestInTheStrictMode:
         with strict.begin_nested():
             strict.execute(update(Author).values(age=9))
         assert kinds(report) == []
+
+    def test_what_waits_without_a_net_change(self, strict: Any, report: StrictReport) -> None:
+        ada = strict.get(Author, 1)
+        ada.age = ada.age
+        strict.scalars(select(Author)).all()
+        assert kinds(report) == []
+        strict.delete(ada)
+        strict.add(Document(title="Waits", author_id=2))
+        strict.scalars(select(Author)).all()
+        (finding,) = report.findings()
+        assert finding.detail == "Author, Document"
+
+    def test_a_column_that_is_a_query(self, strict: Any, report: StrictReport) -> None:
+        """It is loaded together with the row, whichever column is asked for."""
+        ada = strict.get(Counting, 1)
+        strict.expire(ada)
+        strict.add(Document(title="Waits", author_id=1))
+        assert (ada.name, ada.count) == ("Ada", 1)
+        (finding,) = report.findings()
+        assert (finding.kind, finding.call) == ("passed over", "Counting.name")
 
     def test_text_where_stock_flushes_before_it(
         self, engine: OptInEngine, strict: Any, report: StrictReport
@@ -288,6 +321,85 @@ class TestTheReport:
             session.commit()
         assert kinds(report) == []
 
+    def test_a_listener_that_writes_in_a_flush_of_nothing(
+        self, writing: Sessions, report: StrictReport
+    ) -> None:
+        with writing() as session:
+
+            @event.listens_for(session, "before_flush")
+            def archive(session: Session, *_: Any) -> None:
+                session.execute(update(Document).values(title="Old"))
+
+            ada = session.get(Author, 1)
+            assert ada is not None
+            ada.age = ada.age
+            session.flush()
+        assert kinds(report) == ["flush"]
+
+    def test_listeners_to_a_commit_are_a_part_of_it(
+        self, writing: Sessions, report: StrictReport
+    ) -> None:
+        with writing() as session:
+
+            @event.listens_for(session, "before_commit")
+            def archive(session: Session) -> None:
+                if session.in_nested_transaction():
+                    return
+                session.add(Author(name="newer"))
+                session.flush()
+                session.execute(update(Document).values(title="Old"))
+                with session.begin_nested():
+                    session.execute(update(Document).values(title="Older"))
+
+            session.add(Author(name="new"))
+            session.commit()
+        assert kinds(report) == []
+
+    def test_callbacks_after_a_commit_are_no_part_of_it(
+        self, writing: Sessions, report: StrictReport
+    ) -> None:
+        with writing() as session:
+
+            def later() -> None:
+                session.execute(update(Document).values(title="Old"))
+                session.add(Author(name="newer"))
+                session.flush()
+
+            session.add(Author(name="new"))
+            session.flush()
+            session.on_commit(later)
+            session.commit()
+        assert kinds(report) == ["write", "flush", "flush"]
+
+    def test_another_session_of_a_listener_is_no_part_of_the_flush(
+        self, writing: Sessions, report: StrictReport
+    ) -> None:
+        with writing() as session:
+
+            @event.listens_for(session, "after_flush")
+            def archive(*_: Any) -> None:
+                update_and_close(writing)
+
+            session.add(Author(name="new"))
+            session.commit()
+        assert kinds(report) == ["write"]
+
+    def test_a_listener_that_refuses_the_flush_of_a_read(
+        self, writing: Sessions, report: StrictReport
+    ) -> None:
+        with writing() as session:
+
+            @event.listens_for(session, "before_flush")
+            def refuse(*_: Any) -> None:
+                raise ZeroDivisionError
+
+            session.add(Author(name="new"))
+            with pytest.raises(ZeroDivisionError):
+                session.scalars(select(Author)).all()
+            session.rollback()
+        (finding,) = report.findings()
+        assert "scalars() flushes what waits (and the flush fails) before" in str(finding)
+
 
 class TestTheFile:
     def test_each_place_is_added_to_it(self, writing: Sessions, tmp_path: Path) -> None:
@@ -330,49 +442,6 @@ def test_each_kind_is_on_the_page() -> None:
     page = (Path(__file__).parents[2] / "docs" / "migrating.md").read_text("utf-8")
     for kind in Kind:
         assert f"`{kind.value}`" in page
-
-
-class TestPlaces:
-    @pytest.fixture
-    def helper(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-        """A module of an installed package, which flushes."""
-        file = tmp_path / "helper.py"
-        file.write_text("def store(session, one):\n    session.add(one)\n    session.flush()\n")
-        monkeypatch.setattr(places, "_INSTALLED", (*places._INSTALLED, tmp_path))
-        spec = importlib.util.spec_from_file_location("helper", file)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        places._is_installed.cache_clear()
-        yield module
-        places._is_installed.cache_clear()
-
-    def test_a_line_of_an_installed_package_is_named_with_the_line_that_called_it(
-        self, writing: Sessions, report: StrictReport, helper: ModuleType
-    ) -> None:
-        with writing() as session:
-            helper.store(session, Author(name="one"))
-            helper.store(session, Author(name="two"))
-        findings = report.findings()
-        assert [finding.kind for finding in findings] == ["flush", "flush"]
-        for finding in findings:
-            assert Path(finding.filename).name == "helper.py"
-            assert finding.called_from is not None
-            assert "test_strict_report_recorder.py" in finding.called_from
-        assert findings[0].called_from != findings[1].called_from
-
-    def test_rollback_says_what_it_would_not_undo(
-        self, writing: Sessions, report: StrictReport, helper: ModuleType
-    ) -> None:
-        with writing() as session:
-            session.execute(update(Author).values(age=8))
-            session.rollback()
-            helper.store(session, Author(name="one"))
-            session.rollback()
-        first, second = (one for one in report.findings() if one.kind == "rollback")
-        assert first.detail == f"execute() in line {first.line - 1}"
-        assert second.detail.endswith("helper.py, line 3")
 
 
 class TestWhatItCosts:
