@@ -139,7 +139,8 @@ class StrictReport:
     ``fictive_sqlalchemy.strict_report``. Start and stop it while no other thread uses a session.
 
     :param file: A file that each new place is added to. Several processes may share it, and
-        :func:`read_report` reads it. If it is not there, the first place makes it.
+        :func:`read_report` reads it. If it is not there, the first place makes it. If it can't be
+        written, that is logged once, and the application goes on.
     :param limit: How many places are kept at most. Others are only counted.
     :param log: Whether new places are logged.
     """
@@ -149,6 +150,7 @@ class StrictReport:
     ) -> None:
         self._file = None if file is None else Path(file).absolute()
         self._limit = limit
+        self._has_failed = False
         self._logs = log
         # Neither has a lock, which a fork could leave locked in the child: each step below is one
         # operation of a dict or an iterator.
@@ -210,31 +212,45 @@ class StrictReport:
         if self._logs:
             _log.warning("%s", finding)
         if self._file is not None:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            line = json.dumps(asdict(finding)) + "\n"
-            # One write at the end of the file, which is in one piece, whoever else writes.
-            with open(self._file, "ab", buffering=0) as file:
-                file.write(line.encode())
+            try:
+                _append(self._file, json.dumps(asdict(finding)) + "\n")
+            except OSError as error:  # which is not the application's, and must not reach it
+                if not self._has_failed:
+                    self._has_failed = True
+                    _log.warning("Places of the strict report are not in its file: %s", error)
 
     def __str__(self) -> str:
         return formatted(self.findings(), self.left_out)
 
 
+def _append(path: Path, line: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # One write at the end of the file, which is in one piece, whoever else writes.
+    with open(path, "ab", buffering=0) as file:
+        file.write(line.encode())
+
+
 def read_report(file: str | os.PathLike[str]) -> list[Finding]:
     """Read what one or more processes have recorded, each place once.
 
+    A line that can't be read is left out, such as the last one of a process that was killed, or of
+    a disk that was full.
+
     :param file: The file that was passed to :class:`StrictReport`.
     :raises FileNotFoundError: if nothing has recorded there.
-    :raises ValueError: if it is no such file.
+    :raises ValueError: if it is no such file, because it has no line that can be read.
     """
     found: dict[Any, Finding] = {}
-    for line in Path(file).read_text("utf-8").splitlines():
+    lines = Path(file).read_bytes().splitlines()
+    for line in lines:
         try:
             finding = Finding(**json.loads(line))
             Kind(finding.kind)
         except (TypeError, ValueError):
-            raise ValueError(f"{os.fspath(file)} is no file of a StrictReport.") from None
+            continue
         found.setdefault(_key(finding), finding)
+    if lines and not found:
+        raise ValueError(f"{os.fspath(file)} is no file of a StrictReport.")
     return _in_order(found.values())
 
 

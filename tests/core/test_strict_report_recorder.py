@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -415,6 +416,39 @@ class TestTheFile:
                 session.get(Author, 1, with_for_update=True)
         assert len(file.read_text().splitlines()) == 3
         assert read_report(file) == another.findings()
+
+    def test_a_line_that_is_broken_is_left_out(self, writing: Sessions, tmp_path: Path) -> None:
+        file = tmp_path / "strict.jsonl"
+        file.write_bytes(b'{"kind": "lo\n\xff\n')
+        with StrictReport(file) as report:
+            update_and_close(writing)
+            assert read_report(file) == report.findings()
+
+    def test_a_file_that_cannot_be_written_does_not_stop_the_application(
+        self, writing: Sessions, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (tmp_path / "file").write_text("")
+        with StrictReport(tmp_path / "file" / "strict.jsonl", log=False) as report:
+            for _ in range(2):
+                update_and_close(writing)
+            with writing() as session:
+                session.get(Author, 1, with_for_update=True)
+        assert sorted(kinds(report)) == ["lock", "write"]
+        (message,) = caplog.messages
+        assert message.startswith("Places of the strict report are not in its file: ")
+
+    def test_processes_that_write_at_once(self, tmp_path: Path) -> None:
+        file = tmp_path / "strict.jsonl"
+        work = (
+            "import sys; from fictive_sqlalchemy.strict_report import Finding, StrictReport\n"
+            "report = StrictReport(sys.argv[1], log=False)\n"
+            "for line in range(500): report.add(Finding('lock', 'a' * 3000, line, sys.argv[2], ''))"
+        )
+        processes = [
+            subprocess.Popen([sys.executable, "-c", work, str(file), name]) for name in "abc"
+        ]
+        assert [process.wait(60) for process in processes] == [0, 0, 0]
+        assert len(file.read_bytes().splitlines()) == len(read_report(file)) == 1500
 
     def test_what_is_no_such_file(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):

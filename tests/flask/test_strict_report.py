@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from flask import Flask
 from sqlalchemy import insert, select, update
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import sessionmaker
 
 from fictive_sqlalchemy import OptInSession, create_engine
@@ -166,6 +167,18 @@ def test_the_command_says_what_is_missing(make_shop: Callable[..., Shop], tmp_pa
     other = command(args=["db-strict-report", "--file", str(tmp_path / "other")])
     assert other.exit_code == 1
     assert "no file of a StrictReport" in other.output
+
+
+def test_a_file_that_cannot_be_read(make_shop: Callable[..., Shop], tmp_path: Path) -> None:
+    shop = make_shop(**{SETTING: tmp_path})
+    result = shop.web.test_cli_runner().invoke(args=["db-strict-report"])
+    assert result.exit_code == 1
+    assert str(tmp_path) in result.output
+
+
+def test_the_setting_is_the_name_of_a_file(make_shop: Callable[..., Shop]) -> None:
+    with pytest.raises(ArgumentError, match="is the name of a file, and not True"):
+        make_shop(**{SETTING: True})
 
 
 def test_without_the_setting_nothing_records(shop: Shop) -> None:

@@ -12,6 +12,7 @@ from typing import Any, cast
 import click
 from flask import Flask, current_app
 from flask.cli import with_appcontext
+from sqlalchemy.exc import ArgumentError
 
 from ...strict_report import StrictReport, formatted, read_report
 
@@ -29,13 +30,17 @@ def strict_report_of(app: Flask) -> StrictReport | None:
 
     :param app: The application.
     :returns: What records. :meth:`.StrictReport.stop` stops it.
+    :raises sqlalchemy.exc.ArgumentError: if the setting is no name of a file.
     """
     if _COMMAND not in app.cli.commands:
         app.cli.add_command(print_report)
     file = _file_of(app)
     if not file:
         return None
-    path = Path(file).absolute()
+    try:
+        path = Path(file).absolute()
+    except TypeError:
+        raise ArgumentError(f"{SETTING} is the name of a file, and not {file!r}.") from None
     report = _by_file.setdefault(path, StrictReport(path))
     app.extensions[_EXTENSION] = report
     return report.start()
@@ -71,7 +76,7 @@ def print_report(file: str | None, check: bool, clear: bool) -> None:
     except FileNotFoundError:
         click.echo(f"Nothing was recorded in {named}.")
         return
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from None
     click.echo(formatted(findings))
     if clear:
