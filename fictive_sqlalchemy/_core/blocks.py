@@ -354,6 +354,9 @@ class OptInSessionTransaction(Block):
     is_outcome_unknown: bool = False
     """Whether its COMMIT, or its one statement, was interrupted: it may be stored or not."""
 
+    opened_at: Place | None = None
+    """The line of the application whose ``begin()`` has begun it, while something records."""
+
     begun_at: Place | None = None
     """The line of the application whose write has begun it (with ``begin_on_write=True``)."""
 

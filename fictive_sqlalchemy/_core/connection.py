@@ -326,6 +326,9 @@ class OptInConnection(TransactingConnection):
 
     def end_standing_alone(self) -> None:
         """Leave the session's transaction; the server has none, so nothing is sent."""
+        if (recorded := self.recorded) is not None:
+            self.recorded = None
+            recorded.end_alone(self.session_transaction)
         self.session_transaction = None
         self._phase = RESTING
 

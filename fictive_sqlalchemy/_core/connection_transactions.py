@@ -25,6 +25,7 @@ class InAutocommit(Protocol):
 
     session_transaction: Any
     is_seen: bool
+    recorded: Any
 
     def leave_autocommit(self) -> None: ...
     def note_begin(self) -> None: ...
@@ -72,20 +73,22 @@ class OutOfAutocommit(Transaction):
         connection.refuse_if_aborted()
         if connection.leaves_something:
             connection.keep_what_is_left()
-        self._end(self._commit)
+        self._end("COMMIT", self._commit)
 
     def rollback(self) -> None:
         # The transaction may have ended already, if an error came after COMMIT or ROLLBACK.
         is_open = id(self.connection.get_transaction()) == id(self)
         way = _unless_lost(super().rollback) if is_open else _nothing
         # The driver stays out of autocommit while the user has cursors that may send something.
-        self._end(way, returns=not self.connection.waits_for_session())
+        self._end("ROLLBACK", way, returns=not self.connection.waits_for_session())
 
     def close(self) -> None:
-        self._end(_unless_lost(super().close))
+        self._end("ROLLBACK", _unless_lost(super().close))
 
-    def _end(self, way: Callable[[], object], *, returns: bool = True) -> None:
-        is_seen = self.connection.is_seen
+    def _end(self, verb: str, way: Callable[[], object], *, returns: bool = True) -> None:
+        is_seen, recorded = self.connection.is_seen, self.connection.recorded
+        if recorded is not None:
+            way = recorded.timed(verb, way, self.connection)
         try:
             way()
         finally:
@@ -130,8 +133,13 @@ class OptInTwoPhaseTransaction(OutOfAutocommit, TwoPhaseTransaction):  # pyright
         """Prepare the transaction to be committed."""
         self.connection.refuse_if_aborted()
         self.connection.keep_what_is_left()
+        recorded = self.connection.recorded
+        prepare = super().prepare
         try:
-            super().prepare()
+            if recorded is None:
+                prepare()
+            else:
+                recorded.timed("PREPARE", prepare, self.connection)()
         except BaseException:
             self.connection.invalidate()  # psycopg believes that the transaction is prepared
             raise

@@ -18,6 +18,7 @@ from .forks import leave_to_parent
 from .options import TransactionOptions, split_options
 from .prepared import prepare_anew
 from .read_only import forbid_writes
+from .records import USE
 from .replicas import attach, options_of_replicas
 from .statements import guard_statements_outside
 
@@ -106,8 +107,15 @@ def _opt_in(
     def rest(connection: Any, record: Any) -> None:
         switch.enter_autocommit(connection)
 
+    @event.listens_for(engine, "invalidate")
+    def invalidated(connection: Any, record: Any, failure: Any) -> None:
+        if (use := record.info.pop(USE, None)) is not None:
+            use.end()
+
     @event.listens_for(engine, "reset")
     def reset(connection: Any, record: Any, state: PoolResetState) -> None:
+        if (use := record.info.pop(USE, None)) is not None:
+            use.end()
         if state.terminate_only:
             return
         if isinstance(engine.pool, StaticPool):

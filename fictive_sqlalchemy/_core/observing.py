@@ -1,12 +1,16 @@
-"""The hook through which the core tells an observer what the two modes do differently.
+"""The hooks through which the core tells an observer, and a recorder, what it does.
 
 There is no observer unless :class:`fictive_sqlalchemy.strict_report.StrictReport` is on. The core
 asks for one only where something waits, writes or locks, so that a read costs the same as ever.
+
+There is no recorder unless something of :mod:`fictive_sqlalchemy.recording` is on. The core asks
+for one where a transaction begins and where the pool gives a connection.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 
@@ -43,3 +47,45 @@ class Observer(Protocol):
 
 observer: Observer | None = None
 """Who is told; ``None`` where nobody is."""
+
+
+class Recorder(Protocol):
+    """What the core tells while something records what is sent: see :mod:`.recorder`.
+
+    What a connection has recorded of its open transaction is ``recorded`` of the connection. The
+    connection tells that itself how the transaction ends.
+    """
+
+    def note_block(self, transaction: Any) -> None:
+        """Hear that a session has begun a transaction, which may never send anything.
+
+        :param transaction: The ``SessionTransaction``.
+        """
+        ...
+
+    def noting_cursor(self, connection: Any) -> AbstractContextManager[None]:
+        """Return what surrounds the making of a cursor on the server.
+
+        :param connection: The connection.
+        """
+        ...
+
+    def note_begin(self, connection: Any) -> None:
+        """Hear that a transaction of a connection has begun; BEGIN is not sent yet.
+
+        :param connection: The connection.
+        """
+        ...
+
+    def note_connection(self, engine: Any, info: dict[str, Any], started: float) -> None:
+        """Hear that the pool has given a DBAPI connection.
+
+        :param engine: The engine.
+        :param info: The ``info`` of the pool's entry.
+        :param started: When the pool was asked, by :func:`time.perf_counter`.
+        """
+        ...
+
+
+recorder: Recorder | None = None
+"""Who is told; ``None`` where nothing records."""

@@ -65,6 +65,17 @@ class TransactionOptions:
         given = {name: value for name, value in vars(self).items() if value is not None}
         return replace(base, **given) if given else base
 
+    def as_begin(self) -> str:
+        """Return the BEGIN that the drivers send for these options."""
+        words = ["BEGIN"]
+        if self.isolation_level is not None:
+            words.append(f"ISOLATION LEVEL {self.isolation_level}")
+        if self.read_only is not None:
+            words.append("READ ONLY" if self.read_only else "READ WRITE")
+        if self.deferrable is not None:
+            words.append("DEFERRABLE" if self.deferrable else "NOT DEFERRABLE")
+        return " ".join(words)
+
     def check(self, dialect: Dialect) -> None:
         """Refuse what the database would not understand. Sends nothing.
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from time import perf_counter
+
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import PoolProxiedConnection
 
+from . import observing
 from .autocommit import STARTED_WITH, Switch
 from .options import DEFAULT, TransactionOptions
 
@@ -25,9 +28,13 @@ class RestingEngine(Engine):
     def raw_connection(self) -> PoolProxiedConnection:
         """Return a DBAPI connection from the pool, in autocommit. Sends nothing."""
         connection: PoolProxiedConnection | None = None
+        recorder = observing.recorder
+        started = 0.0 if recorder is None else perf_counter()
         try:
             connection = super().raw_connection()
             info = connection.info
+            if recorder is not None:
+                recorder.note_connection(self, info, started)
             if STARTED_WITH not in info:  # its first use, after all "connect" listeners
                 started_with = self.switch.started_with(connection.dbapi_connection)
                 info[STARTED_WITH] = started_with

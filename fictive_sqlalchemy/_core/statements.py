@@ -121,6 +121,13 @@ def guard_statements_outside(dialect: Dialect) -> None:
         def create_server_side_cursor(self) -> Any:
             connection = self.root_connection
             self.begin_if_it_writes()
+            if (recorder := observing.recorder) is not None:
+                with recorder.noting_cursor(connection):
+                    return self._create_server_side_cursor()
+            return self._create_server_side_cursor()
+
+        def _create_server_side_cursor(self) -> Any:
+            connection = self.root_connection
             if self.dialect.driver not in PSYCOPG or connection.is_inside():
                 return super().create_server_side_cursor()  # pyright: ignore
             if self.locks_in_vain():

@@ -104,6 +104,8 @@ class SessionStates(SessionHooks):
             transaction.__class__ = OptInSessionTransaction
             if origin is SessionTransactionOrigin.BEGIN:
                 self._state = INSIDE
+                if (recorder := observing.recorder) is not None:
+                    recorder.note_block(transaction)
         elif (
             self.writing_call is not None
             and self.writing_call.kind is Kind.ALONE
@@ -238,6 +240,10 @@ class SessionStates(SessionHooks):
         """Return the binds of the objects that wait for a flush, asked for as a flush does."""
         changed = [*self.new, *self.dirty, *self.deleted]
         return {self.get_bind(mapper) for mapper in set(map(object_mapper, changed))}
+
+    def engines_in_use(self) -> list[OptInEngine]:
+        """Return the engines whose connections it has on loan."""
+        return list(self._loans)
 
     def _default_bind(self) -> Any:
         try:

@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection, NestedTransaction, RootTransaction, Tw
 from sqlalchemy.orm import SessionTransaction
 from sqlalchemy.pool import PoolProxiedConnection, SingletonThreadPool, StaticPool
 
+from . import observing
 from .autocommit import HELD_CURSORS, LEFT_BEHIND, STARTED_WITH, USED_BY
 from .connection_transactions import (
     OptInNestedTransaction,
@@ -20,6 +21,7 @@ from .connection_transactions import (
 )
 from .errors import LOST_INSIDE, NOTHING_STORED, close_lost_cursor, explain, sqlstate
 from .options import DEFAULT, TransactionOptions, split_options, without_autocommit
+from .records import RecordedTransaction
 from .resting import RestingEngine
 from .results import UnreadResults
 from .server_state import Left, warn
@@ -77,6 +79,9 @@ class TransactingConnection(ConnectionHooks):
 
     is_seen = False
     """Whether the user may have the DBAPI connection, or a cursor of it."""
+
+    recorded: RecordedTransaction | None = None
+    """What is recorded of the open transaction, while something records."""
 
     session_transaction: SessionTransaction | None
     """The session's open transaction, if the connection has joined one."""
@@ -170,6 +175,10 @@ class TransactingConnection(ConnectionHooks):
             super().execution_options(**rest)
         return self
 
+    def options_in_effect(self) -> TransactionOptions:
+        """Return the isolation level and flags that the open transaction has begun with."""
+        return self._options_in_effect
+
     def join_instead(self) -> None:
         """Join the session's transaction, which is not one statement after all."""
         raise NotImplementedError
@@ -228,6 +237,8 @@ class TransactingConnection(ConnectionHooks):
     def note_begin(self) -> None:
         """Note that the transaction is open."""
         self._phase = OPEN
+        if (recorder := observing.recorder) is not None:
+            recorder.note_begin(self)
 
     def return_to_autocommit(self) -> None:
         """Put the driver back into autocommit after a transaction has ended. Sends nothing."""
@@ -246,6 +257,9 @@ class TransactingConnection(ConnectionHooks):
                 raise
         finally:
             open_transactions.discard(self)
+            if (recorded := self.recorded) is not None:
+                self.recorded = None
+                recorded.transaction.end("rolled back")
             self._phase = RESTING  # last: if an exception comes before, close() does all this again
 
     def waits_for_session(self) -> bool:

@@ -17,7 +17,8 @@ from sqlalchemy.exc import DBAPIError, NotSupportedError
 from sqlalchemy.orm import sessionmaker
 
 from fictive_sqlalchemy import OptInEngine, OptInSession
-from tests.library import Author, Onlooker, authors, backend_pid, sent
+from fictive_sqlalchemy._core.prepared import prepared_so_far
+from tests.library import ONE, Author, Onlooker, authors, backend_pid, sent
 from tests.wire import WireProxy
 
 READ = sa.text("SELECT * FROM author WHERE id = :id")
@@ -178,3 +179,13 @@ class TestDropped:
                     cursor.execute(f"PREPARE _pg3_{number} AS SELECT 1")
             for _ in OFTEN:
                 assert connection.execute(READ, {"id": 1}).one()[1] == "Ada"
+
+
+def test_the_private_names_that_tell_what_is_prepared(engine: OptInEngine, driver: str) -> None:
+    """psycopg 3: ``Connection._prepared``, with ``_prepared_idx`` and ``_names``."""
+    with engine.connect() as connection:
+        dbapi = connection.connection.dbapi_connection
+        assert prepared_so_far(dbapi) == (0, 0)
+        for _ in range(10):
+            connection.execute(ONE)
+        assert prepared_so_far(dbapi) == ((1, 1) if driver == "psycopg" else (0, 0))

@@ -1,0 +1,120 @@
+"""How many messages of a statement wait for an answer, for each driver.
+
+No driver tells. What each does is known, and the tests compare the numbers with the wire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from functools import lru_cache
+from time import perf_counter
+from typing import Any, TypeAlias
+
+from sqlalchemy.engine import Dialect
+
+from .autocommit import PSYCOPG
+from .prepared import prepared_so_far
+
+#: Called after a statement; returns how many round trips it took.
+Trips: TypeAlias = Callable[[], int]
+
+#: Called before a statement with the cursor and the parameters.
+Counter: TypeAlias = Callable[[Any, Any], Trips]
+
+
+def counters_for(dialect: Dialect) -> tuple[Counter | None, Counter | None]:
+    """Return what counts the round trips of ``execute()``, and of ``executemany()``.
+
+    :param dialect: The dialect.
+    :returns: For each of both ``None`` if it is always one round trip.
+    """
+    if dialect.driver == "psycopg":  # whose executemany() is one pipeline
+        return _of_psycopg, None
+    return None, _one_for_each
+
+
+def _one_for_each(cursor: Any, parameters: Any) -> Trips:
+    return lambda: len(parameters)
+
+
+def _of_psycopg(cursor: Any, parameters: Any) -> Trips:
+    connection = cursor.connection
+    before = prepared_so_far(connection)
+    # After DECLARE it asks for the columns.
+    trips = 2 if type(cursor) in NOTING else 1
+    return lambda: trips + _of_prepared(before, prepared_so_far(connection))
+
+
+def of_rollback(connection: Any) -> Trips:
+    """Count the round trips of a ROLLBACK, after which psycopg 3 forgets what it has prepared.
+
+    :param connection: The DBAPI connection.
+    """
+    before = prepared_so_far(connection)
+    return lambda: 1 + _of_prepared(before, prepared_so_far(connection))
+
+
+def _of_prepared(before: tuple[int, int], after: tuple[int, int]) -> int:
+    """Count what psycopg 3 sends to prepare statements, and to deallocate them."""
+    new = after[0] - before[0]
+    gone = before[1] + new - after[1]
+    return new + (gone if after[1] else min(gone, 1))  # DEALLOCATE ALL is one
+
+
+# Streams
+
+
+@contextmanager
+def noting_cursor(connection: Any, dialect: Dialect) -> Generator[None]:
+    """Have the cursor on the server that is made meanwhile note what is sent to read from it.
+
+    :param connection: The DBAPI connection.
+    :param dialect: The dialect of its engine.
+    """
+    name = "server_cursor_factory" if dialect.driver == "psycopg" else "cursor_factory"
+    if dialect.driver not in PSYCOPG or not hasattr(
+        connection, name
+    ):  # one of the test isolation's
+        yield
+        return
+    factory: Any = getattr(connection, name)
+    dbapi: Any = dialect.loaded_dbapi
+    # psycopg2 has none until one is set.
+    setattr(connection, name, _noting(factory or dbapi.extensions.cursor))
+    try:
+        yield
+    finally:
+        setattr(connection, name, factory)
+
+
+NOTING: set[type[Any]] = set()
+"""The classes of :func:`noting_cursor`."""
+
+
+@lru_cache(maxsize=16)
+def _noting(base: Any) -> type[Any]:
+    """Return a class of cursors that notes what is sent to read from it."""
+
+    def noting(name: str) -> Callable[..., Any]:
+        send = getattr(base, name)
+
+        def note(self: Any, *args: Any, **kwargs: Any) -> Any:
+            noted = self.noted
+            if noted is None or self.closed:
+                return send(self, *args, **kwargs)
+            self.noted = None  # one method of the driver may call another
+            started = perf_counter()
+            try:
+                return send(self, *args, **kwargs)
+            finally:
+                self.noted = noted
+                noted(perf_counter() - started)
+
+        return note
+
+    names = ("fetchone", "fetchmany", "fetchall", "scroll", "close")
+    methods = {name: noting(name) for name in names}
+    made = type(base.__name__, (base,), {"noted": None, **methods})
+    NOTING.add(made)
+    return made

@@ -1,0 +1,245 @@
+"""See what is sent: each statement, each transaction, each connection, and the round trips.
+
+::
+
+    with record(db) as seen:
+        transfer(1, 2, 50)
+
+    print(seen)
+    assert seen.round_trips <= 5
+    assert all(transaction.waiting < 0.1 for transaction in seen.transactions)
+
+Nothing is sent for it, and what is sent does not change. Off, it costs nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+from sqlalchemy.engine import Dialect
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.orm import scoped_session
+
+from ._core.engine import OptInEngine
+from ._core.places import Place
+from ._core.recorder import recorder
+from ._core.records import ConnectionUse, Outcome, Statement, Transaction
+from ._core.session import OptInSession
+from ._core.transacting import TransactingConnection
+
+__all__ = [
+    "ConnectionUse",
+    "Outcome",
+    "Place",
+    "Recording",
+    "Statement",
+    "Transaction",
+    "record",
+]
+
+
+class Recording:
+    """What was sent while it was on. Make one with :func:`record`.
+
+    It may be read at any time, also while it is on, and from any thread. All times are in seconds.
+
+    :param dialects: The dialects of the engines that it is about.
+    :param sessions: The sessions that it is about.
+    :param keep: How many statements, transactions and uses of connections are kept, of each. The
+        first ones are; the numbers count on.
+    :param parameters: Whether the parameters of the statements are kept.
+    """
+
+    def __init__(
+        self,
+        dialects: Iterable[Dialect] = (),
+        sessions: Iterable[OptInSession] = (),
+        *,
+        keep: int = 1_000,
+        parameters: bool = False,
+    ) -> None:
+        self._dialects = frozenset(dialects)
+        self._sessions = tuple(sessions)
+        self._keep = keep
+        self._lock = threading.Lock()
+        self.keeps_parameters = parameters
+        self.sent: list[Statement] = []
+        """All that was sent, in order: the statements, BEGIN, COMMIT, ROLLBACK and savepoints."""
+        self.transactions: list[Transaction] = []
+        """The transactions that have begun meanwhile, or had begun before and sent something."""
+        self.connections: list[ConnectionUse] = []
+        """The uses of connections of the pool on which something was sent."""
+        self._left_out = 0
+        self._trips_left_out = 0
+
+    @property
+    def round_trips(self) -> int:
+        """How many messages waited for an answer."""
+        return sum(statement.round_trips for statement in self.sent) + self._trips_left_out
+
+    @property
+    def statements(self) -> list[Statement]:
+        """The statements, without BEGIN, COMMIT, ROLLBACK and savepoints."""
+        return [statement for statement in self.sent if not statement.is_control]
+
+    @property
+    def waiting(self) -> float:
+        """For how long transactions were open while the database was not busy for them."""
+        return sum(transaction.waiting for transaction in self.transactions)
+
+    # What the recorder calls
+
+    def covers(self, connection: TransactingConnection) -> bool:
+        """Tell whether what is sent on a connection belongs to it."""
+        if connection.dialect in self._dialects:
+            return True
+        owner = getattr(connection, "owner", None)
+        return owner is not None and owner in self._sessions
+
+    def add_statement(self, statement: Statement) -> None:
+        """Note a statement."""
+        if len(self.sent) < self._keep:
+            self.sent.append(statement)
+        else:
+            with self._lock:
+                self._left_out += 1
+                self._trips_left_out += statement.round_trips
+
+    def note_round_trip(self, statement: Statement) -> None:
+        """Hear that a part of a stream was read, which the statement has noted."""
+        if self._left_out and statement not in self.sent:
+            with self._lock:
+                self._trips_left_out += 1
+
+    def add_transaction(self, transaction: Transaction) -> None:
+        """Note a transaction."""
+        if len(self.transactions) < self._keep:
+            self.transactions.append(transaction)
+
+    def add_use(self, use: ConnectionUse) -> None:
+        """Note the use of a connection."""
+        if len(self.connections) < self._keep:
+            self.connections.append(use)
+
+    # To read
+
+    def summary(self) -> str:
+        """Return the numbers in one line.
+
+        It is like ``4 statements, 5 round trips, 1 transaction 3.2 ms (0.4 ms waiting)``.
+        """
+        parts = [
+            _counted(len(self.statements) + self._left_out, "statement"),
+            _counted(self.round_trips, "round trip"),
+        ]
+        if self.transactions:
+            duration = sum(transaction.duration for transaction in self.transactions)
+            parts.append(
+                f"{_counted(len(self.transactions), 'transaction')} {_ms(duration)} "
+                f"({_ms(self.waiting)} waiting)"
+            )
+        if self.connections:
+            parts.append(f"connection {_ms(sum(use.held for use in self.connections))}")
+        return ", ".join(parts)
+
+    def __str__(self) -> str:
+        lines = [self.summary(), *map(line, self.sent)]
+        if self._left_out:
+            lines.append(f"… and {self._left_out} more, which are not kept")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"<Recording: {self.summary()}>"
+
+
+def line(statement: Statement) -> str:
+    """Return a statement as one line: what was sent, what it took, and where.
+
+    :param statement: The statement.
+    """
+    sql = " ".join(statement.sql.split())
+    inside = "  " if statement.transaction is not None and not statement.is_control else ""
+    what = f"{inside}{sql if len(sql) <= 100 else sql[:99] + '…'}"
+    took = f"{_ms(statement.duration)}"
+    if statement.rows is not None:
+        took += f", {_counted(statement.rows, 'row')}"
+    if statement.error is not None:
+        took += f", {statement.error}"
+    where = "" if statement.place is None else f"  {statement.place}"
+    return f"{what}  ({took}){where}"
+
+
+@contextmanager
+def record(*sources: Any, keep: int = 1_000, parameters: bool = False) -> Generator[Recording]:
+    """Record what is sent, in all threads, until the block ends. Sends nothing.
+
+    :param sources: What is recorded, one or more: an extension with ``OptInTransactionMixin`` (in
+        an application context), a session, a scoped session, or an engine of
+        :func:`fictive_sqlalchemy.create_engine`. Of a session all that it sends is recorded; of an
+        engine and of an extension what any session or connection of it sends. Replicas are
+        included. An engine that SQLAlchemy has made is not recorded where an extension has one.
+    :param keep: How many statements, transactions and uses of connections are kept, of each.
+    :param parameters: Whether the parameters of the statements are kept. They may be secret.
+    :returns: A context manager that gives the :class:`Recording`.
+    :raises sqlalchemy.exc.ArgumentError: if there is no source, if one can't be recorded, or if
+        ``keep`` is no number above 0.
+    :raises RuntimeError: from Flask-SQLAlchemy, for an extension outside an application context.
+    """
+    if not sources:
+        raise ArgumentError("record() needs what to record: an extension, a session or an engine.")
+    if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:  # pyright: ignore
+        raise ArgumentError(f"keep is how many statements are kept, 1 or more, and not {keep!r}.")
+    dialects: list[Dialect] = []
+    sessions: list[OptInSession] = []
+    used: list[Dialect] = []
+    for source in sources:
+        engines, session = _engines_of(source)
+        found = [each.dialect for engine in engines for each in (engine, *engine.replicas)]
+        used += found
+        if session is None:
+            dialects += found
+        else:
+            sessions.append(session)
+    recording = Recording(dialects, sessions, keep=keep, parameters=parameters)
+    recorder.use(used)
+    try:
+        recorder.add(recording)
+        try:
+            yield recording
+        finally:
+            recorder.remove(recording)
+    finally:
+        recorder.leave()
+
+
+def _engines_of(source: Any) -> tuple[list[OptInEngine], OptInSession | None]:
+    """Return the engines of a source, and the session, if it is one."""
+    if isinstance(source, scoped_session):
+        scope: Any = source  # pyright: ignore[reportUnknownVariableType]
+        return _engines_of(scope())
+    if isinstance(source, OptInSession):
+        return source.engines_in_use(), source
+    if isinstance(source, OptInEngine):
+        return [source], None
+    engines = getattr(source, "engines", None)
+    if isinstance(engines, Mapping):  # an extension of Flask-SQLAlchemy
+        found = list(cast("Mapping[object, object]", engines).values())
+        ours = [engine for engine in found if isinstance(engine, OptInEngine)]
+        if ours:
+            return ours, None
+    raise ArgumentError(
+        f"record() can't record {source!r}: give it an extension with OptInTransactionMixin, an "
+        "OptInSession, a scoped session of these, or an engine of "
+        "fictive_sqlalchemy.create_engine()."
+    )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.1f} ms"
