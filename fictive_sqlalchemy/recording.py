@@ -86,6 +86,11 @@ class Recording:
         return [statement for statement in self.sent if not statement.is_control]
 
     @property
+    def statement_count(self) -> int:
+        """How many statements there were, those included that are not kept."""
+        return len(self.statements) + self._left_out
+
+    @property
     def waiting(self) -> float:
         """For how long transactions were open while the database was not busy for them."""
         return sum(transaction.waiting for transaction in self.transactions)
@@ -132,17 +137,17 @@ class Recording:
         It is like ``4 statements, 5 round trips, 1 transaction 3.2 ms (0.4 ms waiting)``.
         """
         parts = [
-            _counted(len(self.statements) + self._left_out, "statement"),
-            _counted(self.round_trips, "round trip"),
+            counted(self.statement_count, "statement"),
+            counted(self.round_trips, "round trip"),
         ]
         if self.transactions:
             duration = sum(transaction.duration for transaction in self.transactions)
             parts.append(
-                f"{_counted(len(self.transactions), 'transaction')} {_ms(duration)} "
-                f"({_ms(self.waiting)} waiting)"
+                f"{counted(len(self.transactions), 'transaction')} {milliseconds(duration)} "
+                f"({milliseconds(self.waiting)} waiting)"
             )
         if self.connections:
-            parts.append(f"connection {_ms(sum(use.held for use in self.connections))}")
+            parts.append(f"connection {milliseconds(sum(use.held for use in self.connections))}")
         return ", ".join(parts)
 
     def __str__(self) -> str:
@@ -163,9 +168,9 @@ def line(statement: Statement) -> str:
     sql = " ".join(statement.sql.split())
     inside = "  " if statement.transaction is not None and not statement.is_control else ""
     what = f"{inside}{sql if len(sql) <= 100 else sql[:99] + '…'}"
-    took = f"{_ms(statement.duration)}"
+    took = f"{milliseconds(statement.duration)}"
     if statement.rows is not None:
-        took += f", {_counted(statement.rows, 'row')}"
+        took += f", {counted(statement.rows, 'row')}"
     if statement.error is not None:
         took += f", {statement.error}"
     where = "" if statement.place is None else f"  {statement.place}"
@@ -215,6 +220,15 @@ def record(*sources: Any, keep: int = 1_000, parameters: bool = False) -> Genera
         recorder.leave()
 
 
+def dialects_of(sources: Iterable[Any]) -> frozenset[Dialect]:
+    """Return the dialects of the engines of some sources, and of their replicas.
+
+    :param sources: What :func:`record` takes.
+    """
+    engines = [engine for source in sources for engine in _engines_of(source)[0]]
+    return frozenset(each.dialect for engine in engines for each in (engine, *engine.replicas))
+
+
 def _engines_of(source: Any) -> tuple[list[OptInEngine], OptInSession | None]:
     """Return the engines of a source, and the session, if it is one."""
     if isinstance(source, scoped_session):
@@ -237,9 +251,11 @@ def _engines_of(source: Any) -> tuple[list[OptInEngine], OptInSession | None]:
     )
 
 
-def _counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: ``1 statement``, ``2 statements``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _ms(seconds: float) -> str:
+def milliseconds(seconds: float) -> str:
+    """Return seconds as text, in milliseconds."""
     return f"{seconds * 1000:.1f} ms"

@@ -26,6 +26,8 @@ from sqlalchemy.orm import (
 from ._core.errors import NOTHING_STORED
 from ._core.flow import here
 from ._core.functions import check_function, finished
+from ._core.observing import reported
+from ._core.places import calling_place
 from ._core.session import OptInSession
 from .owned import Owned
 
@@ -265,16 +267,22 @@ def _block(factory: Callable[[], S], given: object = None) -> Generator[S]:
             yield unit.session  # type: ignore[misc]  # the factory is the same
         return
     unit = _make_unit(factory, given)
-    try:
-        _units.set((*filter(_Unit.is_open, _units.get()), unit))
-        with _begun(unit):
-            yield unit.session  # type: ignore[misc]  # it is the factory's, or the caller's
-    finally:
-        unit.has_ended = True
+    with reported(_name):
         try:
-            _units.set(tuple(filter(_Unit.is_open, _units.get())))
+            _units.set((*filter(_Unit.is_open, _units.get()), unit))
+            with _begun(unit):
+                yield unit.session  # type: ignore[misc]  # it is the factory's, or the caller's
         finally:
-            unit.close()
+            unit.has_ended = True
+            try:
+                _units.set(tuple(filter(_Unit.is_open, _units.get())))
+            finally:
+                unit.close()
+
+
+def _name() -> str:
+    place = calling_place()
+    return f"{_NAME} in {place.filename}, line {place.line}, in {place.function}"
 
 
 @contextmanager

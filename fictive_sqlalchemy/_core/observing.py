@@ -10,7 +10,7 @@ for one where a transaction begins and where the pool gives a connection.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, Protocol
 
 
@@ -89,3 +89,20 @@ class Recorder(Protocol):
 
 recorder: Recorder | None = None
 """Who is told; ``None`` where nothing records."""
+
+reporters: tuple[Callable[[str], AbstractContextManager[object]], ...] = ()
+"""What reports each unit of work, such as a task: see :mod:`fictive_sqlalchemy.reporting`."""
+
+
+def reported(name: Callable[[], str]) -> AbstractContextManager[object]:
+    """Return what surrounds a unit of work, for those who report it.
+
+    :param name: Returns what it is. Called only if somebody reports.
+    """
+    if not reporters:
+        return nullcontext()
+    stack = ExitStack()
+    said = name()
+    for reporter in reporters:
+        stack.enter_context(reporter(said))
+    return stack

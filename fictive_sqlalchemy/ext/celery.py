@@ -32,6 +32,7 @@ from sqlalchemy import exc
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session, scoped_session
 
+from .._core.observing import reported
 from ..owned import Owned
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class DatabaseTask(_Task):
         @wraps(run)
         def run_in_context(*args: Any, **kwargs: Any) -> Any:
             app = task.flask_app
-            with _context(app), ExitStack() as stack:
+            with reported(lambda: f"task {task.name}"), _context(app), ExitStack() as stack:
                 if task.atomic:
                     stack.enter_context(_one_transaction(_session(app, task.name)))
                 result: Any = run(*args, **kwargs)

@@ -23,6 +23,7 @@ from .atomic_requests import AtomicRequestsMixin, atomic_requests_of
 from .binds import BindSession
 from .contexts import ContextRegistry
 from .declarative import DeclarativeBaseMixin
+from .request_reports import RequestReportsMixin
 from .strict_report import strict_report_of
 
 
@@ -34,7 +35,9 @@ class Session(OptInSession, BindSession):
     """
 
 
-class OptInTransactionMixin(HasAtomic, AtomicRequestsMixin, DeclarativeBaseMixin):
+class OptInTransactionMixin(
+    HasAtomic, AtomicRequestsMixin, RequestReportsMixin, DeclarativeBaseMixin
+):
     """Put it before ``SQLAlchemy`` in the bases of your extension::
 
         class Database(OptInTransactionMixin, SQLAlchemy): ...

@@ -1,0 +1,92 @@
+"""Says that a transaction is open for too long, while it is, and where its thread is."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+from weakref import ref
+
+from .records import Transaction
+
+#: Called with a transaction that is open for too long, and where its thread is.
+Alarm = Callable[[Transaction, str], object]
+
+
+class Watchdog:
+    """A thread that looks at open transactions a few times in each period.
+
+    It is begun with the first transaction, again after a fork, and ends with :meth:`stop`.
+
+    :param limit: After so many seconds a transaction is open for too long.
+    :param alarm: Called once for each of these, in the thread of the watchdog.
+    """
+
+    def __init__(self, limit: float, alarm: Alarm) -> None:
+        self._limit = limit
+        self._alarm = alarm
+        self._open: dict[int, tuple[Transaction, Any]] = {}
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._pid = 0
+
+    def watch(self, transaction: Transaction) -> None:
+        """Look at a transaction until it has ended."""
+        greenlet: Any = None
+        # Without an import, because greenlets exist only if something else has imported them.
+        if (module := sys.modules.get("greenlet")) is not None:
+            greenlet = ref(module.getcurrent())
+        self._open[id(transaction)] = transaction, greenlet
+        if self._thread is None or self._pid != os.getpid():
+            self._start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopped.set()
+        thread = self._thread
+        if thread is not None and self._pid == os.getpid():
+            thread.join()
+        self._thread = None
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._stopped.is_set() or (self._thread is not None and self._pid == os.getpid()):
+                return
+            if self._pid != os.getpid():  # what a fork has copied belongs to the parent
+                self._stopped = threading.Event()
+            self._pid = os.getpid()
+            self._thread = threading.Thread(
+                target=self._run, name="fictive_sqlalchemy.watchdog", daemon=True
+            )
+            self._thread.start()
+
+    def _run(self) -> None:
+        stopped = self._stopped
+        said: set[int] = set()
+        while not stopped.wait(min(1.0, self._limit / 4)):
+            for key, (transaction, greenlet) in list(self._open.items()):
+                if transaction.outcome != "open":
+                    self._open.pop(key, None)
+                    said.discard(key)
+                elif key not in said and transaction.duration > self._limit:
+                    said.add(key)
+                    self._alarm(transaction, _stack(transaction.thread, greenlet))
+
+
+def _stack(thread: int, greenlet: Any) -> str:
+    """Return where a thread is now, or the greenlet that has switched to another one."""
+    frame: FrameType | None = None
+    # Documented, and named as if it were private, because not each Python has it.
+    frames: dict[int, FrameType] = sys._current_frames()  # pyright: ignore[reportPrivateUsage]
+    waiting = None if greenlet is None else greenlet()
+    if waiting is not None:
+        frame = waiting.gr_frame  # None for the one that is running, and without gevent
+    frame = frame or frames.get(thread)
+    if frame is None:
+        return "It has ended, and left the transaction open."
+    return "".join(traceback.format_stack(frame)).rstrip()

@@ -1,0 +1,175 @@
+"""A log line, and a header, for each request of a Flask application: what it has sent.
+
+See :mod:`fictive_sqlalchemy.reporting`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import click
+from flask import Flask, appcontext_popped, appcontext_pushed, current_app, has_app_context
+
+from ...reporting import Report, Reporter
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+_EXTENSION = "fictive_sqlalchemy.request_reports"
+
+
+class RequestReportsMixin:
+    """Adds ``report_requests()`` to the extension."""
+
+    def report_requests(
+        self,
+        app: Flask,
+        *,
+        header: bool = False,
+        slow_transaction: float | None = 1.0,
+        callback: Callable[[Report], object] | None = None,
+    ) -> Reporter:
+        """Log for each request, command and task what it has sent: ``db.report_requests(app)``.
+
+        The logger is ``fictive_sqlalchemy.requests``, the level INFO. Nothing is sent for it.
+
+        :param app: The application.
+        :param header: Whether responses get the same as a ``Server-Timing`` header, which browsers
+            show. What is sent while a response is streamed comes too late for it.
+        :param slow_transaction: A transaction that is open for more seconds is a WARNING, at its
+            end and while it is open; ``None`` for no warnings.
+        :param callback: Called with the :class:`.Report` of each, for metrics. Its errors are
+            logged.
+        :returns: What reports. Its ``stop()`` ends it.
+        :raises RuntimeError: if the application has it already.
+        :raises sqlalchemy.exc.ArgumentError: if an argument is not as said here.
+        """
+        if _EXTENSION in app.extensions:
+            raise RuntimeError(
+                "The requests of this application are reported already: call report_requests() "
+                "once, or stop() what it has returned first."
+            )
+        extension = self
+
+        def engines() -> object:
+            # Flask-SQLAlchemy needs a context to find them. Another one is another command.
+            is_there = has_app_context() and current_app == app
+            with nullcontext() if is_there else app.app_context():
+                return _Engines(extension)
+
+        reporter = Reporter(engines, slow_transaction=slow_transaction, callback=callback)
+        app.extensions[_EXTENSION] = reporter
+        app.wsgi_app = _Middleware(app.wsgi_app, reporter, header)  # type: ignore[method-assign]
+        commands = _Commands(reporter)
+        appcontext_pushed.connect(commands.pushed, app, weak=False)
+        appcontext_popped.connect(commands.popped, app, weak=False)
+        return reporter.start()
+
+
+class _Engines:
+    """The engines of an extension, for :func:`.record`, after the context has ended."""
+
+    def __init__(self, extension: Any) -> None:
+        self.engines = dict(extension.engines)
+
+
+class _Middleware:
+    """WSGI middleware: it surrounds teardown functions, and the parts of a streamed response."""
+
+    def __init__(self, wsgi_app: WSGIApplication, reporter: Reporter, header: bool) -> None:
+        self._wsgi_app = wsgi_app
+        self._reporter = reporter
+        self._header = header
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        name = f"{environ.get('REQUEST_METHOD', '')} {environ.get('PATH_INFO', '')}"
+        report = self._reporter.begin(name)
+        if report is None:
+            return self._wsgi_app(environ, start_response)
+
+        is_whole = False
+
+        def start(status: str, headers: list[tuple[str, str]], *args: Any) -> Any:
+            nonlocal is_whole
+            report.status = int(status[:3])
+            is_whole = report.status in (204, 304) or any(
+                name.lower() == "content-length" for name, _ in headers
+            )
+            if self._header:
+                headers = [*headers, ("Server-Timing", report.server_timing())]
+            return start_response(status, headers, *args)
+
+        try:
+            response = self._wsgi_app(environ, start)
+        except BaseException as error:
+            report.status = type(error).__name__
+            self._reporter.end(report)
+            raise
+        if is_whole:  # nothing more is sent, and a client of tests may never close it
+            self._reporter.end(report)
+            return response
+        self._reporter.suspend(report)  # until the parts of the body are asked for
+        return _Response(response, self._reporter, report)
+
+
+class _Response:
+    """The body of a response, which may be a stream that sends more."""
+
+    def __init__(self, body: Iterable[bytes], reporter: Reporter, report: Report) -> None:
+        self._body = body
+        self._reporter = reporter
+        self._report: Report | None = report
+        self._parts: Iterator[bytes] | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        report = self._report
+        if report is None:
+            raise StopIteration
+        with self._reporter.resumed(report):
+            if self._parts is None:
+                self._parts = iter(self._body)
+            return next(self._parts)
+
+    def close(self) -> None:
+        """Close the body, whose teardown functions may roll back, and end the report."""
+        report, self._report = self._report, None
+        if report is None:
+            return
+        close = getattr(self._body, "close", None)
+        try:
+            if close is not None:
+                with self._reporter.resumed(report):
+                    close()
+        finally:
+            self._reporter.end(report)
+
+
+class _Commands:
+    """Reports each command of ``flask``, from its application context to the end of that."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._report: Report | None = None
+        self._depth = 0
+
+    def pushed(self, app: Flask, **_: Any) -> None:
+        context = click.get_current_context(silent=True)
+        if context is None:
+            return
+        if self._report is None:
+            self._report = self._reporter.begin(context.command_path)
+        if self._report is not None:
+            self._depth += 1
+
+    def popped(self, app: Flask, **_: Any) -> None:
+        if self._report is None or click.get_current_context(silent=True) is None:
+            return
+        self._depth -= 1
+        if self._depth == 0:
+            report, self._report = self._report, None
+            self._reporter.end(report)

@@ -1,0 +1,278 @@
+"""One log line for each unit of work: a request, a command, a task, a ``unit_of_work()``.
+
+With Flask-SQLAlchemy call ``db.report_requests(app)``. Without it::
+
+    reporter = Reporter(engine).start()
+
+    with reporter.unit("nightly"):
+        ...
+
+    # nightly: 4 statements, 5 round trips, 1 transaction 3.2 ms (0.4 ms waiting), connection 6.1 ms
+
+A unit has what is sent in its own thread, greenlet or asyncio task. Threads that it starts are not
+part of it, unless they run in a copy of its context (``contextvars``).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.engine import Dialect
+from sqlalchemy.exc import ArgumentError
+
+from ._core import observing
+from ._core.recorder import of_this_context, recorder
+from ._core.records import Transaction
+from ._core.watchdog import Watchdog
+from .recording import Recording, counted, dialects_of, milliseconds
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Report", "Reporter", "log"]
+
+log = logging.getLogger("fictive_sqlalchemy.requests")
+"""Gets a line at INFO for each unit, and a WARNING for a transaction that is open for too long."""
+
+
+@dataclass
+class Report:
+    """What one unit has sent."""
+
+    name: str
+    """What it is: ``"POST /transfer"``, ``"flask nightly"``, ``"task shop.tasks.mail"``."""
+
+    recording: Recording
+    """The statements, transactions and connections."""
+
+    status: int | str | None = None
+    """The status of the response; the class of the exception with which the unit has ended."""
+
+    duration: float = 0.0
+    """How many seconds the unit took."""
+
+    def __str__(self) -> str:
+        status = "" if self.status is None else f" {self.status}"
+        return f"{self.name}{status}: {self.recording.summary()}"
+
+    def server_timing(self) -> str:
+        """Return the value of a ``Server-Timing`` header: https://www.w3.org/TR/server-timing/."""
+        recording = self.recording
+        numbers = (
+            f"{counted(recording.statement_count, 'statement')}, "
+            f"{counted(recording.round_trips, 'round trip')}"
+        )
+        parts = [
+            f'db;dur={_ms(sum(each.duration for each in recording.sent))};desc="{numbers}"',
+            f"transaction;dur={_ms(sum(each.duration for each in recording.transactions))}",
+            f"waiting;dur={_ms(recording.waiting)}",
+            f"connection;dur={_ms(sum(each.held for each in recording.connections))}",
+            f"pool;dur={_ms(sum(each.waited for each in recording.connections))}",
+        ]
+        return ", ".join(parts)
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.1f}"
+
+
+class _Unit(Recording):
+    """The recording of a unit, which tells the watchdog of each transaction."""
+
+    def __init__(
+        self, of: Reporter, dialects: frozenset[Dialect], watchdog: Watchdog | None
+    ) -> None:
+        super().__init__(dialects, keep=_KEPT)
+        self.of = of
+        self._watchdog = watchdog
+
+    def add_transaction(self, transaction: Transaction) -> None:
+        super().add_transaction(transaction)
+        if self._watchdog is not None:
+            self._watchdog.watch(transaction)
+
+
+#: Of a unit so many statements are kept. The numbers count on.
+_KEPT = 500
+
+
+class Reporter:
+    """Reports each unit: a line in the log, and a callback.
+
+    :param sources: What :func:`.record` takes; or a function that returns one of these, called
+        with the first unit.
+    :param slow_transaction: A transaction that is open for more seconds is a WARNING, at its end
+        and while it is open; ``None`` for no warnings.
+    :param callback: Called with the :class:`Report` of each unit, for metrics. Its errors are
+        logged.
+    :raises sqlalchemy.exc.ArgumentError: if there is no source, or one can't be recorded; if
+        ``slow_transaction`` is no number above 0; if ``callback`` can't be called.
+    """
+
+    def __init__(
+        self,
+        *sources: Any,
+        slow_transaction: float | None = 1.0,
+        callback: Callable[[Report], object] | None = None,
+    ) -> None:
+        is_number = isinstance(slow_transaction, (int, float)) and not isinstance(
+            slow_transaction, bool
+        )
+        if slow_transaction is not None and not (is_number and slow_transaction > 0):
+            raise ArgumentError(
+                "slow_transaction is a number of seconds above 0, or None for no warnings, and not "
+                f"{slow_transaction!r}."
+            )
+        if callback is not None and not callable(callback):
+            raise ArgumentError(f"callback is called with each report, and {callback!r} can't be.")
+        if not sources:
+            raise ArgumentError("A Reporter needs what to report: an extension or an engine.")
+        self._sources = sources
+        self._dialects: frozenset[Dialect] | None = None
+        if not any(map(_is_function, sources)):
+            self._dialects = dialects_of(sources)
+        self.slow_transaction = slow_transaction
+        self.callback = callback
+        self._watchdog: Watchdog | None = None
+        self._is_on = False
+        self._lock = threading.Lock()
+
+    def start(self) -> Self:
+        """Begin to report; ``unit_of_work()`` and tasks of ``DatabaseTask`` from now on, too."""
+        with self._lock:
+            if not self._is_on:
+                self._is_on = True
+                if self.slow_transaction is not None:
+                    self._watchdog = Watchdog(self.slow_transaction, self._warn_of_open)
+                recorder.use(self._dialects or ())
+                observing.reporters += (self.unit,)
+        return self
+
+    def stop(self) -> None:
+        """Report no more."""
+        with self._lock:
+            if self._is_on:
+                self._is_on = False
+                observing.reporters = tuple(
+                    each for each in observing.reporters if each != self.unit
+                )
+                recorder.leave()
+                if self._watchdog is not None:
+                    self._watchdog.stop()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @contextmanager
+    def unit(self, name: str) -> Generator[Report | None]:
+        """Report what is sent in this block, as one unit.
+
+        :param name: What it is, for the log.
+        :returns: A context manager that gives the :class:`Report`; ``None`` in another unit, of
+            which this one is a part, and while the reporter is not started.
+        """
+        report = self.begin(name)
+        if report is None:
+            yield None
+            return
+        try:
+            yield report
+        except BaseException as error:
+            report.status = type(error).__name__
+            raise
+        finally:
+            self.end(report)
+
+    def begin(self, name: str) -> Report | None:
+        """Begin a unit, where it can't be a block. :meth:`end` ends it.
+
+        :param name: What it is, for the log.
+        :returns: ``None`` in another unit, and while the reporter is not started.
+        """
+        here = of_this_context.get()
+        if not self._is_on or any(isinstance(each, _Unit) and each.of is self for each in here):
+            return None
+        if self._dialects is None:
+            self._dialects = dialects_of(
+                [source() if _is_function(source) else source for source in self._sources]
+            )
+            for dialect in self._dialects:
+                recorder.look_at(dialect)
+        unit = _Unit(self, self._dialects, self._watchdog)
+        report = Report(name, unit, duration=-perf_counter())
+        of_this_context.set((*here, unit))
+        return report
+
+    @staticmethod
+    def suspend(report: Report) -> None:
+        """Leave a unit for now: what is sent next in this context is no part of it.
+
+        :param report: What :meth:`begin` returned.
+        """
+        here = of_this_context.get()
+        of_this_context.set(tuple(each for each in here if each is not report.recording))
+
+    @contextmanager
+    def resumed(self, report: Report) -> Generator[None]:
+        """Go on with a unit in this block: parts of a streamed response may be made in any thread.
+
+        :param report: What :meth:`begin` returned.
+        """
+        here = of_this_context.get()
+        if report.recording in here:
+            yield
+            return
+        of_this_context.set((*here, report.recording))
+        try:
+            yield
+        finally:
+            self.suspend(report)
+
+    def end(self, report: Report) -> None:
+        """End a unit: log it, and call the callback.
+
+        :param report: What :meth:`begin` returned.
+        """
+        report.duration += perf_counter()
+        self.suspend(report)
+        log.info("%s", report)
+        limit = self.slow_transaction
+        for transaction in report.recording.transactions:
+            if limit is not None and transaction.duration > limit:
+                log.warning(
+                    "%s: a transaction was open for %s, of which the database was not busy for it "
+                    "for %s. It was begun by %s. Put what waits for others before the block, after "
+                    "it, or into on_commit().",
+                    report.name,
+                    milliseconds(transaction.duration),
+                    milliseconds(transaction.waiting),
+                    transaction.begun_at,
+                )
+        if self.callback is not None:
+            try:
+                self.callback(report)
+            except Exception:
+                log.exception("The callback of a report has failed")
+
+    @staticmethod
+    def _warn_of_open(transaction: Transaction, stack: str) -> None:
+        log.warning(
+            "A transaction has been open for %s and still is, begun by %s. Its thread is here:\n%s",
+            milliseconds(transaction.duration),
+            transaction.begun_at,
+            stack,
+        )
+
+
+def _is_function(source: Any) -> bool:
+    # A scoped session and an extension are no functions, though the former can be called.
+    return type(source).__name__ in ("function", "method", "partial")
