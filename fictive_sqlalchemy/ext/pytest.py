@@ -6,8 +6,10 @@ pytest loads it by itself; it does nothing until one of its fixtures is requeste
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -16,7 +18,10 @@ if TYPE_CHECKING:
     from flask import Flask
     from sqlalchemy import Engine
 
+    from ..recording import Recording
     from ..strict_report import StrictReport
+
+    Budget = Callable[..., AbstractContextManager[Recording]]
 
 # In the configuration of pytest, and in what a worker of pytest-xdist tells at its end.
 _REPORT: pytest.StashKey[StrictReport] = pytest.StashKey()
@@ -79,6 +84,114 @@ def db_isolation(db_isolation_of: Any) -> Generator[None]:
         )
     with isolation:
         yield
+
+
+@pytest.fixture
+def db_record(db_isolation_of: Any) -> Generator[Recording]:
+    """What the test sends to the database: see :func:`fictive_sqlalchemy.recording.record`.
+
+    It is about the engines of what ``db_isolation_of`` returns, which is your ``app`` fixture, and
+    includes all threads. Nothing is sent for it.
+
+    :returns: The :class:`.Recording`, which may be read at any time.
+    :raises pytest.UsageError: if the application has no extension with ``OptInTransactionMixin``.
+    """
+    from ..recording import record
+
+    with record(*_engines_of(db_isolation_of)) as seen:
+        yield seen
+
+
+@pytest.fixture
+def db_budget(db_isolation_of: Any) -> Budget:
+    """How much a part of a test may send, as a block::
+
+        def test_transfer(client, db_budget):
+            with db_budget(transactions=1, round_trips=5, waiting=0.0):
+                client.post("/transfer")
+
+    The test fails where it is more, and shows what was sent, in order, with BEGIN and COMMIT. What
+    is left out may be any number.
+
+    - ``transactions``, ``statements`` and ``round_trips`` are numbers. A statement outside is no
+      transaction; BEGIN and COMMIT are no statements, but round trips.
+    - ``waiting`` is for how many seconds transactions may be open while the database is not busy
+      for them. A tenth of a second more is allowed, which Python itself may need.
+
+    :raises pytest.UsageError: as ``db_record``.
+    """
+    engines = _engines_of(db_isolation_of)
+    return partial(_budget, engines)
+
+
+@contextmanager
+def _budget(
+    engines: list[Any],
+    *,
+    transactions: int | None = None,
+    statements: int | None = None,
+    round_trips: int | None = None,
+    waiting: float | None = None,
+) -> Generator[Recording]:
+    from ..recording import counted, record
+
+    limits = {
+        "transactions": transactions,
+        "statements": statements,
+        "round_trips": round_trips,
+        "waiting": waiting,
+    }
+    for name, limit in limits.items():
+        given: Any = limit
+        if given is not None and (
+            isinstance(given, bool) or not isinstance(given, (int, float)) or not given >= 0
+        ):
+            raise pytest.UsageError(f"db_budget({name}=…) is a number, 0 or more, not {limit!r}.")
+    with record(*engines) as seen:
+        yield seen
+    used = {
+        "transactions": sum(bool(each.sent) for each in seen.transactions),
+        "statements": seen.statement_count,
+        "round_trips": seen.round_trips,
+    }
+    said = [
+        f"{counted(number, name.replace('_', ' ')[:-1])}, and not {limits[name]}"
+        for name, number in used.items()
+        if limits[name] is not None and number > cast(int, limits[name])
+    ]
+    if waiting is not None and seen.waiting > waiting + _OF_PYTHON:
+        said.append(
+            f"transactions that waited for {seen.waiting:.2f} s for something else than the "
+            f"database, and not {waiting} s"
+        )
+    if said:
+        pytest.fail(f"More was sent than db_budget() allows: {'; '.join(said)}.\n{seen}", False)
+
+
+#: So many seconds Python may need between the statements of a test's transactions.
+_OF_PYTHON = 0.1
+
+
+def _engines_of(source: Any) -> list[Any]:
+    """Return the engines of what ``db_isolation_of`` has returned."""
+    from .._core.engine import OptInEngine
+
+    if hasattr(source, "extensions"):
+        extension = source.extensions.get("sqlalchemy")
+        engines: Iterable[Any] = ()
+        if extension is not None:
+            with source.app_context():
+                engines = list(extension.engines.values())
+    else:
+        engines = [source] if isinstance(source, OptInEngine) else cast("Iterable[Any]", source)
+    found = [engine for engine in engines if isinstance(engine, OptInEngine)]
+    if not found:
+        raise pytest.UsageError(
+            "There is no engine to record: the application needs an extension with "
+            "OptInTransactionMixin, or the fixture `db_isolation_of` has to return engines of "
+            "fictive_sqlalchemy.create_engine()."
+        )
+    return found
 
 
 # --strict-report
