@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import sqlalchemy
 from flask import Flask, has_app_context
@@ -16,6 +16,7 @@ from ..._core.create import engine_from_config
 from ..._core.engine import OptInEngine
 from ..._core.session import OptInSession
 from ..._core.transactions import TRANSACTION_CONNECTIONS, TransactionConnections
+from ...guarding import Guard
 from ...scoped_session import OptInScopedSession
 from ...testing import isolate
 from ._private import current_app_context, record_queries_of
@@ -75,6 +76,32 @@ class OptInTransactionMixin(
         See :meth:`fictive_sqlalchemy.OptInSession.on_commit`.
         """
         self.session.on_commit(function)
+
+    def guard_transactions(
+        self,
+        mode: Literal["raise", "log"],
+        app: Flask | None = None,
+        *,
+        allow: Iterable[str] = (),
+    ) -> Guard:
+        """Refuse, or log, calls that may wait while a transaction is open. Sends nothing.
+
+        See :class:`fictive_sqlalchemy.guarding.Guard`.
+
+        :param mode: ``"raise"`` or ``"log"``.
+        :param app: The application; the current one if it is left out.
+        :param allow: Hosts that may be called inside.
+        :returns: The guard, which guards already. Its ``stop()`` ends that.
+        :raises sqlalchemy.exc.ArgumentError: if an argument is not as said there.
+        :raises RuntimeError: without ``app`` outside an application context.
+        """
+        if app is None and not has_app_context():
+            raise RuntimeError(
+                "guard_transactions() needs an application: use it in an application context, or "
+                "pass it: db.guard_transactions(mode, app)."
+            )
+        with nullcontext() if app is None else app.app_context():
+            return Guard(mode, self, allow=allow).start()
 
     def on_rollback(self, function: Callable[[], object]) -> None:
         """Call a function if the open transaction or savepoint is rolled back.

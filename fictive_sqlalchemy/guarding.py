@@ -1,0 +1,341 @@
+"""Nothing waits inside a transaction: it is an error in tests, and a warning in production.
+
+::
+
+    db.guard_transactions("raise")     # in tests
+    db.guard_transactions("log")       # in production
+
+    with db.session.begin():
+        order = db.session.get_one(Order, 1, with_for_update=True)
+        requests.post("https://pay.example/charge")  # WaitingInTransaction
+
+Python tells of most of these calls by its audit events, so that no client has to be patched: see
+`PEP 578 <https://peps.python.org/pep-0578/>`_. While the first guard starts, these are wrapped,
+because no event tells of them: ``time.sleep`` before Python 3.13, ``httpx.HTTPTransport``'s
+``handle_request`` and ``celery.Celery.send_task``. Nothing is sent to the database for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from ipaddress import ip_address
+from types import BuiltinFunctionType
+from typing import TYPE_CHECKING, Any, Literal
+
+from sqlalchemy import exc
+from sqlalchemy.engine import Dialect
+
+from ._core.places import calling
+from ._core.recorder import recorder
+from ._core.records import ConnectionUse, Statement, Transaction
+from ._core.transacting import TransactingConnection
+from .recording import dialects_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Guard", "WaitingInTransaction", "allow_waiting", "log"]
+
+log = logging.getLogger("fictive_sqlalchemy.transactions")
+"""Gets a WARNING for each call that waits inside a transaction, with the mode ``"log"``."""
+
+_is_allowed: ContextVar[bool] = ContextVar("waiting is allowed", default=False)
+
+
+class WaitingInTransaction(exc.InvalidRequestError):
+    """Something that may wait was called while a transaction is open."""
+
+
+@contextmanager
+def allow_waiting() -> Generator[None]:
+    """Allow in this block what :class:`Guard` refuses. It holds in this thread or task alone."""
+    token = _is_allowed.set(True)
+    try:
+        yield
+    finally:
+        _is_allowed.reset(token)
+
+
+class Guard:
+    """Looks at the calls that may wait, while a transaction of the same thread is open.
+
+    These are: connections to other hosts, HTTP requests on connections that are kept (of
+    ``http.client``, on which ``urllib3`` and ``requests`` are built, and of ``httpx``),
+    ``time.sleep()``, subprocesses, and messages of Celery.
+
+    A transaction is open from its first statement on, because BEGIN is sent with that. Under test
+    isolation it is that of the code under test. A transaction that is one statement never is.
+
+    :param mode: ``"raise"``: the call raises :class:`WaitingInTransaction`, and is not made.
+        ``"log"``: it is made, and a WARNING is logged, once for each line in a transaction.
+    :param sources: What :func:`.record` takes.
+    :param allow: Hosts, by name or address, that may be called inside.
+    :raises sqlalchemy.exc.ArgumentError: if an argument is not as said here.
+    """
+
+    def __init__(
+        self, mode: Literal["raise", "log"], *sources: Any, allow: Iterable[str] = ()
+    ) -> None:
+        if mode not in ("raise", "log"):
+            raise exc.ArgumentError(f'The mode of a guard is "raise" or "log", and not {mode!r}.')
+        if isinstance(allow, str):
+            raise exc.ArgumentError(f"allow is a list of hosts: write allow=[{allow!r}].")
+        if not sources:
+            raise exc.ArgumentError("A Guard needs what to guard: an extension or an engine.")
+        self.mode = mode
+        self.keeps_parameters = False
+        self._allowed = {_canonical(host) for host in allow}
+        self._dialects: frozenset[Dialect] = dialects_of(sources)
+        self._open: dict[int, list[Transaction]] = {}
+        self._said: set[tuple[int, object]] = set()
+
+    def start(self) -> Self:
+        """Begin to guard."""
+        if self not in _guards:
+            _install()
+            _hear_of_libraries()
+            recorder.use(self._dialects)
+            recorder.add(self)
+            _guards.append(self)
+        return self
+
+    def stop(self) -> None:
+        """Guard no more."""
+        if self in _guards:
+            _guards.remove(self)
+            recorder.remove(self)
+            recorder.leave()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    # What the recorder calls
+
+    def covers(self, connection: TransactingConnection) -> bool:
+        """Tell whether it guards the transactions of a connection."""
+        return connection.dialect in self._dialects
+
+    def add_transaction(self, transaction: Transaction) -> None:
+        """Note a transaction that begins."""
+        _hear_of_libraries()
+        here = self._open.setdefault(transaction.thread, [])
+        here[:] = [each for each in here if each.outcome == "open"]
+        here.append(transaction)
+
+    def add_statement(self, statement: Statement) -> None:
+        """Nothing is done with statements."""
+
+    def note_round_trip(self, statement: Statement) -> None:
+        """Nothing is done with statements."""
+
+    def add_use(self, use: ConnectionUse) -> None:
+        """Nothing is done with connections."""
+
+    # What the calls that may wait call
+
+    def check(self, what: str, host: str | None) -> None:
+        """Refuse a call, or log it, if a transaction of this thread is open.
+
+        :param what: The call, for the message.
+        :param host: The host that it is to.
+        :raises WaitingInTransaction: in the mode ``"raise"``.
+        """
+        transactions = self._open.get(threading.get_ident())
+        if not transactions:
+            return
+        inside = [each for each in transactions if each.outcome == "open" and _has_begun(each)]
+        if not inside:
+            del self._open[threading.get_ident()]
+            return
+        if host is not None and _canonical(host) in self._allowed:
+            return
+        transaction, caller = inside[0], calling()
+        place = caller.called_from or caller.place
+        message = (
+            f"{what} inside an open transaction, in {place.filename}, line {place.line}, in "
+            f"{place.function}. The transaction was begun by {transaction.begun_at}. While the "
+            "call waits, the transaction keeps its locks and its connection. Put the call before "
+            "the block, after it, or into on_commit(). If it has to be there, put it into "
+            "`with allow_waiting():`, or name its host in allow=[…]."
+        )
+        if self.mode == "raise":
+            raise WaitingInTransaction(message)
+        said = id(transaction), place[:2]
+        if said not in self._said:
+            if len(self._said) > 1_000:
+                self._said.clear()
+            self._said.add(said)
+            log.warning("%s", message)
+
+
+_guards: list[Guard] = []
+
+
+def _has_begun(transaction: Transaction) -> bool:
+    return transaction.started is not None and not transaction.is_one_statement
+
+
+def _canonical(host: str) -> str:
+    try:
+        address = ip_address(host.strip("[]"))
+    except ValueError:
+        return host.lower().rstrip(".")
+    return str(getattr(address, "ipv4_mapped", None) or address)
+
+
+def _check(what: str, host: str | None = None) -> None:
+    if not _is_allowed.get():
+        for guard in tuple(_guards):
+            guard.check(what, host)
+
+
+# Audit events: https://docs.python.org/3/library/audit_events.html
+
+
+class _Resolved(threading.local):
+    host: str = ""
+    port: object = None
+
+
+_resolved = _Resolved()
+"""What this thread has asked the address of last: a connection is made to the address."""
+
+
+def _on_connect(socket: Any, address: Any) -> None:
+    if getattr(socket, "type", None) != _STREAM:  # a datagram does not wait
+        return
+    what, name = repr(address), None
+    if isinstance(address, tuple):
+        parts: tuple[Any, ...] = address  # pyright: ignore[reportUnknownVariableType]
+        host, port = str(parts[0]), parts[1]
+        name = _resolved.host if _resolved.port in (port, str(port)) else host
+        what = f"{name}:{port}"
+    try:
+        _check(f"A connection to {what}", name)
+    except BaseException:
+        socket.close()  # who makes it expects nothing but an OSError
+        raise
+
+
+#: ``socket.SOCK_STREAM``, without an import of what may be patched later.
+_STREAM = 1
+
+
+def _on_getaddrinfo(host: Any, port: Any, *_: Any) -> None:
+    name = host.decode() if isinstance(host, bytes) else host
+    _resolved.host, _resolved.port = name or "", port
+
+
+def _on_http(connection: Any, *_: Any) -> None:
+    host = str(getattr(connection, "host", ""))
+    _check(f"An HTTP request to {host}", host)
+
+
+def _on_sleep(seconds: Any, *_: Any) -> None:
+    if seconds:
+        _check(f"time.sleep({seconds})")
+
+
+def _on_process(executable: Any, *_: Any) -> None:
+    _check(f"The process {executable!r}")
+
+
+_EVENTS: dict[str, Callable[..., None]] = {
+    "socket.connect": _on_connect,
+    "socket.getaddrinfo": _on_getaddrinfo,
+    "http.client.send": _on_http,
+    "time.sleep": _on_sleep,
+    "subprocess.Popen": _on_process,
+    "os.system": _on_process,
+    "os.posix_spawn": _on_process,
+}
+
+
+def _hook(event: str, arguments: tuple[Any, ...]) -> None:
+    if _guards and event in _EVENTS:
+        _EVENTS[event](*arguments)
+
+
+_is_installed = False
+_lock = threading.Lock()
+
+
+def _install() -> None:
+    """Add the audit hook, once: Python can't remove it again."""
+    global _is_installed
+    with _lock:
+        if not _is_installed:
+            _is_installed = True
+            sys.addaudithook(_hook)
+
+
+# Libraries whose calls are no audit events
+
+_heard_of: set[str] = set()
+
+
+def _hear_of_libraries() -> None:
+    """Have libraries tell that were imported meanwhile."""
+    for name, hear in _LIBRARIES.items():
+        if name not in _heard_of and name in sys.modules:
+            _heard_of.add(name)
+            hear(sys.modules[name])
+
+
+def _hear_of_httpx(httpx: Any) -> None:
+    # It sends on sockets that it keeps, and no event tells of that.
+    def guarded(handle: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(handle)
+        def handle_request(self: Any, request: Any) -> Any:
+            if _guards:
+                _check(f"An HTTP request to {request.url.host}", request.url.host)
+            return handle(self, request)
+
+        return handle_request
+
+    transport = httpx.HTTPTransport
+    transport.handle_request = guarded(transport.handle_request)
+
+
+def _hear_of_celery(celery: Any) -> None:
+    # The connection to the broker is kept. Celery logs what a receiver of its signals raises.
+    send = celery.Celery.send_task
+
+    @wraps(send)
+    def send_task(self: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+        if _guards:
+            _check(f"A message of Celery for the task {name}")
+        return send(self, name, *args, **kwargs)
+
+    celery.Celery.send_task = send_task
+
+
+def _hear_of_time(module: Any) -> None:
+    # Until Python 3.13, and in that of gevent, it is no event.
+    sleep, python = module.sleep, sys.version_info[:2]
+    if python >= (3, 13) and isinstance(sleep, BuiltinFunctionType):
+        return
+
+    @wraps(sleep)
+    def guarded_sleep(*args: Any, **kwargs: Any) -> None:
+        if _guards:
+            _on_sleep(*args, *kwargs.values())
+        sleep(*args, **kwargs)
+
+    module.sleep = guarded_sleep
+
+
+_LIBRARIES: dict[str, Callable[[Any], None]] = {
+    "time": _hear_of_time,
+    "httpx": _hear_of_httpx,
+    "celery": _hear_of_celery,
+}
