@@ -82,6 +82,7 @@ CONTENTS = {
     ],
     "Tests": ["testing"],
     "Production": [
+        "seeing",
         "atomic",
         "after-commit",
         "retry",
