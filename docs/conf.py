@@ -49,11 +49,12 @@ nitpicky = True
 # Other projects' inventories would have to be fetched for these, and a build needs no network.
 nitpick_ignore_regex = [
     (r"py:.*", r"(sqlalchemy|flask|flask_sqlalchemy|celery|tenacity|pytest|werkzeug)\..*"),
-    (r"py:.*", r"(collections\.abc|typing|typing_extensions|types|contextlib|enum)\..*"),
+    (r"py:.*", r"(collections\.abc|typing|typing_extensions|types|contextlib|enum|os)\..*"),
     (r"py:exc", r"[A-Z][A-Za-z]*"),
     # What signatures name: builtins, and what modules import for type checkers alone.
     (r"py:class", r"bool|dict|float|int|list|object|set|str|tuple|type|[A-Z][A-Za-z]*Error"),
     (r"py:class", r"CoreExecuteOptionsParameter|Dialect|Engine|Flask|Pool|URL|sessionmaker|_\w+"),
+    (r"py:class", r"BeginOptions|SessionTransaction"),
     (r"py:class", r"(.*\.)?(OpenTransactions|TransactionOptions)"),
     (r"py:class", r"(.*\.)?[A-Z]"),  # type variables
 ]

@@ -24,6 +24,7 @@ from .atomic_requests import AtomicRequestsMixin, atomic_requests_of
 from .binds import BindSession
 from .contexts import ContextRegistry
 from .declarative import DeclarativeBaseMixin
+from .open_transactions import add_command
 from .request_reports import RequestReportsMixin
 from .strict_report import strict_report_of
 
@@ -206,13 +207,15 @@ class OptInTransactionMixin(
 
         With the setting ``SQLALCHEMY_STRICT_REPORT``, the name of a file, it begins to record there
         what would mean something else in the strict mode, and ``flask db-strict-report`` prints it:
-        see :mod:`fictive_sqlalchemy.strict_report`.
+        see :mod:`fictive_sqlalchemy.strict_report`. ``flask db-transactions`` prints the
+        transactions that are open on the server.
 
         :param app: The application.
         """
         super().init_app(app)
         atomic_requests_of(self, app)
         strict_report_of(app)
+        add_command(app)
 
     def session_of_request(self) -> Session:
         """Return the session of this application context, for the transaction of a request."""
