@@ -23,7 +23,7 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -134,8 +134,12 @@ class PostgresServer:
     def drop_database(self, name: str) -> None:
         """Drop a database; connections to it are closed, its prepared transactions rolled back.
 
+        Nothing happens if it is gone already.
+
         :param name: What :meth:`create_database` returned.
         """
+        if name not in self._databases():
+            return
         with self._connect(name) as connection:
             _end_all(connection)
         self._run(f'DROP DATABASE "{name}" WITH (FORCE)')
@@ -215,6 +219,10 @@ class PostgresServer:
                 self.url(driver, database), poolclass=NullPool, isolation_level="AUTOCOMMIT"
             )
         return self._engines[database].connect()
+
+    def _databases(self) -> Sequence[str]:
+        with self._connect(self._url.database or "postgres") as connection:
+            return connection.scalars(text("SELECT datname FROM pg_database")).all()
 
     def _run(self, sql: str) -> None:
         with self._connect(self._url.database or "postgres") as connection:

@@ -119,6 +119,7 @@ def test_a_new_database_is_empty_and_gone_when_dropped(server: PostgresServer, d
     engine.dispose()
     with pytest.raises(OperationalError, match="does not exist"):
         scalar(url, "SELECT 1")
+    server.drop_database(name)  # It is gone already, as it is when a test has dropped it.
 
 
 def test_a_reset_database_is_as_empty_as_a_new_one(server: PostgresServer, driver: str) -> None:
