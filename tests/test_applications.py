@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.applications import page
+from tests.applications import environments, page
 from tests.applications.__main__ import main
 from tests.applications.environments import CannotInstall, install
 from tests.applications.exceptions import EXCEPTIONS
@@ -223,6 +223,17 @@ def test_an_application_that_needs_a_newer_python_is_not_installed(tmp_path: Pat
     application = Application("shop", "1.0", python="3.99")
     with pytest.raises(CannotInstall, match=r"needs Python 3\.99"):
         install(application, tmp_path / "our.whl", tmp_path / "shop", None)
+
+
+def test_an_application_that_is_not_on_the_index_is_not_installed() -> None:
+    said = (
+        "ERROR: Ignored the following yanked versions: 0.9\n"
+        "ERROR: Could not find a version that satisfies the requirement shop==1.0\n"
+        "ERROR: No matching distribution found for shop==1.0\n"
+    )
+    command = [sys.executable, "-c", f"import sys; sys.exit({said!r})"]
+    with pytest.raises(CannotInstall, match=r"^ERROR: Could not find .* shop==1\.0$"):
+        environments._call(*command)
 
 
 @pytest.mark.slow

@@ -116,5 +116,10 @@ def _call(*command: str) -> None:
 def _reason(said: str) -> str:
     """What pip says first about an error, without the colours and in one line."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", said)
-    errors = [line for line in plain.splitlines() if re.match(r"\s*(ERROR|error)\b", line)]
+    # It says first, and as an error, too, which versions it did not look at.
+    errors = [
+        line
+        for line in plain.splitlines()
+        if re.match(r"\s*(ERROR|error)\b(?!: Ignored the following)", line)
+    ]
     return " ".join((errors or plain.splitlines()[-1:] or [""])[0].split())
