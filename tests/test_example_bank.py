@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -15,6 +16,8 @@ from contextlib import ExitStack, suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlencode
 from urllib.request import urlopen
 
 import pytest
@@ -505,7 +508,27 @@ def test_the_demo_serves_until_ctrl_c(demo: Callable[..., Demo]) -> None:
     run = demo("", "--serve")
     base = run.read_to(OPEN)[1]
     with urlopen(base) as page:
-        assert "Piggy bank" in page.read().decode()
+        shown = page.read().decode()
+    assert "Piggy bank" in shown
+    assert "asks a slow service" in shown
+    assert "What <code>GET /</code> has sent to PostgreSQL" in shown
+    assert [trips for trips, _ in FIGURES.findall(shown)] == ["2", "4"]
+    with urlopen(f"{base}?currency=EUR") as page:
+        shown = page.read().decode()
+    assert "in EUR" in shown
+    (ours, _), (stock, waited) = FIGURES.findall(shown)
+    assert (ours, stock) == ("2", "4")
+    assert float(waited) >= 300
+    values = urlencode({"source_id": 1, "target_id": 2, "amount": "10.00"}).encode()
+    with urlopen(base, values) as page:  # it follows to the page
+        shown = page.read().decode()
+    assert "What <code>POST /</code> has sent to PostgreSQL" in shown
+    assert "What <code>GET /</code> has sent to PostgreSQL" in shown
+    with pytest.raises(HTTPError) as refused:
+        urlopen(f"{base}nowhere")
+    with refused.value as error:
+        assert error.code == 404
+        assert "error" in json.loads(error.read())
     assert run.remains() != []
     status, _, err = run.end(by=signal.SIGINT)
     assert (status, err) == (0, "")

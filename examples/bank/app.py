@@ -67,11 +67,22 @@ def create_app(database_url: str | None = None) -> Flask:
 
 @bank.get("/")
 def page(error: str | None = None) -> str:
-    """The page: all accounts, the latest transfers and a form for the next one."""
+    """The page: all accounts, the latest transfers and a form for the next one.
+
+    With a currency it asks another service for the rate, between two reads.
+    """
     accounts = Account.query.order_by(Account.owner).all()
+    currency = request.args.get("currency")
+    rate = None if currency is None else exchange_rate(currency)
     transfers = Transfer.query.order_by(Transfer.id.desc()).limit(10).all()
     return render_template(
-        "bank.html", accounts=accounts, transfers=transfers, error=error, form=request.form
+        "bank.html",
+        accounts=accounts,
+        transfers=transfers,
+        error=error,
+        form=request.form,
+        rate=rate,
+        currency=currency,
     )
 
 

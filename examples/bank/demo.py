@@ -32,6 +32,7 @@ try:
 
     from tests.wire import Recording, WireProxy
 
+    from .front import front_server
     from .report import BOLD, DIM, WIDTH, milliseconds, show, show_columns, show_wires
     from .running import (
         DemoError,
@@ -138,7 +139,7 @@ def run(serve: bool, port: int) -> None:
         execute(wire.url(url), "SELECT 1")
         name = f"bank_demo_{uuid.uuid4().hex[:12]}"
         bases: list[str] = []
-        for suffix, arguments in (("ours", ["--port", str(port)]), ("stock", ["--stock"])):
+        for suffix, arguments in (("ours", []), ("stock", ["--stock"])):
             within = stack.enter_context(schema(url, f"{name}_{suffix}"))
             bases.append(stack.enter_context(app_server(wire.url(within), *arguments)))
         stack.callback(ignore_signals)  # the first to run: nothing disturbs the cleaning up
@@ -149,13 +150,13 @@ def run(serve: bool, port: int) -> None:
         )
         compare(wire, bases)
         if serve:
-            keep_open(bases[0])
+            keep_open(stack.enter_context(front_server(wire, bases, port)))
 
 
 def keep_open(base: str) -> None:
     """Leave the bank open until Ctrl-C, which is how serving is meant to end, or nox is gone.
 
-    :param base: The URL of the bank.
+    :param base: The URL of the front, which shows under each page what it has sent.
     """
     parent = os.getppid()
     try:
