@@ -33,10 +33,7 @@ _STILL_COUNTED = (
 #: For each application, for each mode: the name of the test, and the reason.
 EXCEPTIONS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
     "invenio-db": {
-        "begin_on_write": {
-            "tests/test_db.py::test_entry_points": _CUT,
-            "tests/test_db.py::test_db_create_alembic_upgrade": _LEFT,
-        },
+        "begin_on_write": {"tests/test_db.py::test_entry_points": _CUT},
         "strict": {
             "tests/test_db.py::test_entry_points": _CUT,
             "tests/test_db.py::test_db_create_alembic_upgrade": _LEFT,
