@@ -11,7 +11,8 @@ from sqlalchemy.engine import Connection
 NOTHING_STORED = (
     "Nothing of this block was stored: a statement in it had failed, which aborted it, and the "
     "error was caught inside. Let the error leave the block, or put what may fail into "
-    "a block of its own, `with session.atomic():` or `with session.begin_nested():`."
+    "a block of its own, `with session.atomic():` or `with session.begin_nested():`. Without a "
+    "block, call rollback() where the error is caught."
 )
 
 LOST_INSIDE = (

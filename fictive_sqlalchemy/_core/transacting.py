@@ -369,8 +369,9 @@ class TransactingConnection(ConnectionHooks):
         elif sqlstate(error) == "25P02":  # in_failed_sql_transaction
             error.add_detail(
                 "An earlier statement of this transaction failed, and that error was caught: "
-                f"{str(self._failure.orig).strip()}. Let the error leave the block, or put what "
-                "may fail into `with session.atomic():` or `with session.begin_nested():`."
+                f"{str(self._failure.orig).strip()}. Let the error leave the block, or call "
+                "rollback(), or put what may fail into `with session.atomic():` or "
+                "`with session.begin_nested():`."
             )
 
     def forget_failure(self) -> None:

@@ -17,7 +17,7 @@ _OPEN = text("""
 SELECT
     extract(epoch FROM clock_timestamp() - xact_start)::float AS seconds,
     extract(epoch FROM clock_timestamp() - state_change)::float AS in_state,
-    state, application_name, usename, client_addr::text AS client, pid, query,
+    state, application_name, usename, host(client_addr) AS client, pid, query,
     wait_event_type || ': ' || wait_event AS waits_for,
     pg_blocking_pids(pid) AS blocked_by
 FROM pg_stat_activity
