@@ -26,15 +26,17 @@ from contextvars import ContextVar
 from functools import wraps
 from ipaddress import ip_address
 from types import BuiltinFunctionType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from sqlalchemy import exc
 from sqlalchemy.engine import Dialect
 
+from ._core.flow import here
 from ._core.places import calling
 from ._core.recorder import recorder
 from ._core.records import ConnectionUse, Statement, Transaction
 from ._core.transacting import TransactingConnection
+from ._core.transactions import TRANSACTION_CONNECTIONS
 from .recording import dialects_of
 
 if TYPE_CHECKING:
@@ -55,11 +57,12 @@ class WaitingInTransaction(exc.InvalidRequestError):
 @contextmanager
 def allow_waiting() -> Generator[None]:
     """Allow in this block what :class:`Guard` refuses. It holds in this thread or task alone."""
-    token = _is_allowed.set(True)
+    before = _is_allowed.get()
     try:
+        _is_allowed.set(True)
         yield
     finally:
-        _is_allowed.reset(token)
+        _is_allowed.set(before)  # no token: the block of a stream may end in another context
 
 
 class Guard:
@@ -86,21 +89,26 @@ class Guard:
             raise exc.ArgumentError(f'The mode of a guard is "raise" or "log", and not {mode!r}.')
         if isinstance(allow, str):
             raise exc.ArgumentError(f"allow is a list of hosts: write allow=[{allow!r}].")
+        hosts: Any = list(allow) if isinstance(allow, Iterable) else None  # pyright: ignore
+        if hosts is None or not all(map(_is_host, hosts)):
+            raise exc.ArgumentError(
+                'allow is a list of hosts, by name or address, without a scheme and a port: ["pay.'
+                f'example", "10.0.0.1"], and not {allow!r}.'
+            )
         if not sources:
             raise exc.ArgumentError("A Guard needs what to guard: an extension or an engine.")
         self.mode = mode
         self.keeps_parameters = False
-        self._allowed = {_canonical(host) for host in allow}
+        self._allowed = {_canonical(host) for host in hosts}
         self._dialects: frozenset[Dialect] = dialects_of(sources)
-        self._open: dict[int, list[Transaction]] = {}
-        self._said: set[tuple[int, object]] = set()
+        self._said: set[tuple[float | None, object]] = set()
 
     def start(self) -> Self:
         """Begin to guard."""
         if self not in _guards:
             _install()
             _hear_of_libraries()
-            recorder.use(self._dialects)
+            recorder.use(self, self._dialects)
             recorder.add(self)
             _guards.append(self)
         return self
@@ -109,8 +117,7 @@ class Guard:
         """Guard no more."""
         if self in _guards:
             _guards.remove(self)
-            recorder.remove(self)
-            recorder.leave()
+            recorder.leave(self)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -125,11 +132,8 @@ class Guard:
         return connection.dialect in self._dialects
 
     def add_transaction(self, transaction: Transaction) -> None:
-        """Note a transaction that begins."""
+        """Hear of libraries that were imported meanwhile, now that a transaction begins."""
         _hear_of_libraries()
-        here = self._open.setdefault(transaction.thread, [])
-        here[:] = [each for each in here if each.outcome == "open"]
-        here.append(transaction)
 
     def add_statement(self, statement: Statement) -> None:
         """Nothing is done with statements."""
@@ -149,16 +153,10 @@ class Guard:
         :param host: The host that it is to.
         :raises WaitingInTransaction: in the mode ``"raise"``.
         """
-        transactions = self._open.get(threading.get_ident())
-        if not transactions:
+        transaction = self._open_here()
+        if transaction is None or (host is not None and _canonical(host) in self._allowed):
             return
-        inside = [each for each in transactions if each.outcome == "open" and _has_begun(each)]
-        if not inside:
-            del self._open[threading.get_ident()]
-            return
-        if host is not None and _canonical(host) in self._allowed:
-            return
-        transaction, caller = inside[0], calling()
+        caller = calling()
         place = caller.called_from or caller.place
         message = (
             f"{what} inside an open transaction, in {place.filename}, line {place.line}, in "
@@ -169,19 +167,41 @@ class Guard:
         )
         if self.mode == "raise":
             raise WaitingInTransaction(message)
-        said = id(transaction), place[:2]
+        said = transaction.started, place[:2]
         if said not in self._said:
             if len(self._said) > 1_000:
                 self._said.clear()
             self._said.add(said)
-            log.warning("%s", message)
+            with allow_waiting():  # a handler of the log may send it to another host
+                log.warning("%s", message)
+
+    def _open_here(self) -> Transaction | None:
+        """Return a transaction that this thread, greenlet and task has open."""
+        for connections in TRANSACTION_CONNECTIONS.values():
+            for connection in connections:
+                recorded = getattr(connection, "recorded", None)
+                if (
+                    recorded is not None
+                    and self in recorded.recordings
+                    and _is_open(recorded.transaction)
+                    and recorded.flow.includes(here())
+                ):
+                    return cast(Transaction, recorded.transaction)
+        return None
 
 
 _guards: list[Guard] = []
 
 
-def _has_begun(transaction: Transaction) -> bool:
-    return transaction.started is not None and not transaction.is_one_statement
+def _is_open(transaction: Transaction) -> bool:
+    is_open = transaction.has_begun and not transaction.has_ended
+    return is_open and not transaction.is_one_statement
+
+
+def _is_host(host: object) -> bool:
+    if not isinstance(host, str) or not host or "://" in host:
+        return False
+    return host.startswith("/") or ":" not in host or _is_address(host.strip("[]"))
 
 
 def _canonical(host: str) -> str:
@@ -213,11 +233,12 @@ _resolved = _Resolved()
 def _on_connect(socket: Any, address: Any) -> None:
     if getattr(socket, "type", None) != _STREAM:  # a datagram does not wait
         return
-    what, name = repr(address), None
+    what, name = repr(address), address if isinstance(address, str) else None  # a path
     if isinstance(address, tuple):
         parts: tuple[Any, ...] = address  # pyright: ignore[reportUnknownVariableType]
-        host, port = str(parts[0]), parts[1]
-        name = _resolved.host if _resolved.port in (port, str(port)) else host
+        name, port = str(parts[0]), parts[1]
+        if _resolved.port in (port, str(port)) and _is_address(name):
+            name = _resolved.host
         what = f"{name}:{port}"
     try:
         _check(f"A connection to {what}", name)
@@ -230,6 +251,14 @@ def _on_connect(socket: Any, address: Any) -> None:
 _STREAM = 1
 
 
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def _on_getaddrinfo(host: Any, port: Any, *_: Any) -> None:
     name = host.decode() if isinstance(host, bytes) else host
     _resolved.host, _resolved.port = name or "", port
@@ -240,7 +269,7 @@ def _on_http(connection: Any, *_: Any) -> None:
     _check(f"An HTTP request to {host}", host)
 
 
-def _on_sleep(seconds: Any, *_: Any) -> None:
+def _on_sleep(seconds: Any = 0, *_: Any) -> None:
     if seconds:
         _check(f"time.sleep({seconds})")
 
@@ -266,7 +295,7 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 _is_installed = False
-_lock = threading.Lock()
+_lock = threading.RLock()
 
 
 def _install() -> None:
@@ -287,11 +316,13 @@ def _hear_of_libraries() -> None:
     """Have libraries tell that were imported meanwhile."""
     for name, hear in _LIBRARIES.items():
         if name not in _heard_of and name in sys.modules:
-            _heard_of.add(name)
-            hear(sys.modules[name])
+            with _lock:
+                # False: another thread is importing it, and has not come that far.
+                if name not in _heard_of and hear(sys.modules[name]):
+                    _heard_of.add(name)
 
 
-def _hear_of_httpx(httpx: Any) -> None:
+def _hear_of_httpx(httpx: Any) -> bool:
     # It sends on sockets that it keeps, and no event tells of that.
     def guarded(handle: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(handle)
@@ -302,13 +333,18 @@ def _hear_of_httpx(httpx: Any) -> None:
 
         return handle_request
 
-    transport = httpx.HTTPTransport
-    transport.handle_request = guarded(transport.handle_request)
+    transport = getattr(httpx, "HTTPTransport", None)
+    if transport is not None:
+        transport.handle_request = guarded(transport.handle_request)
+    return transport is not None
 
 
-def _hear_of_celery(celery: Any) -> None:
+def _hear_of_celery(base: Any) -> bool:
     # The connection to the broker is kept. Celery logs what a receiver of its signals raises.
-    send = celery.Celery.send_task
+    celery = getattr(base, "Celery", None)
+    if celery is None:
+        return False
+    send = celery.send_task
 
     @wraps(send)
     def send_task(self: Any, name: str, *args: Any, **kwargs: Any) -> Any:
@@ -316,14 +352,15 @@ def _hear_of_celery(celery: Any) -> None:
             _check(f"A message of Celery for the task {name}")
         return send(self, name, *args, **kwargs)
 
-    celery.Celery.send_task = send_task
+    celery.send_task = send_task
+    return True
 
 
-def _hear_of_time(module: Any) -> None:
+def _hear_of_time(module: Any) -> bool:
     # Until Python 3.13, and in that of gevent, it is no event.
     sleep, python = module.sleep, sys.version_info[:2]
     if python >= (3, 13) and isinstance(sleep, BuiltinFunctionType):
-        return
+        return True
 
     @wraps(sleep)
     def guarded_sleep(*args: Any, **kwargs: Any) -> None:
@@ -332,10 +369,11 @@ def _hear_of_time(module: Any) -> None:
         sleep(*args, **kwargs)
 
     module.sleep = guarded_sleep
+    return True
 
 
-_LIBRARIES: dict[str, Callable[[Any], None]] = {
+_LIBRARIES: dict[str, Callable[[Any], bool]] = {
     "time": _hear_of_time,
     "httpx": _hear_of_httpx,
-    "celery": _hear_of_celery,
+    "celery.app.base": _hear_of_celery,
 }

@@ -14,8 +14,7 @@ Nothing is sent for it, and what is sent does not change. Off, it costs nothing.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -61,10 +60,9 @@ class Recording:
         keep: int = 1_000,
         parameters: bool = False,
     ) -> None:
-        self._dialects = frozenset(dialects)
-        self._sessions = tuple(sessions)
+        self._dialects: frozenset[Dialect] = frozenset(dialects)
+        self._sessions: tuple[OptInSession, ...] = tuple(sessions)
         self._keep = keep
-        self._lock = threading.Lock()
         self.keeps_parameters = parameters
         self.sent: list[Statement] = []
         """All that was sent, in order: the statements, BEGIN, COMMIT, ROLLBACK and savepoints."""
@@ -72,8 +70,12 @@ class Recording:
         """The transactions that have begun meanwhile, or had begun before and sent something."""
         self.connections: list[ConnectionUse] = []
         """The uses of connections of the pool on which something was sent."""
-        self._left_out = 0
-        self._trips_left_out = 0
+        # Of what is not kept, the numbers. They change without a lock, which an exception of a
+        # signal handler could leave locked: while a number is added, no thread is switched to.
+        self._left_out = self._statements_left_out = self._trips_left_out = 0
+        self._busy_left_out = 0.0
+        self._more_transactions = _Sums(lambda each: (each.duration, each.waiting))
+        self._more_connections = _Sums(lambda each: (each.held, each.waited))
 
     @property
     def round_trips(self) -> int:
@@ -88,12 +90,42 @@ class Recording:
     @property
     def statement_count(self) -> int:
         """How many statements there were, those included that are not kept."""
-        return len(self.statements) + self._left_out
+        return len(self.statements) + self._statements_left_out
+
+    @property
+    def duration(self) -> float:
+        """For how long the callers waited for what was sent."""
+        return sum(statement.duration for statement in self.sent) + self._busy_left_out
+
+    @property
+    def transaction_count(self) -> int:
+        """How many transactions have sent something, those included that are not kept."""
+        begun = sum(transaction.started is not None for transaction in self.transactions)
+        return begun + self._more_transactions.count
+
+    @property
+    def open(self) -> float:
+        """For how long transactions were open, or are."""
+        kept = sum(transaction.duration for transaction in self.transactions)
+        return kept + self._more_transactions.totals()[0]
 
     @property
     def waiting(self) -> float:
         """For how long transactions were open while the database was not busy for them."""
-        return sum(transaction.waiting for transaction in self.transactions)
+        kept = sum(transaction.waiting for transaction in self.transactions)
+        return kept + self._more_transactions.totals()[1]
+
+    @property
+    def held(self) -> float:
+        """For how long connections were held, or are."""
+        kept = sum(use.held for use in self.connections)
+        return kept + self._more_connections.totals()[0]
+
+    @property
+    def waited(self) -> float:
+        """For how long the pool was waited for."""
+        kept = sum(use.waited for use in self.connections)
+        return kept + self._more_connections.totals()[1]
 
     # What the recorder calls
 
@@ -109,25 +141,33 @@ class Recording:
         if len(self.sent) < self._keep:
             self.sent.append(statement)
         else:
-            with self._lock:
-                self._left_out += 1
-                self._trips_left_out += statement.round_trips
+            self._left_out += 1
+            self._statements_left_out += not statement.is_control
+            self._trips_left_out += statement.round_trips
+            self._busy_left_out += statement.duration
 
     def note_round_trip(self, statement: Statement) -> None:
         """Hear that a part of a stream was read, which the statement has noted."""
         if self._left_out and statement not in self.sent:
-            with self._lock:
-                self._trips_left_out += 1
+            self._trips_left_out += 1
 
     def add_transaction(self, transaction: Transaction) -> None:
         """Note a transaction."""
         if len(self.transactions) < self._keep:
             self.transactions.append(transaction)
+        else:
+            self._more_transactions.add(transaction)
 
     def add_use(self, use: ConnectionUse) -> None:
         """Note the use of a connection."""
         if len(self.connections) < self._keep:
             self.connections.append(use)
+        else:
+            self._more_connections.add(use)
+
+    def end(self) -> None:
+        """Let go of what it was about: who keeps a recording keeps no session."""
+        self._dialects, self._sessions = frozenset(), ()
 
     # To read
 
@@ -140,14 +180,13 @@ class Recording:
             counted(self.statement_count, "statement"),
             counted(self.round_trips, "round trip"),
         ]
-        if self.transactions:
-            duration = sum(transaction.duration for transaction in self.transactions)
+        if count := self.transaction_count:
             parts.append(
-                f"{counted(len(self.transactions), 'transaction')} {milliseconds(duration)} "
+                f"{counted(count, 'transaction')} {milliseconds(self.open)} "
                 f"({milliseconds(self.waiting)} waiting)"
             )
         if self.connections:
-            parts.append(f"connection {milliseconds(sum(use.held for use in self.connections))}")
+            parts.append(f"connection {milliseconds(self.held)}")
         return ", ".join(parts)
 
     def __str__(self) -> str:
@@ -158,6 +197,49 @@ class Recording:
 
     def __repr__(self) -> str:
         return f"<Recording: {self.summary()}>"
+
+
+#: So many open transactions that are not kept count on. No application has as many at a time.
+_MOST_OPEN = 100
+
+
+class _Sums:
+    """The numbers of the transactions, or of the uses of connections, that are not kept.
+
+    :param numbers: Returns the two numbers of one.
+    """
+
+    def __init__(self, numbers: Callable[[Any], tuple[float, float]]) -> None:
+        self._numbers = numbers
+        self._open: list[Any] = []
+        self._count = 0
+        self._first = self._second = 0.0
+
+    def add(self, one: Any) -> None:
+        """Add one, which counts on until it has ended."""
+        for each in tuple(self._open):
+            if each.has_ended or len(self._open) > _MOST_OPEN:
+                first, second = self._numbers(each)
+                try:
+                    self._open.remove(each)
+                except ValueError:  # another thread has done it
+                    continue
+                self._count += each.has_begun
+                self._first += first
+                self._second += second
+        self._open.append(one)
+
+    @property
+    def count(self) -> int:
+        """How many there are, without transactions that have sent nothing."""
+        return self._count + len([each for each in tuple(self._open) if each.has_begun])
+
+    def totals(self) -> tuple[float, float]:
+        """Return the two sums."""
+        now = [self._numbers(each) for each in tuple(self._open)]
+        return self._first + sum(each[0] for each in now), self._second + sum(
+            each[1] for each in now
+        )
 
 
 def line(statement: Statement) -> str:
@@ -209,15 +291,13 @@ def record(*sources: Any, keep: int = 1_000, parameters: bool = False) -> Genera
         else:
             sessions.append(session)
     recording = Recording(dialects, sessions, keep=keep, parameters=parameters)
-    recorder.use(used)
     try:
+        recorder.use(recording, used)
         recorder.add(recording)
-        try:
-            yield recording
-        finally:
-            recorder.remove(recording)
+        yield recording
     finally:
-        recorder.leave()
+        recorder.leave(recording)
+        recording.end()
 
 
 def dialects_of(sources: Iterable[Any]) -> frozenset[Dialect]:

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import ArgumentError
@@ -29,6 +30,7 @@ from sqlalchemy.exc import ArgumentError
 from ._core import observing
 from ._core.recorder import of_this_context, recorder
 from ._core.records import Transaction
+from ._core.transacting import TransactingConnection
 from ._core.watchdog import Watchdog
 from .recording import Recording, counted, dialects_of, milliseconds
 
@@ -69,11 +71,11 @@ class Report:
             f"{counted(recording.round_trips, 'round trip')}"
         )
         parts = [
-            f'db;dur={_ms(sum(each.duration for each in recording.sent))};desc="{numbers}"',
-            f"transaction;dur={_ms(sum(each.duration for each in recording.transactions))}",
+            f'db;dur={_ms(recording.duration)};desc="{numbers}"',
+            f"transaction;dur={_ms(recording.open)}",
             f"waiting;dur={_ms(recording.waiting)}",
-            f"connection;dur={_ms(sum(each.held for each in recording.connections))}",
-            f"pool;dur={_ms(sum(each.waited for each in recording.connections))}",
+            f"connection;dur={_ms(recording.held)}",
+            f"pool;dur={_ms(recording.waited)}",
         ]
         return ", ".join(parts)
 
@@ -90,12 +92,22 @@ class _Unit(Recording):
     ) -> None:
         super().__init__(dialects, keep=_KEPT)
         self.of = of
+        self.report: Callable[[], Report | None] = _nothing
+        """Returns its report: ``None`` when it has ended, or was forgotten without an end."""
         self._watchdog = watchdog
+
+    def covers(self, connection: TransactingConnection) -> bool:
+        # A copy of the context, such as that of a thread, may outlive the unit.
+        return self.report() is not None and super().covers(connection)
 
     def add_transaction(self, transaction: Transaction) -> None:
         super().add_transaction(transaction)
         if self._watchdog is not None:
             self._watchdog.watch(transaction)
+
+
+def _nothing() -> None:
+    return None
 
 
 #: Of a unit so many statements are kept. The numbers count on.
@@ -105,7 +117,7 @@ _KEPT = 500
 class Reporter:
     """Reports each unit: a line in the log, and a callback.
 
-    :param sources: What :func:`.record` takes; or a function that returns one of these, called
+    :param sources: What :func:`.record` takes; or a function that returns a list of these, called
         with the first unit.
     :param slow_transaction: A transaction that is open for more seconds is a WARNING, at its end
         and while it is open; ``None`` for no warnings.
@@ -143,6 +155,11 @@ class Reporter:
         self._is_on = False
         self._lock = threading.Lock()
 
+    @property
+    def is_on(self) -> bool:
+        """Whether it was started, and not stopped."""
+        return self._is_on
+
     def start(self) -> Self:
         """Begin to report; ``unit_of_work()`` and tasks of ``DatabaseTask`` from now on, too."""
         with self._lock:
@@ -150,7 +167,7 @@ class Reporter:
                 self._is_on = True
                 if self.slow_transaction is not None:
                     self._watchdog = Watchdog(self.slow_transaction, self._warn_of_open)
-                recorder.use(self._dialects or ())
+                recorder.use(self, self._dialects or ())
                 observing.reporters += (self.unit,)
         return self
 
@@ -162,7 +179,7 @@ class Reporter:
                 observing.reporters = tuple(
                     each for each in observing.reporters if each != self.unit
                 )
-                recorder.leave()
+                recorder.leave(self)
                 if self._watchdog is not None:
                     self._watchdog.stop()
 
@@ -198,17 +215,22 @@ class Reporter:
         :param name: What it is, for the log.
         :returns: ``None`` in another unit, and while the reporter is not started.
         """
-        here = of_this_context.get()
+        here = tuple(
+            each for each in of_this_context.get() if not isinstance(each, _Unit) or each.report()
+        )
         if not self._is_on or any(isinstance(each, _Unit) and each.of is self for each in here):
             return None
         if self._dialects is None:
             self._dialects = dialects_of(
-                [source() if _is_function(source) else source for source in self._sources]
+                found
+                for source in self._sources
+                for found in (source() if _is_function(source) else (source,))
             )
             for dialect in self._dialects:
                 recorder.look_at(dialect)
         unit = _Unit(self, self._dialects, self._watchdog)
         report = Report(name, unit, duration=-perf_counter())
+        unit.report = ref(report)
         of_this_context.set((*here, unit))
         return report
 
@@ -244,6 +266,9 @@ class Reporter:
         """
         report.duration += perf_counter()
         self.suspend(report)
+        if isinstance(report.recording, _Unit):
+            report.recording.report = _nothing
+        report.recording.end()
         log.info("%s", report)
         limit = self.slow_transaction
         for transaction in report.recording.transactions:

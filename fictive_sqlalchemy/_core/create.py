@@ -18,7 +18,7 @@ from .forks import leave_to_parent
 from .options import TransactionOptions, split_options
 from .prepared import prepare_anew
 from .read_only import forbid_writes
-from .records import USE
+from .records import USE, given_back
 from .replicas import attach, options_of_replicas
 from .statements import guard_statements_outside
 
@@ -108,14 +108,17 @@ def _opt_in(
         switch.enter_autocommit(connection)
 
     @event.listens_for(engine, "invalidate")
-    def invalidated(connection: Any, record: Any, failure: Any) -> None:
+    @event.listens_for(engine, "detach")
+    def leaves_pool(connection: Any, record: Any, failure: Any = None) -> None:
         if (use := record.info.pop(USE, None)) is not None:
             use.end()
 
     @event.listens_for(engine, "reset")
     def reset(connection: Any, record: Any, state: PoolResetState) -> None:
-        if (use := record.info.pop(USE, None)) is not None:
-            use.end()
+        if record is None:
+            return  # it was detached from the pool, and is closed
+        if USE in record.info:
+            given_back(connection, record, state)
         if state.terminate_only:
             return
         if isinstance(engine.pool, StaticPool):

@@ -101,8 +101,8 @@ def reported(name: Callable[[], str]) -> AbstractContextManager[object]:
     """
     if not reporters:
         return nullcontext()
-    stack = ExitStack()
     said = name()
-    for reporter in reporters:
-        stack.enter_context(reporter(said))
-    return stack
+    with ExitStack() as stack:
+        for reporter in reporters:
+            stack.enter_context(reporter(said))
+        return stack.pop_all()

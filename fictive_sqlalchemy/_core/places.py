@@ -74,8 +74,9 @@ def calling_place() -> Place:
 # Documented, and named as if it were private, because not each Python has it.
 _frame_at = sys._getframe  # pyright: ignore[reportPrivateUsage]
 
-_depths: dict[str, int] = {}
-"""How many frames above a statement its line was the last time, by the SQL."""
+_depths: dict[int, int] = {}
+"""How many frames above a statement its line was the last time, by the hash of the SQL. The SQL
+itself may be long."""
 
 _MOST_DEPTHS = 5_000
 
@@ -88,7 +89,7 @@ def place_of(sql: str) -> Place | None:
 
     :param sql: The statement.
     """
-    depth = _depths.get(sql)
+    depth = _depths.get(hash(sql))
     if depth is not None:
         try:
             # Not called in a function, which would be a frame more.
@@ -105,7 +106,7 @@ def place_of(sql: str) -> Place | None:
         if not _is_of_a_library(each):
             if len(_depths) >= _MOST_DEPTHS:
                 _depths.clear()
-            _depths[sql] = depth
+            _depths[hash(sql)] = depth
             return _place(each, call)
         function = each.f_code.co_name
         if function[0] != "_":

@@ -16,6 +16,7 @@ from contextvars import ContextVar
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakSet
 
 from sqlalchemy.engine import Dialect
 
@@ -66,65 +67,75 @@ class Recorder:
     """Hands to the recordings what the core tells and what the dialects send."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # The handler of a signal may record what it sends.
+        self._lock = threading.RLock()
         self._of_all_contexts: tuple[Sink, ...] = ()
-        self._users = 0
-        self._replaced: dict[Dialect, dict[str, Any]] = {}
+        self._users: set[object] = set()
+        # Weak, because engines are made and forgotten while something records for days.
+        self._looked_at: WeakSet[Dialect] = WeakSet()
 
     # On and off
 
-    def use(self, dialects: Iterable[Dialect]) -> None:
-        """Begin to look at the statements of these dialects. Each call needs one of :meth:`leave`.
+    def use(self, user: object, dialects: Iterable[Dialect]) -> None:
+        """Begin to look at the statements of these dialects, until :meth:`leave`.
 
+        :param user: Who needs it.
         :param dialects: The dialects of engines of ours.
         """
         with self._lock:
-            self._users += 1
+            self._users.add(user)
             observing.recorder = self
         for dialect in dialects:
             self.look_at(dialect)
 
-    def leave(self) -> None:
-        """Undo one :meth:`use`. After the last one, everything is as it was."""
+    def leave(self, user: object) -> None:
+        """Undo :meth:`use` and :meth:`add`. After the last user, everything is as it was.
+
+        :param user: Who has called :meth:`use`; harmless if nobody has.
+        """
         with self._lock:
-            self._users -= 1
-            if self._users:
-                return
-            observing.recorder = None
-            for dialect, functions in self._replaced.items():
-                for name, function in functions.items():
-                    if function is None:
-                        delattr(dialect, name)
-                    else:
-                        setattr(dialect, name, function)
-            self._replaced.clear()
+            self._of_all_contexts = tuple(
+                each for each in self._of_all_contexts if each is not user
+            )
+            self._users.discard(user)
+            if not self._users:
+                observing.recorder = None
+                for dialect in tuple(self._looked_at):
+                    self._restore(dialect)
+
+    def _restore(self, dialect: Dialect) -> None:
+        ours = (self._execute, self._execute_no_params)
+        for name in _EXECUTE:
+            function = vars(dialect).get(name)
+            if not isinstance(function, partial) or function.func not in ours:
+                return  # somebody else has wrapped ours meanwhile, which hands to nobody now
+        for name in _EXECUTE:
+            original = vars(dialect)[name].args[0]
+            if getattr(original, "__self__", None) is dialect:
+                delattr(dialect, name)
+            else:
+                setattr(dialect, name, original)
+        self._looked_at.discard(dialect)
 
     def add(self, recording: Sink) -> None:
-        """Hand to a recording what is sent in any context."""
+        """Hand to a recording, which is a user, what is sent in any context."""
         with self._lock:
             self._of_all_contexts += (recording,)
 
-    def remove(self, recording: Sink) -> None:
-        """Hand no more to a recording of :meth:`add`."""
-        with self._lock:
-            self._of_all_contexts = tuple(
-                each for each in self._of_all_contexts if each is not recording
-            )
-
     def look_at(self, dialect: Dialect) -> None:
         """Replace the functions of a dialect that execute a statement."""
-        if dialect in self._replaced:
+        if dialect in self._looked_at:
             return
         with self._lock:
-            if dialect in self._replaced or not self._users:
+            if dialect in self._looked_at or not self._users:
                 return
-            self._replaced[dialect] = {name: vars(dialect).get(name) for name in _EXECUTE}
             of_one, of_many = counters_for(dialect)
             executes = partial(self._execute, dialect.do_execute, of_one)
             many = partial(self._execute, dialect.do_executemany, of_many)
             no_params = partial(self._execute_no_params, dialect.do_execute_no_params, of_one)
             for name, function in zip(_EXECUTE, (executes, no_params, many), strict=True):
                 setattr(dialect, name, function)
+            self._looked_at.add(dialect)
 
     # What the core tells: see observing.Recorder
 
@@ -140,8 +151,7 @@ class Recorder:
             self._record_transaction(connection, recordings, is_new=True)
 
     def note_connection(self, engine: RestingEngine, info: dict[str, Any], started: float) -> None:
-        if engine.dialect not in self._replaced:
-            self.look_at(engine.dialect)
+        self.look_at(engine.dialect)
         now = perf_counter()
         info[USE] = ConnectionUse(now, now - started)
 
@@ -175,25 +185,25 @@ class Recorder:
             original(cursor, sql, parameters, context)
             return
         recorded: RecordedTransaction | None = connection.recorded
-        if recorded is None and connection.is_inside():
+        if recorded is None and connection.is_out_of_autocommit():
             recorded = self._record_transaction(connection, recordings)
         count = None if counter is None else counter(cursor, parameters)
-        error: BaseException | None = None
+        # Not the error itself, which would keep this frame alive, and this frame the error.
+        failed: str | None = None
+        was_sent = True
         started = perf_counter()
         try:
             original(cursor, sql, parameters, context)
-        except BaseException as raised:
-            error = raised
+        except BaseException as error:
+            failed, was_sent = type(error).__name__, _was_sent(error, connection)
             raise
         finally:
             # Here and not in another function, because each statement comes here.
             duration = perf_counter() - started
-            trips = 1 if count is None else count()
+            trips = 0 if not was_sent else 1 if count is None else count(failed is not None)
             statement = Statement(sql, place_of(sql), started, duration, trips)
-            if error is not None:
-                statement.error = type(error).__name__
-                if not _was_sent(error, connection):
-                    statement.round_trips = 0
+            if failed is not None:
+                statement.error = failed
             elif (rows := getattr(cursor, "rowcount", -1)) >= 0:
                 statement.rows = rows
             if recorded is not None:
@@ -204,8 +214,7 @@ class Recorder:
                 use: ConnectionUse | None = held.info.get(USE)
                 if use is None:  # it was held before the recording
                     use = held.info[USE] = ConnectionUse(started, 0.0)
-                if use.place is None:
-                    use.place = statement.place
+                use.note(statement)
                 use.add_to(recordings)
             for recording in recordings:
                 if recording.keeps_parameters:

@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import Any, Literal, TypeAlias
 
 from .errors import CommitOutcomeUnknown
+from .flow import Flow, here
 from .places import Place
 from .round_trips import of_rollback
 
@@ -22,7 +23,7 @@ MOST_STATEMENTS = 1_000
 #: Of the SQL of a statement so many characters are kept.
 MOST_CHARACTERS = 10_000
 
-_CONTROL = frozenset({"BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE", "PREPARE"})
+_CONTROL = ("BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE", "PREPARE TRANSACTION")
 
 
 class Statement:
@@ -72,7 +73,7 @@ class Statement:
     @property
     def is_control(self) -> bool:
         """Whether it begins or ends a transaction or savepoint, and does nothing else."""
-        return self.transaction is not None and self.verb in _CONTROL
+        return self.transaction is not None and self.sql[:30].lstrip().upper().startswith(_CONTROL)
 
     def __repr__(self) -> str:
         return f"<Statement {self.sql!r}>"
@@ -127,6 +128,16 @@ class Transaction:
         return [statement for statement in self.sent if not statement.is_control]
 
     @property
+    def has_begun(self) -> bool:
+        """Whether it has sent something."""
+        return self.started is not None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is over."""
+        return self.outcome != "open"
+
+    @property
     def duration(self) -> float:
         """How many seconds it was open on the server, from BEGIN to its end, or until now."""
         if self.started is None:
@@ -159,7 +170,7 @@ class Transaction:
 class ConnectionUse:
     """One use of a connection of the pool, from the pool and back to it."""
 
-    __slots__ = ("_ended", "_recordings", "place", "started", "waited")
+    __slots__ = ("_ended", "_recordings", "_sent_in", "place", "started", "waited")
 
     def __init__(self, started: float, waited: float) -> None:
         self.started: float = started
@@ -168,6 +179,7 @@ class ConnectionUse:
         """For how many seconds the pool was waited for, making a new connection included."""
         self.place: Place | None = None
         """The application's line that has sent its first statement."""
+        self._sent_in: Transaction | None = None
         self._recordings: tuple[Any, ...] = ()
         self._ended: float | None = None
 
@@ -175,6 +187,13 @@ class ConnectionUse:
     def held(self) -> float:
         """For how many seconds it was held; until now, if it still is."""
         return (perf_counter() if self._ended is None else self._ended) - self.started
+
+    has_begun = True
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is back in the pool."""
+        return self._ended is not None
 
     @property
     def is_held(self) -> bool:
@@ -190,10 +209,29 @@ class ConnectionUse:
         for recording in new:
             recording.add_use(self)
 
+    def note(self, statement: Statement) -> None:
+        """Note a statement that was sent on the connection."""
+        self._sent_in = statement.transaction
+        if self.place is None:
+            self.place = statement.place
+
     def end(self) -> None:
-        """Note that it is back in the pool."""
+        """Note that the connection is not held any more."""
         if self._ended is None:
             self._ended = perf_counter()
+
+    def give_back(self) -> None:
+        """Note that the pool gets it back, and rolls back what was left open."""
+        self.end()
+        if self._sent_in is not None:
+            self._sent_in.end("rolled back")
+
+
+def given_back(connection: Any, record: Any, state: Any) -> None:
+    """Note that a pool gets a connection back; a listener to the event ``reset``."""
+    use: ConnectionUse | None = record.info.pop(USE, None)
+    if use is not None:
+        use.give_back()
 
 
 class RecordedTransaction:
@@ -202,10 +240,12 @@ class RecordedTransaction:
     :param transaction: What is noted.
     """
 
-    __slots__ = ("has_begun", "is_prepared", "recordings", "transaction")
+    __slots__ = ("flow", "has_begun", "is_prepared", "recordings", "transaction")
 
     def __init__(self, transaction: Transaction) -> None:
         self.transaction = transaction
+        self.flow: Flow = here()
+        """The thread, greenlet and task that has begun it."""
         self.recordings: tuple[Any, ...] = ()
         """The recordings that get it."""
         self.has_begun = False
@@ -248,12 +288,13 @@ class RecordedTransaction:
             held = connection.held
             is_open = self.has_begun or connection.is_open_on_server()
             count = of_rollback(None if held is None else held.dbapi_connection)
-            error: BaseException | None = None
+            # Not the error itself, which would keep this frame alive, and this frame the error.
+            failed: type[BaseException] | None = None
             started = perf_counter()
             try:
                 way()
-            except BaseException as raised:
-                error = raised
+            except BaseException as error:
+                failed = type(error)
                 raise
             finally:
                 if is_open and held is not None and self.transaction.outcome == "open":
@@ -262,22 +303,26 @@ class RecordedTransaction:
                     sql = f"{verb} TRANSACTION" if verb == "PREPARE" else verb
                     sql += " PREPARED" if self.is_prepared else ""
                     statement = Statement(
-                        sql, self.transaction.begun_at, started, perf_counter() - started, count()
+                        sql,
+                        self.transaction.begun_at,
+                        started,
+                        perf_counter() - started,
+                        count(failed is not None),
                     )
-                    statement.error = None if error is None else type(error).__name__
+                    statement.error = None if failed is None else failed.__name__
                     self._note(statement)
-                self._note_outcome(verb, error)
+                self._note_outcome(verb, failed)
 
         return end
 
-    def _note_outcome(self, verb: str, error: BaseException | None) -> None:
-        if isinstance(error, CommitOutcomeUnknown):
+    def _note_outcome(self, verb: str, failed: type[BaseException] | None) -> None:
+        if failed is not None and issubclass(failed, CommitOutcomeUnknown):
             self.transaction.end("unknown")
         elif verb == "ROLLBACK":
             self.transaction.end("rolled back")
-        elif error is None and verb == "COMMIT":
+        elif failed is None and verb == "COMMIT":
             self.transaction.end("committed")
-        self.is_prepared = error is None and verb == "PREPARE"
+        self.is_prepared = failed is None and verb == "PREPARE"
 
     def end_alone(self, session_transaction: Any) -> None:
         """Note the end of a transaction that is one statement.

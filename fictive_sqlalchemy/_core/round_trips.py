@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
+from math import ceil
 from time import perf_counter
 from typing import Any, TypeAlias
 
@@ -16,8 +17,11 @@ from sqlalchemy.engine import Dialect
 from .autocommit import PSYCOPG
 from .prepared import prepared_so_far
 
-#: Called after a statement; returns how many round trips it took.
-Trips: TypeAlias = Callable[[], int]
+#: The size of the pages of psycopg2's ``execute_batch()``, unless another is given.
+_PAGE = 100
+
+#: Called after a statement, with whether it failed; returns how many round trips it took.
+Trips: TypeAlias = Callable[[bool], int]
 
 #: Called before a statement with the cursor and the parameters.
 Counter: TypeAlias = Callable[[Any, Any], Trips]
@@ -31,19 +35,26 @@ def counters_for(dialect: Dialect) -> tuple[Counter | None, Counter | None]:
     """
     if dialect.driver == "psycopg":  # whose executemany() is one pipeline
         return _of_psycopg, None
-    return None, _one_for_each
+    # With "values_plus_batch", psycopg2 is given many at once.
+    mode: Any = getattr(dialect, "executemany_mode", None)
+    if getattr(mode, "name", "") == "EXECUTEMANY_VALUES_PLUS_BATCH":
+        page: int = getattr(dialect, "executemany_batch_page_size", None) or _PAGE
+        return None, partial(_one_for_each, page)
+    return None, partial(_one_for_each, 1)
 
 
-def _one_for_each(cursor: Any, parameters: Any) -> Trips:
-    return lambda: len(parameters)
+def _one_for_each(page: int, cursor: Any, parameters: Any) -> Trips:
+    return lambda failed: ceil(len(parameters) / page)
 
 
 def _of_psycopg(cursor: Any, parameters: Any) -> Trips:
     connection = cursor.connection
     before = prepared_so_far(connection)
-    # After DECLARE it asks for the columns.
+    # After DECLARE, unless that fails, it asks for the columns.
     trips = 2 if type(cursor) in NOTING else 1
-    return lambda: trips + _of_prepared(before, prepared_so_far(connection))
+    return lambda failed: (
+        (1 if failed else trips) + _of_prepared(before, prepared_so_far(connection))
+    )
 
 
 def of_rollback(connection: Any) -> Trips:
@@ -52,7 +63,7 @@ def of_rollback(connection: Any) -> Trips:
     :param connection: The DBAPI connection.
     """
     before = prepared_so_far(connection)
-    return lambda: 1 + _of_prepared(before, prepared_so_far(connection))
+    return lambda failed: 1 + _of_prepared(before, prepared_so_far(connection))
 
 
 def _of_prepared(before: tuple[int, int], after: tuple[int, int]) -> int:
@@ -80,13 +91,17 @@ def noting_cursor(connection: Any, dialect: Dialect) -> Generator[None]:
         return
     factory: Any = getattr(connection, name)
     dbapi: Any = dialect.loaded_dbapi
-    # psycopg2 has none until one is set.
-    setattr(connection, name, _noting(factory or dbapi.extensions.cursor))
+    made: Any = factory or dbapi.extensions.cursor  # psycopg2 has none until one is set
     try:
+        if isinstance(made, type):  # the user's may be any function
+            setattr(connection, name, _noting(made))
         yield
     finally:
         setattr(connection, name, factory)
 
+
+#: libpq's ``PQTRANS_INERROR``.
+_INERROR = 3
 
 NOTING: set[type[Any]] = set()
 """The classes of :func:`noting_cursor`."""
@@ -103,13 +118,16 @@ def _noting(base: Any) -> type[Any]:
             noted = self.noted
             if noted is None or self.closed:
                 return send(self, *args, **kwargs)
+            # In a transaction that is aborted, the drivers do not send CLOSE.
+            is_sent = name != "close" or self.connection.info.transaction_status != _INERROR
             self.noted = None  # one method of the driver may call another
             started = perf_counter()
             try:
                 return send(self, *args, **kwargs)
             finally:
                 self.noted = noted
-                noted(perf_counter() - started)
+                if is_sent:
+                    noted(perf_counter() - started)
 
         return note
 

@@ -300,6 +300,10 @@ class TransactingConnection(ConnectionHooks):
         """Tell whether a transaction is open or begins, or one statement is a whole transaction."""
         return self._phase is not RESTING or self.root_transaction is not None
 
+    def is_out_of_autocommit(self) -> bool:
+        """Tell the same, but not of ``begin()`` with the level ``"AUTOCOMMIT"``, which is none."""
+        return self._phase is not RESTING
+
     def refuse_if_aborted(self) -> None:
         """Refuse to commit after an error: PostgreSQL would roll back, and no driver reports that.
 

@@ -27,7 +27,7 @@ class Watchdog:
     """
 
     def __init__(self, limit: float, alarm: Alarm) -> None:
-        self._limit = limit
+        self._longest = limit
         self._alarm = alarm
         self._open: dict[int, tuple[Transaction, Any]] = {}
         self._lock = threading.Lock()
@@ -41,9 +41,9 @@ class Watchdog:
         # Without an import, because greenlets exist only if something else has imported them.
         if (module := sys.modules.get("greenlet")) is not None:
             greenlet = ref(module.getcurrent())
-        self._open[id(transaction)] = transaction, greenlet
         if self._thread is None or self._pid != os.getpid():
             self._start()
+        self._open[id(transaction)] = transaction, greenlet
 
     def stop(self) -> None:
         """End the thread."""
@@ -59,6 +59,7 @@ class Watchdog:
                 return
             if self._pid != os.getpid():  # what a fork has copied belongs to the parent
                 self._stopped = threading.Event()
+                self._open = {}
             self._pid = os.getpid()
             self._thread = threading.Thread(
                 target=self._run, name="fictive_sqlalchemy.watchdog", daemon=True
@@ -68,14 +69,17 @@ class Watchdog:
     def _run(self) -> None:
         stopped = self._stopped
         said: set[int] = set()
-        while not stopped.wait(min(1.0, self._limit / 4)):
+        while not stopped.wait(max(0.01, min(1.0, self._longest / 4))):
             for key, (transaction, greenlet) in list(self._open.items()):
                 if transaction.outcome != "open":
                     self._open.pop(key, None)
                     said.discard(key)
-                elif key not in said and transaction.duration > self._limit:
+                elif key not in said and transaction.duration > self._longest:
                     said.add(key)
-                    self._alarm(transaction, _stack(transaction.thread, greenlet))
+                    try:
+                        self._alarm(transaction, _stack(transaction.thread, greenlet))
+                    except Exception:  # of a filter of the log, for example
+                        traceback.print_exc()  # the thread has to go on
 
 
 def _stack(thread: int, greenlet: Any) -> str:

@@ -150,7 +150,7 @@ def _budget(
     with record(*engines) as seen:
         yield seen
     used = {
-        "transactions": sum(bool(each.sent) for each in seen.transactions),
+        "transactions": seen.transaction_count,
         "statements": seen.statement_count,
         "round_trips": seen.round_trips,
     }

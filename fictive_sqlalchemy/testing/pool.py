@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Engine, NullPool, event, exc
 
+from .._core.records import given_back
 from .isolation import Isolation
 from .stand_in import StandIn
 from .stand_in_psycopg import PsycopgStandIn
@@ -40,6 +41,7 @@ def isolated_pool(engine: Engine, patience: float) -> Generator[None]:
         held.invalidate()
         raise
     isolated = IsolatedPool(isolation)
+    event.listen(isolated, "reset", given_back)
     dispatch: Any = pool.dispatch
     for name in ("checkout", "checkin"):  # listeners of the user's: one may set the tenant's id
         for listener in getattr(dispatch, name).listeners:

@@ -9,10 +9,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import click
 import pytest
 from celery import Celery
 from flask import Flask, Response, abort, stream_with_context
-from sqlalchemy import exc, select, update
+from sqlalchemy import exc, select, text, update
 
 from fictive_sqlalchemy._core import observing
 from fictive_sqlalchemy.ext.celery import DatabaseTask
@@ -260,3 +261,76 @@ class TestOnAndOff:
             db.report_requests(app, slow_transaction="1s")  # type: ignore[arg-type]  # pyright: ignore
         assert app.wsgi_app == before
         db.report_requests(app).stop()
+
+
+def test_may_be_called_again_after_stop(
+    make_app: MakeApp, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, LOGGER)
+    db = Database()
+    app = make_app(db, url)
+    db.report_requests(app).stop()
+    with pytest.raises(RuntimeError, match="already"), db.report_requests(app):
+        db.report_requests(app)
+    with db.report_requests(app):
+        app.test_client().get("/missing")
+    assert [record.getMessage() for record in caplog.records] == [
+        "GET /missing 404: 0 statements, 0 round trips"
+    ]
+
+
+def test_a_status_may_be_any_text(make_app: MakeApp, url: str) -> None:
+    db = Database()
+    app = make_app(db, url)
+
+    @app.get("/odd")
+    def odd() -> Response:
+        return Response("", status="really odd")
+
+    reports: list[Report] = []
+    with db.report_requests(app, callback=reports.append):
+        assert app.test_client().get("/odd").status_code == 0
+    assert [report.status for report in reports] == [0]
+
+
+def test_an_application_without_postgresql_is_reported_too(make_app: MakeApp) -> None:
+    db = Database()
+    app = make_app(db, "sqlite://")
+
+    @app.get("/read")
+    def read() -> str:
+        return str(db.session.execute(text("SELECT 1")).scalar())
+
+    reports: list[Report] = []
+    with db.report_requests(app, callback=reports.append):
+        assert app.test_client().get("/read").text == "1"
+    assert [str(report) for report in reports] == ["GET /read 200: 0 statements, 0 round trips"]
+
+
+def test_commands_of_two_threads_are_a_line_each(
+    make_app: MakeApp, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, LOGGER)
+    db = Database()
+    app = make_app(db, url)
+    barrier = threading.Barrier(2)
+
+    @app.cli.command("wait")
+    def wait() -> None:
+        barrier.wait(10)
+        db.session.execute(text("SELECT 1"))
+        barrier.wait(10)
+
+    with db.report_requests(app):
+
+        def run() -> None:
+            with click.Context(click.Command("flask"), info_name="flask"), app.app_context():
+                click.get_current_context().invoke(wait)
+
+        threads = [threading.Thread(target=run) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    lines = [TIMES.sub("…", record.getMessage()) for record in caplog.records]
+    assert lines == ["flask: 1 statement, 1 round trip, connection …"] * 2

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import click
 from flask import Flask, appcontext_popped, appcontext_pushed, current_app, has_app_context
 
+from ..._core.engine import OptInEngine
 from ...reporting import Report, Reporter
 
 if TYPE_CHECKING:
@@ -46,18 +48,21 @@ class RequestReportsMixin:
         :raises RuntimeError: if the application has it already.
         :raises sqlalchemy.exc.ArgumentError: if an argument is not as said here.
         """
-        if _EXTENSION in app.extensions:
+        there: Reporter | None = app.extensions.get(_EXTENSION)
+        if there is not None and there.is_on:
             raise RuntimeError(
                 "The requests of this application are reported already: call report_requests() "
                 "once, or stop() what it has returned first."
             )
-        extension = self
+        extension: Any = self
 
-        def engines() -> object:
+        def engines() -> list[OptInEngine]:
             # Flask-SQLAlchemy needs a context to find them. Another one is another command.
             is_there = has_app_context() and current_app == app
             with nullcontext() if is_there else app.app_context():
-                return _Engines(extension)
+                # None on another database, as in tests on SQLite: that is reported as nothing.
+                found = extension.engines.values()
+                return [engine for engine in found if isinstance(engine, OptInEngine)]
 
         reporter = Reporter(engines, slow_transaction=slow_transaction, callback=callback)
         app.extensions[_EXTENSION] = reporter
@@ -66,13 +71,6 @@ class RequestReportsMixin:
         appcontext_pushed.connect(commands.pushed, app, weak=False)
         appcontext_popped.connect(commands.popped, app, weak=False)
         return reporter.start()
-
-
-class _Engines:
-    """The engines of an extension, for :func:`.record`, after the context has ended."""
-
-    def __init__(self, extension: Any) -> None:
-        self.engines = dict(extension.engines)
 
 
 class _Middleware:
@@ -93,7 +91,8 @@ class _Middleware:
 
         def start(status: str, headers: list[tuple[str, str]], *args: Any) -> Any:
             nonlocal is_whole
-            report.status = int(status[:3])
+            code = status.partition(" ")[0]
+            report.status = int(code) if code.isdecimal() else status
             is_whole = report.status in (204, 304) or any(
                 name.lower() == "content-length" for name, _ in headers
             )
@@ -154,22 +153,22 @@ class _Commands:
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
-        self._report: Report | None = None
-        self._depth = 0
+        # Of each command, because tests may run several at a time.
+        self._open: WeakKeyDictionary[click.Context, list[Report]] = WeakKeyDictionary()
 
     def pushed(self, app: Flask, **_: Any) -> None:
         context = click.get_current_context(silent=True)
         if context is None:
             return
-        if self._report is None:
-            self._report = self._reporter.begin(context.command_path)
-        if self._report is not None:
-            self._depth += 1
+        reports = self._open.setdefault(context.find_root(), [])
+        report = reports[0] if reports else self._reporter.begin(context.command_path)
+        if report is not None:
+            reports.append(report)  # once for each application context
 
     def popped(self, app: Flask, **_: Any) -> None:
-        if self._report is None or click.get_current_context(silent=True) is None:
-            return
-        self._depth -= 1
-        if self._depth == 0:
-            report, self._report = self._report, None
-            self._reporter.end(report)
+        context = click.get_current_context(silent=True)
+        reports = [] if context is None else self._open.get(context.find_root(), [])
+        if reports:
+            report = reports.pop()
+            if not reports:
+                self._reporter.end(report)
