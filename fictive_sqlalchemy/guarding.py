@@ -78,7 +78,8 @@ class Guard:
     :param mode: ``"raise"``: the call raises :class:`WaitingInTransaction`, and is not made.
         ``"log"``: it is made, and a WARNING is logged, once for each line in a transaction.
     :param sources: What :func:`.record` takes.
-    :param allow: Hosts, by name or address, that may be called inside.
+    :param allow: Hosts, by name or address, that may be called inside; a socket of the same host by
+        its path.
     :raises sqlalchemy.exc.ArgumentError: if an argument is not as said here.
     """
 

@@ -268,6 +268,8 @@ def record(*sources: Any, keep: int = 1_000, parameters: bool = False) -> Genera
         :func:`fictive_sqlalchemy.create_engine`. Of a session all that it sends is recorded; of an
         engine and of an extension what any session or connection of it sends. Replicas are
         included. An engine that SQLAlchemy has made is not recorded where an extension has one.
+        Nor are cursors of the driver, and statements that a listener to SQLAlchemy's ``do_execute``
+        sends itself.
     :param keep: How many statements, transactions and uses of connections are kept, of each.
     :param parameters: Whether the parameters of the statements are kept. They may be secret.
     :returns: A context manager that gives the :class:`Recording`.

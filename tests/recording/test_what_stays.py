@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import socket
 import sys
 import threading
@@ -266,6 +267,28 @@ class TestUnits:
             finally:
                 observing.reporters = observing.reporters[:-1]
             assert reporter.is_on
+
+    def test_a_watchdog_leaves_what_a_fork_has_copied_to_the_parent(self) -> None:
+        def begun() -> Transaction:
+            transaction = Transaction(None, "BEGIN", None, False)
+            transaction.started = time.perf_counter()
+            return transaction
+
+        receiving, sending = os.pipe()
+        watchdog = Watchdog(0.05, lambda transaction, stack: os.write(sending, b"x"))
+        of_parent = begun()
+        watchdog.watch(of_parent)
+        if not (child := os.fork()):
+            os.close(receiving)
+            watchdog.watch(begun())
+            time.sleep(0.3)
+            os._exit(0)
+        of_parent.outcome = "committed"
+        watchdog.stop()
+        os.close(sending)
+        os.waitpid(child, 0)
+        assert os.read(receiving, 100) == b"x"
+        os.close(receiving)
 
     def test_a_watchdog_goes_on_after_an_error(self, capsys: pytest.CaptureFixture[str]) -> None:
         def alarm(transaction: Transaction, stack: str) -> None:
