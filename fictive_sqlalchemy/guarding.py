@@ -2,12 +2,12 @@
 
 ::
 
-    db.guard_transactions("raise")     # in tests
-    db.guard_transactions("log")       # in production
+    import time
 
-    with db.session.begin():
-        order = db.session.get_one(Order, 1, with_for_update=True)
-        requests.post("https://pay.example/charge")  # WaitingInTransaction
+    with Guard("raise", engine), db.session.begin():
+        db.session.get(User, 1)
+        with allow_waiting():
+            time.sleep(0.01)  # without allow_waiting() an error: WaitingInTransaction
 
 Python tells of most of these calls by its audit events, so that no client has to be patched: see
 `PEP 578 <https://peps.python.org/pep-0578/>`_. While the first guard starts, these are wrapped,
@@ -29,22 +29,19 @@ from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from sqlalchemy import exc
-from sqlalchemy.engine import Dialect
 
 from ._core.flow import here
 from ._core.places import calling
-from ._core.recorder import recorder
-from ._core.records import ConnectionUse, Statement, Transaction
-from ._core.transacting import TransactingConnection
+from ._core.records import Transaction
 from ._core.transactions import TRANSACTION_CONNECTIONS
-from .recording import dialects_of
+from .recording import Follower
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Guard", "WaitingInTransaction", "allow_waiting", "log"]
+__all__ = ["Guard", "WaitingInTransaction", "allow_waiting"]
 
-log = logging.getLogger("fictive_sqlalchemy.transactions")
+_log = logging.getLogger("fictive_sqlalchemy.transactions")
 """Gets a WARNING for each call that waits inside a transaction, with the mode ``"log"``."""
 
 _is_allowed: ContextVar[bool] = ContextVar("waiting is allowed", default=False)
@@ -65,7 +62,7 @@ def allow_waiting() -> Generator[None]:
         _is_allowed.set(before)  # no token: the block of a stream may end in another context
 
 
-class Guard:
+class Guard(Follower):
     """Looks at the calls that may wait, while a transaction of the same thread is open.
 
     These are: connections to other hosts, HTTP requests on connections that are kept (of
@@ -98,10 +95,9 @@ class Guard:
             )
         if not sources:
             raise exc.ArgumentError("A Guard needs what to guard: an extension or an engine.")
+        super().__init__(*sources)
         self.mode = mode
-        self.keeps_parameters = False
         self._allowed = {_canonical(host) for host in hosts}
-        self._dialects: frozenset[Dialect] = dialects_of(sources)
         self._said: set[tuple[float | None, object]] = set()
 
     def start(self) -> Self:
@@ -109,8 +105,7 @@ class Guard:
         if self not in _guards:
             _install()
             _hear_of_libraries()
-            recorder.use(self, self._dialects)
-            recorder.add(self)
+            super().start()
             _guards.append(self)
         return self
 
@@ -118,32 +113,11 @@ class Guard:
         """Guard no more."""
         if self in _guards:
             _guards.remove(self)
-            recorder.leave(self)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    # What the recorder calls
-
-    def covers(self, connection: TransactingConnection) -> bool:
-        """Tell whether it guards the transactions of a connection."""
-        return connection.dialect in self._dialects
+            super().stop()
 
     def add_transaction(self, transaction: Transaction) -> None:
         """Hear of libraries that were imported meanwhile, now that a transaction begins."""
         _hear_of_libraries()
-
-    def add_statement(self, statement: Statement) -> None:
-        """Nothing is done with statements."""
-
-    def note_round_trip(self, statement: Statement) -> None:
-        """Nothing is done with statements."""
-
-    def add_use(self, use: ConnectionUse) -> None:
-        """Nothing is done with connections."""
 
     # What the calls that may wait call
 
@@ -174,7 +148,7 @@ class Guard:
                 self._said.clear()
             self._said.add(said)
             with allow_waiting():  # a handler of the log may send it to another host
-                log.warning("%s", message)
+                _log.warning("%s", message)
 
     def _open_here(self) -> Transaction | None:
         """Return a transaction that this thread, greenlet and task has open."""

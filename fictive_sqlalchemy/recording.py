@@ -2,12 +2,12 @@
 
 ::
 
-    with record(db) as seen:
-        transfer(1, 2, 50)
+    with record(db) as seen, db.session.begin():
+        db.session.get(User, 1).name = "Ada"
 
     print(seen)
-    assert seen.round_trips <= 5
-    assert all(transaction.waiting < 0.1 for transaction in seen.transactions)
+    assert seen.round_trips == 4
+    assert seen.transactions[0].outcome == "committed"
 
 Nothing is sent for it, and what is sent does not change. Off, it costs nothing.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import ArgumentError
@@ -28,6 +28,9 @@ from ._core.recorder import recorder
 from ._core.records import ConnectionUse, Outcome, Statement, Transaction
 from ._core.session import OptInSession
 from ._core.transacting import TransactingConnection
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "ConnectionUse",
@@ -158,6 +161,9 @@ class Recording:
         else:
             self._more_transactions.add(transaction)
 
+    def end_transaction(self, transaction: Transaction) -> None:
+        """Nothing is done: the transaction is noted already."""
+
     def add_use(self, use: ConnectionUse) -> None:
         """Note the use of a connection."""
         if len(self.connections) < self._keep:
@@ -197,6 +203,61 @@ class Recording:
 
     def __repr__(self) -> str:
         return f"<Recording: {self.summary()}>"
+
+
+class Follower:
+    """Hears of what is sent, in all threads, and keeps none of it. A base class.
+
+    :param sources: What :func:`record` takes.
+    :raises sqlalchemy.exc.ArgumentError: if there is no source, or one can't be recorded.
+    """
+
+    keeps_parameters = False
+
+    def __init__(self, *sources: Any) -> None:
+        if not sources:
+            raise ArgumentError(
+                f"{type(self).__name__} needs what to follow: an extension or an engine."
+            )
+        self._dialects: frozenset[Dialect] = dialects_of(sources)
+
+    def start(self) -> Self:
+        """Begin to hear."""
+        if not recorder.has(self):
+            recorder.use(self, self._dialects)
+            recorder.add(self)
+        return self
+
+    def stop(self) -> None:
+        """Hear no more."""
+        recorder.leave(self)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    # What the recorder calls
+
+    def covers(self, connection: TransactingConnection) -> bool:
+        """Tell whether it is about what is sent on a connection."""
+        return connection.dialect in self._dialects
+
+    def add_statement(self, statement: Statement) -> None:
+        """Hear of a statement."""
+
+    def note_round_trip(self, statement: Statement) -> None:
+        """Hear that a part of a stream was read."""
+
+    def add_transaction(self, transaction: Transaction) -> None:
+        """Hear of a transaction that begins."""
+
+    def end_transaction(self, transaction: Transaction) -> None:
+        """Hear of a transaction that has ended."""
+
+    def add_use(self, use: ConnectionUse) -> None:
+        """Hear of the use of a connection."""
 
 
 #: So many open transactions that are not kept count on. No application has as many at a time.

@@ -37,9 +37,9 @@ from .recording import Recording, counted, dialects_of, milliseconds
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Report", "Reporter", "log"]
+__all__ = ["Report", "Reporter"]
 
-log = logging.getLogger("fictive_sqlalchemy.requests")
+_log = logging.getLogger("fictive_sqlalchemy.requests")
 """Gets a line at INFO for each unit, and a WARNING for a transaction that is open for too long."""
 
 
@@ -269,11 +269,11 @@ class Reporter:
         if isinstance(report.recording, _Unit):
             report.recording.report = _nothing
         report.recording.end()
-        log.info("%s", report)
+        _log.info("%s", report)
         limit = self.slow_transaction
         for transaction in report.recording.transactions:
             if limit is not None and transaction.duration > limit:
-                log.warning(
+                _log.warning(
                     "%s: a transaction was open for %s, of which the database was not busy for it "
                     "for %s. It was begun by %s. Put what waits for others before the block, after "
                     "it, or into on_commit().",
@@ -286,11 +286,11 @@ class Reporter:
             try:
                 self.callback(report)
             except Exception:
-                log.exception("The callback of a report has failed")
+                _log.exception("The callback of a report has failed")
 
     @staticmethod
     def _warn_of_open(transaction: Transaction, stack: str) -> None:
-        log.warning(
+        _log.warning(
             "A transaction has been open for %s and still is, begun by %s. Its thread is here:\n%s",
             milliseconds(transaction.duration),
             transaction.begun_at,

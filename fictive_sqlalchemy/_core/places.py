@@ -35,7 +35,8 @@ class Place(NamedTuple):
     call: str
 
     def __str__(self) -> str:
-        return f"{self.call}() in {self.filename}, line {self.line}, in {self.function}"
+        call = self.call if "." in self.call else f"{self.call}()"  # an attribute that is loaded
+        return f"{call} in {self.filename}, line {self.line}, in {self.function}"
 
 
 class Caller(NamedTuple):
@@ -101,9 +102,11 @@ def place_of(sql: str) -> Place | None:
             if call[0] != "_" and not _is_of_a_library(frame) and _is_of_a_library(below):
                 return Place(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name, call)
     each: FrameType | None = _frame_at(1)
-    depth, call = 1, ""
+    outermost, depth, call = each, 1, ""
     while each is not None:
         if not _is_of_a_library(each):
+            if (attribute := _attribute_of(outermost)) is not None:
+                call = str(attribute)
             if len(_depths) >= _MOST_DEPTHS:
                 _depths.clear()
             _depths[hash(sql)] = depth
@@ -111,7 +114,7 @@ def place_of(sql: str) -> Place | None:
         function = each.f_code.co_name
         if function[0] != "_":
             call = function
-        each = each.f_back
+        outermost, each = each, each.f_back
         depth += 1
     return None
 
@@ -125,9 +128,7 @@ def calling() -> Caller:
     while each is not None and each is not frame:
         way.append((each.f_globals.get("__name__", ""), each.f_code.co_name))
         each, outermost = each.f_back, each
-    attribute = None
-    if way and way[-1] in _OF_ATTRIBUTES:
-        attribute = outermost.f_locals.get("self")
+    attribute = _attribute_of(outermost) if way else None
     return Caller(
         place=_place(frame, call),
         called_from=_called_from(frame),
@@ -172,6 +173,14 @@ def warn_at_calling_place(message: str, category: type[Warning]) -> None:
         frame.f_globals.get("__name__"),
         frame.f_globals.setdefault("__warningregistry__", {}),
     )
+
+
+def _attribute_of(frame: FrameType | None) -> Any:
+    """Return the mapped attribute that a frame of SQLAlchemy's reads or sets, if that is all."""
+    if frame is None:
+        return None
+    function = frame.f_globals.get("__name__", ""), frame.f_code.co_name
+    return frame.f_locals.get("self") if function in _OF_ATTRIBUTES else None
 
 
 def _place(frame: FrameType, call: str) -> Place:

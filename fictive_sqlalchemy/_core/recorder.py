@@ -54,6 +54,10 @@ class Sink(Protocol):
         """Note a transaction that begins."""
         ...
 
+    def end_transaction(self, transaction: Transaction) -> None:
+        """Hear that a transaction has ended, in the thread in which it has."""
+        ...
+
     def add_use(self, use: ConnectionUse) -> None:
         """Note the use of a connection."""
         ...
@@ -116,6 +120,10 @@ class Recorder:
             else:
                 setattr(dialect, name, original)
         self._looked_at.discard(dialect)
+
+    def has(self, user: object) -> bool:
+        """Tell whether somebody has called :meth:`use`, and not :meth:`leave` yet."""
+        return user in self._users
 
     def add(self, recording: Sink) -> None:
         """Hand to a recording, which is a user, what is sent in any context."""

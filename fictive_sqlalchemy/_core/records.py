@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 from .errors import CommitOutcomeUnknown
 from .flow import Flow, here
-from .places import Place
+from .places import Place, calling_place
 from .round_trips import of_rollback
 
 Outcome: TypeAlias = Literal["open", "committed", "rolled back", "unknown"]
@@ -304,7 +304,7 @@ class RecordedTransaction:
                     sql += " PREPARED" if self.is_prepared else ""
                     statement = Statement(
                         sql,
-                        self.transaction.begun_at,
+                        calling_place(),
                         started,
                         perf_counter() - started,
                         count(failed is not None),
@@ -317,12 +317,19 @@ class RecordedTransaction:
 
     def _note_outcome(self, verb: str, failed: type[BaseException] | None) -> None:
         if failed is not None and issubclass(failed, CommitOutcomeUnknown):
-            self.transaction.end("unknown")
+            self.end("unknown")
         elif verb == "ROLLBACK":
-            self.transaction.end("rolled back")
+            self.end("rolled back")
         elif failed is None and verb == "COMMIT":
-            self.transaction.end("committed")
+            self.end("committed")
         self.is_prepared = failed is None and verb == "PREPARE"
+
+    def end(self, outcome: Outcome) -> None:
+        """Note that the transaction has ended, and tell the recordings, unless that was done."""
+        if self.transaction.outcome == "open":
+            self.transaction.end(outcome)
+            for recording in self.recordings:
+                recording.end_transaction(self.transaction)
 
     def end_alone(self, session_transaction: Any) -> None:
         """Note the end of a transaction that is one statement.
@@ -330,9 +337,9 @@ class RecordedTransaction:
         :param session_transaction: The transaction of the session.
         """
         if session_transaction.is_stored_in_part_or_unknown():
-            self.transaction.end("unknown")
+            self.end("unknown")
         else:
-            self.transaction.end("committed" if session_transaction.is_stored() else "rolled back")
+            self.end("committed" if session_transaction.is_stored() else "rolled back")
 
     def _note(self, statement: Statement) -> None:
         self.transaction.add(statement)

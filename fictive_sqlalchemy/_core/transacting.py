@@ -259,7 +259,7 @@ class TransactingConnection(ConnectionHooks):
             open_transactions.discard(self)
             if (recorded := self.recorded) is not None:
                 self.recorded = None
-                recorded.transaction.end("rolled back")
+                recorded.end("rolled back")
             self._phase = RESTING  # last: if an exception comes before, close() does all this again
 
     def waits_for_session(self) -> bool:

@@ -17,7 +17,7 @@ from flask_debugtoolbar.panels import DebugPanel
 from .._core.places import Place
 from .._core.recorder import of_this_context, recorder
 from .._core.records import Statement, Transaction
-from ..recording import Recording, dialects_of, milliseconds
+from ..recording import Recording, counted, dialects_of, milliseconds
 
 _TEMPLATE = """
 <style>
@@ -74,7 +74,7 @@ def _end(error: BaseException | None = None) -> None:
     if recording is not None:
         here = of_this_context.get()
         of_this_context.set(tuple(each for each in here if each is not recording))
-        recorder.leave()
+        recorder.leave(recording)
 
 
 class TransactionsPanel(DebugPanel):
@@ -99,7 +99,7 @@ class TransactionsPanel(DebugPanel):
         self._started = self._ended = perf_counter()
         self._recording = Recording(dialects)
         g.fictive_sqlalchemy_panel = self._recording
-        recorder.use(dialects)
+        recorder.use(self._recording, dialects)
         of_this_context.set((*of_this_context.get(), self._recording))
 
     def process_response(self, request: Any, response: Any) -> None:
@@ -115,7 +115,8 @@ class TransactionsPanel(DebugPanel):
         """Return the numbers, for the toolbar."""
         recording = self._recording
         return (
-            f"{recording.round_trips} round trips, {len(recording.transactions)} transactions, "
+            f"{counted(recording.round_trips, 'round trip')}, "
+            f"{counted(recording.transaction_count, 'transaction')}, "
             f"{milliseconds(recording.waiting)} waiting"
         )
 

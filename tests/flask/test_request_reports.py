@@ -177,6 +177,10 @@ class TestRequests:
         response = shop.client.post("/atomic")
         assert shop.lines()[0].startswith("POST /atomic 200: 2 statements, 4 round trips")
         assert "4 round trips" in response.headers["Server-Timing"]
+        begun_at = shop.reports[0].recording.transactions[0].begun_at
+        assert begun_at is not None
+        assert (begun_at.filename, begun_at.function) == (__file__, "atomic")
+        assert begun_at.call == "atomic_requests"
 
     def test_have_a_header(self, shop: Shop) -> None:
         header = shop.client.post("/rename").headers["Server-Timing"]

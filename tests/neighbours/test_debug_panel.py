@@ -94,7 +94,7 @@ def test_it_has_what_was_sent_in_order(app: Flask) -> None:
     page = html.unescape(app.test_client().get("/").text)
     sent = re.findall(r"<code[^>]*>(\w+)", page)
     assert sent == ["SELECT", "BEGIN", "SELECT", "UPDATE", "COMMIT"]
-    assert re.search(r"5 round trips, 1 transactions, 2\d\d\.\d ms waiting", page)
+    assert re.search(r"5 round trips, 1 transaction, 2\d\d\.\d ms waiting", page)
     assert "in show" in page
     assert observing.recorder is None
 

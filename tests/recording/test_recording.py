@@ -446,3 +446,30 @@ def test_on_another_database_it_records_too(server: PostgresServer, driver: str)
         connection.execute(READ).all()
     engine.dispose()
     assert seen.round_trips == 3
+
+
+def test_a_loaded_attribute_is_named_as_one(session: OptInSession) -> None:
+    author = session.get_one(Author, 1)
+    session.expire_all()
+    with record(session) as seen:
+        assert author.name
+        session.expire_all()
+        assert author.documents
+    calls = [each.place.call for each in seen.statements if each.place is not None]
+    assert calls[0] == "Author.name"
+    assert "Author.documents" in calls
+    assert "Author.name in " in str(seen)
+    assert "Author.name()" not in str(seen)
+
+
+def test_the_end_of_a_transaction_has_its_own_line(engine: OptInEngine) -> None:
+    def work(session: OptInSession) -> None:
+        session.execute(update(authors).values(age=1))
+        session.commit()
+
+    with OptInSession(engine, begin_on_write=True) as session, record(session) as seen:
+        work(session)
+    commit = seen.sent[-1]
+    assert commit.verb == "COMMIT"
+    assert commit.place is not None
+    assert (commit.place.call, commit.place.line) == ("commit", line_of(work, "session.commit()"))

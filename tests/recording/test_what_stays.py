@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import socket
 import sys
@@ -374,13 +375,13 @@ class TestGuards:
             time.sleep(0.001)
             return True
 
-        guarding.log.addFilter(send)
+        logging.getLogger("fictive_sqlalchemy.transactions").addFilter(send)
         try:
             with Guard("log", engine), session.begin():
                 session.execute(READ).all()
                 time.sleep(0.001)
         finally:
-            guarding.log.removeFilter(send)
+            logging.getLogger("fictive_sqlalchemy.transactions").removeFilter(send)
         assert len(caplog.records) == 1
 
     @pytest.mark.parametrize(

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
+from inspect import unwrap
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
-from flask import Blueprint, Flask, Response, request
+from flask import Blueprint, Flask, Response, current_app, request
 from flask.blueprints import BlueprintSetupState
 from flask.ctx import RequestContext
 from sqlalchemy import event, exc
 from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction, SessionTransactionOrigin
 
+from ..._core import observing
 from ..._core.blocks import Block
 from ..._core.callbacks import after_end
+from ..._core.places import Place
 from ..._core.session import OptInSession
 from ...owned import Owned, listen_once, listen_to_sessions
 from ._private import before_handlers_of_500, come_first, current_request_context
@@ -240,6 +243,8 @@ class RequestTransaction:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._current = _entered(_begun_for_request(session))
+        if observing.recorder is not None:  # not the line of Flask that has called this
+            self._current.opened_at = _place_of_view()  # type: ignore[attr-defined]
         self._is_lost = False
         self._owned = Owned(session, self._current, NO_COMMIT)
         self._owned.__enter__()
@@ -333,6 +338,15 @@ def _entered(transaction: SessionTransaction) -> SessionTransaction:
         transaction.__enter__()
         transaction.entered_in = None  # Flask may run an async view in a thread of its own
     return transaction
+
+
+def _place_of_view() -> Place | None:
+    """Return the view whose request is one transaction."""
+    view = current_app.view_functions.get(request.endpoint or "")
+    code = getattr(unwrap(view), "__code__", None) if view is not None else None
+    if code is None:
+        return None
+    return Place(code.co_filename, code.co_firstlineno, code.co_name, "atomic_requests")
 
 
 def _begun_for_request(session: Session) -> SessionTransaction:

@@ -16,7 +16,7 @@ from weakref import ref
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, PendingRollbackError
 
 from fictive_sqlalchemy import OptInEngine, OptInSession
 from fictive_sqlalchemy.testing import isolate
@@ -162,7 +162,7 @@ class TestTheEndOfTheSession:
     def test_in_a_block_is_told_after_the_block(
         self, session: OptInSession, calls: Calls, how: str
     ) -> None:
-        with session.begin():
+        with pytest.raises(PendingRollbackError, match="closed inside"), session.begin():
             calls.watch("one")
             getattr(session, how)()
             assert calls == []

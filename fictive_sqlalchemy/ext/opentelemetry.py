@@ -1,0 +1,90 @@
+"""OpenTelemetry: a span for each transaction, and one for each wait for the pool.
+
+Its instrumentation of SQLAlchemy has a span for each statement, and none for these two::
+
+    from fictive_sqlalchemy.ext.opentelemetry import trace_transactions
+
+    trace_transactions(engine)
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from opentelemetry import trace
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, TracerProvider
+
+from .._core.places import Place
+from .._core.records import ConnectionUse, Transaction
+from ..recording import Follower
+
+__all__ = ["TransactionSpans", "trace_transactions"]
+
+#: A shorter wait for the pool has no span: a connection was free.
+SHORTEST_WAIT = 0.001
+
+
+def trace_transactions(
+    *sources: Any, tracer_provider: TracerProvider | None = None
+) -> TransactionSpans:
+    """Make a span for each transaction, and for each wait for the pool. Sends nothing.
+
+    :param sources: What :func:`.record` takes.
+    :param tracer_provider: Whose spans they are; the global one if it is left out.
+    :returns: What makes them. Its ``stop()`` ends that.
+    :raises sqlalchemy.exc.ArgumentError: if there is no source, or one can't be recorded.
+    """
+    tracer = trace.get_tracer("fictive_sqlalchemy", tracer_provider=tracer_provider)
+    return TransactionSpans(tracer, *sources).start()
+
+
+class TransactionSpans(Follower):
+    """Makes the spans of :func:`trace_transactions`.
+
+    A span is made when its transaction or its wait is over, with the times of both ends, and is a
+    child of the span that is current then. A wait of less than a millisecond has none.
+    """
+
+    def __init__(self, tracer: Tracer, *sources: Any) -> None:
+        super().__init__(*sources)
+        self._tracer = tracer
+
+    def end_transaction(self, transaction: Transaction) -> None:
+        """Make the span of a transaction that has ended."""
+        if transaction.started is None:
+            return
+        span = self._span("transaction", transaction.started, transaction.begun_at)
+        span.set_attribute("db.transaction.outcome", transaction.outcome)
+        span.set_attribute("db.transaction.waiting", transaction.waiting)
+        span.set_attribute("db.transaction.round_trips", transaction.round_trips)
+        if transaction.isolation_level is not None:
+            span.set_attribute("db.transaction.isolation_level", transaction.isolation_level)
+        if transaction.outcome == "unknown":
+            span.set_status(Status(StatusCode.ERROR, "The connection was lost during COMMIT"))
+        span.end(_nanoseconds(transaction.started + transaction.duration))
+
+    def add_use(self, use: ConnectionUse) -> None:
+        """Make the span of a wait for the pool."""
+        if use.waited >= SHORTEST_WAIT:
+            span = self._span("connection pool", use.started - use.waited, use.place)
+            span.end(_nanoseconds(use.started))
+
+    def _span(self, name: str, started: float, place: Place | None) -> Span:
+        attributes: dict[str, str | int] = {"db.system.name": "postgresql"}
+        if place is not None:
+            # https://opentelemetry.io/docs/specs/semconv/registry/attributes/code/
+            attributes["code.file.path"] = place.filename
+            attributes["code.line.number"] = place.line
+            attributes["code.function.name"] = place.function
+        return self._tracer.start_span(
+            name,
+            kind=SpanKind.CLIENT,
+            attributes=attributes,
+            start_time=_nanoseconds(started),
+        )
+
+
+def _nanoseconds(moment: float) -> int:
+    """Return the time since 1970 of a moment by :func:`time.perf_counter`."""
+    return time.time_ns() - int((time.perf_counter() - moment) * 1e9)
