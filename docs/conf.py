@@ -48,7 +48,10 @@ autodoc_preserve_defaults = True
 nitpicky = True
 # Other projects' inventories would have to be fetched for these, and a build needs no network.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(sqlalchemy|flask|flask_sqlalchemy|celery|opentelemetry|tenacity|pytest|werkzeug)\..*"),
+    (
+        r"py:.*",
+        r"(sqlalchemy|flask|flask_sqlalchemy|celery|opentelemetry|tenacity|pytest|werkzeug)\..*",
+    ),
     (r"py:.*", r"(collections\.abc|typing|typing_extensions|types|contextlib|enum|os)\..*"),
     (r"py:exc", r"[A-Z][A-Za-z]*"),
     # What signatures name: builtins, and what modules import for type checkers alone.
