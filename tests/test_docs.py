@@ -27,6 +27,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+# Its routes can't be added any more once an application has a toolbar.
+import flask_debugtoolbar.panels.sqlalchemy  # noqa: F401
 import pytest
 from flask import Flask
 from sqlalchemy import Engine, event

@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from threading import Thread
 
+# Its routes can't be added any more once an application has a toolbar.
+import flask_debugtoolbar.panels.sqlalchemy  # noqa: F401
 import pytest
 from flask import Flask
 from flask_debugtoolbar import DebugToolbarExtension

@@ -154,7 +154,7 @@ def kept() -> Iterator[Kept]:
     )
     yield kept
     sentry_sdk.get_client().close()
-    sentry_sdk.init()
+    sentry_sdk.get_global_scope().set_client(None)  # another init() would listen to each engine
 
 
 class TestSentry:
