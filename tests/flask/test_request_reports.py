@@ -234,7 +234,7 @@ class TestCommandsAndTasks:
         celery = Celery("shop", task_cls=DatabaseTask.of(shop.app))
         celery.conf.task_always_eager = True
 
-        @celery.task(name="shop.mail")
+        @celery.task(name="shop.mail", shared=False)
         def mail() -> None:
             shop.db.session.scalars(select(Author)).all()
 

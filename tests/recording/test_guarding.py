@@ -260,7 +260,7 @@ def test_the_lines_are_the_applications(guard: Guard, session: OptInSession, por
 def test_a_message_of_celery_is_refused(guard: Guard, session: OptInSession) -> None:
     celery = Celery("shop", broker="memory://")
 
-    @celery.task(name="shop.mail")
+    @celery.task(name="shop.mail", shared=False)
     def mail() -> None:
         pass
 
