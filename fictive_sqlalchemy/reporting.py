@@ -28,7 +28,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import ArgumentError
 
 from ._core import observing
-from ._core.recorder import of_this_context, recorder
+from ._core.recorder import leave_context, of_this_context, recorder
 from ._core.records import Transaction
 from ._core.transacting import TransactingConnection
 from ._core.watchdog import Watchdog
@@ -240,8 +240,7 @@ class Reporter:
 
         :param report: What :meth:`begin` returned.
         """
-        here = of_this_context.get()
-        of_this_context.set(tuple(each for each in here if each is not report.recording))
+        leave_context(report.recording)
 
     @contextmanager
     def resumed(self, report: Report) -> Generator[None]:

@@ -67,6 +67,15 @@ of_this_context: ContextVar[tuple[Sink, ...]] = ContextVar("recordings", default
 """The recordings of what is sent in this context alone, such as a request."""
 
 
+def leave_context(recording: object) -> None:
+    """Hand no more of what is sent in this context to a recording.
+
+    :param recording: One of :data:`of_this_context`; harmless if it is none.
+    """
+    here = of_this_context.get()
+    of_this_context.set(tuple(each for each in here if each is not recording))
+
+
 class Recorder:
     """Hands to the recordings what the core tells and what the dialects send."""
 

@@ -202,12 +202,11 @@ class ConnectionUse:
 
     def add_to(self, recordings: tuple[Any, ...]) -> None:
         """Have recordings that do not know it get it."""
-        if self._recordings == recordings:
-            return
-        new = tuple(each for each in recordings if each not in self._recordings)
-        self._recordings += new
-        for recording in new:
-            recording.add_use(self)
+        if self._recordings != recordings:
+            new = _new(recordings, self._recordings)
+            self._recordings += new
+            for recording in new:
+                recording.add_use(self)
 
     def note(self, statement: Statement) -> None:
         """Note a statement that was sent on the connection."""
@@ -234,6 +233,11 @@ def given_back(connection: Any, record: Any, state: Any) -> None:
         use.give_back()
 
 
+def _new(recordings: tuple[Any, ...], known: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the recordings that are not known yet."""
+    return tuple(each for each in recordings if each not in known)
+
+
 class RecordedTransaction:
     """What notes the open transaction of a connection.
 
@@ -255,12 +259,11 @@ class RecordedTransaction:
 
     def add_to(self, recordings: tuple[Any, ...]) -> None:
         """Have recordings that do not know the transaction get it."""
-        if self.recordings == recordings:
-            return
-        new = tuple(each for each in recordings if each not in self.recordings)
-        self.recordings += new
-        for recording in new:
-            recording.add_transaction(self.transaction)
+        if self.recordings != recordings:
+            new = _new(recordings, self.recordings)
+            self.recordings += new
+            for recording in new:
+                recording.add_transaction(self.transaction)
 
     def add(self, statement: Statement) -> None:
         """Note a statement that was sent, and the BEGIN that the driver sends before the first."""

@@ -15,7 +15,7 @@ from flask import Flask, current_app, g
 from flask_debugtoolbar.panels import DebugPanel
 
 from .._core.places import Place
-from .._core.recorder import of_this_context, recorder
+from .._core.recorder import leave_context, of_this_context, recorder
 from .._core.records import Statement, Transaction
 from ..recording import Recording, counted, dialects_of, milliseconds
 
@@ -72,8 +72,7 @@ def _short(place: Place) -> str:
 def _end(error: BaseException | None = None) -> None:
     recording = g.pop("fictive_sqlalchemy_panel", None)
     if recording is not None:
-        here = of_this_context.get()
-        of_this_context.set(tuple(each for each in here if each is not recording))
+        leave_context(recording)
         recorder.leave(recording)
 
 
