@@ -203,7 +203,7 @@ class ConnectionUse:
     def add_to(self, recordings: tuple[Any, ...]) -> None:
         """Have recordings that do not know it get it."""
         if self._recordings != recordings:
-            new = _new(recordings, self._recordings)
+            new = _not_known(recordings, self._recordings)
             self._recordings += new
             for recording in new:
                 recording.add_use(self)
@@ -233,7 +233,7 @@ def given_back(connection: Any, record: Any, state: Any) -> None:
         use.give_back()
 
 
-def _new(recordings: tuple[Any, ...], known: tuple[Any, ...]) -> tuple[Any, ...]:
+def _not_known(recordings: tuple[Any, ...], known: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return the recordings that are not known yet."""
     return tuple(each for each in recordings if each not in known)
 
@@ -260,7 +260,7 @@ class RecordedTransaction:
     def add_to(self, recordings: tuple[Any, ...]) -> None:
         """Have recordings that do not know the transaction get it."""
         if self.recordings != recordings:
-            new = _new(recordings, self.recordings)
+            new = _not_known(recordings, self.recordings)
             self.recordings += new
             for recording in new:
                 recording.add_transaction(self.transaction)
