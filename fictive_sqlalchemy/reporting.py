@@ -98,7 +98,7 @@ class _Unit(Recording):
 
     def covers(self, connection: TransactingConnection) -> bool:
         # A copy of the context, such as that of a thread, may outlive the unit.
-        return self.report() is not None and super().covers(connection)
+        return self.report() is not None and connection.dialect in self._dialects
 
     def add_transaction(self, transaction: Transaction) -> None:
         super().add_transaction(transaction)
@@ -215,11 +215,13 @@ class Reporter:
         :param name: What it is, for the log.
         :returns: ``None`` in another unit, and while the reporter is not started.
         """
-        here = tuple(
-            each for each in of_this_context.get() if not isinstance(each, _Unit) or each.report()
-        )
-        if not self._is_on or any(isinstance(each, _Unit) and each.of is self for each in here):
+        if not self._is_on:
             return None
+        here = of_this_context.get()
+        if here:
+            here = tuple(each for each in here if not isinstance(each, _Unit) or each.report())
+            if any(isinstance(each, _Unit) and each.of is self for each in here):
+                return None
         if self._dialects is None:
             self._dialects = dialects_of(
                 found

@@ -82,7 +82,23 @@ itself may be long."""
 _MOST_DEPTHS = 5_000
 
 
-def place_of(sql: str) -> Place | None:
+class Spot(NamedTuple):
+    """What a place is made of, when somebody asks for it: to make one takes longer."""
+
+    code: CodeType
+    offset: int
+    call: str
+
+    def place(self) -> Place:
+        """Return the place."""
+        line = next(
+            (line for start, end, line in self.code.co_lines() if start <= self.offset < end), None
+        )
+        code = self.code
+        return Place(code.co_filename, line or code.co_firstlineno, code.co_name, self.call)
+
+
+def place_of(sql: str) -> Place | Spot | None:
     """Return the application's line that sends a statement, in a fraction of the time.
 
     It tries the frame that it was for the same statement the last time. To look at each frame would
@@ -93,16 +109,22 @@ def place_of(sql: str) -> Place | None:
     depth = _depths.get(hash(sql))
     if depth is not None:
         try:
-            # Not called in a function, which would be a frame more.
-            frame, below = _frame_at(depth), _frame_at(depth - 1)
+            below = _frame_at(depth)
         except ValueError:  # the stack is not that deep this time
             pass
         else:
-            call = below.f_code.co_name
-            if call[0] != "_" and not _is_of_a_library(frame) and _is_of_a_library(below):
-                return Place(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name, call)
+            frame, call = below.f_back, below.f_code.co_name
+            # No functions are called here: each statement comes here.
+            if (
+                frame is not None
+                and _known.get(frame.f_globals.get("__name__", "")) is False
+                and _known.get(below.f_globals.get("__name__", ""))
+                and call[0] != "_"
+            ):
+                spot: Spot = _spot(Spot, (frame.f_code, frame.f_lasti, call))
+                return spot
     each: FrameType | None = _frame_at(1)
-    outermost, depth, call = each, 1, ""
+    outermost, depth, call = each, 0, ""
     while each is not None:
         if not _is_of_a_library(each):
             if (attribute := _attribute_of(outermost)) is not None:
@@ -117,6 +139,9 @@ def place_of(sql: str) -> Place | None:
         outermost, each = each, each.f_back
         depth += 1
     return None
+
+
+_spot: Any = tuple.__new__  # pyright: ignore  # that of a NamedTuple is a function in Python
 
 
 def calling() -> Caller:

@@ -168,7 +168,8 @@ class Recorder:
             self._record_transaction(connection, recordings, is_new=True)
 
     def note_connection(self, engine: RestingEngine, info: dict[str, Any], started: float) -> None:
-        self.look_at(engine.dialect)
+        if type(vars(engine.dialect).get("do_execute")) is not partial:
+            self.look_at(engine.dialect)
         now = perf_counter()
         info[USE] = ConnectionUse(now, now - started)
 
@@ -205,6 +206,8 @@ class Recorder:
         if recorded is None and connection.is_out_of_autocommit():
             recorded = self._record_transaction(connection, recordings)
         count = None if counter is None else counter(cursor, parameters)
+        # Before it is sent, because a processor that has waited has its caches cold.
+        place = place_of(sql)
         # Not the error itself, which would keep this frame alive, and this frame the error.
         failed: str | None = None
         was_sent = True
@@ -218,7 +221,7 @@ class Recorder:
             # Here and not in another function, because each statement comes here.
             duration = perf_counter() - started
             trips = 0 if not was_sent else 1 if count is None else count(failed is not None)
-            statement = Statement(sql, place_of(sql), started, duration, trips)
+            statement = Statement(sql, place, started, duration, trips)
             if failed is not None:
                 statement.error = failed
             elif (rows := getattr(cursor, "rowcount", -1)) >= 0:
@@ -231,8 +234,8 @@ class Recorder:
                 use: ConnectionUse | None = held.info.get(USE)
                 if use is None:  # it was held before the recording
                     use = held.info[USE] = ConnectionUse(started, 0.0)
-                use.note(statement)
-                use.add_to(recordings)
+                if use.recordings is not recordings or use.sent_in is not statement.transaction:
+                    use.note(statement, recordings)
             for recording in recordings:
                 if recording.keeps_parameters:
                     statement.parameters = parameters
@@ -243,15 +246,15 @@ class Recorder:
     # Which recordings
 
     def _covering(self, connection: Any) -> tuple[Sink, ...]:
-        here = of_this_context.get()
-        recordings = self._of_all_contexts
-        if here:
-            recordings = recordings + here if recordings else here
+        recordings = of_this_context.get()
+        if everywhere := self._of_all_contexts:
+            recordings = everywhere + recordings if recordings else everywhere
         if not isinstance(connection, TransactingConnection):
             return ()
-        if len(recordings) == 1:
-            return recordings if recordings[0].covers(connection) else ()
-        return tuple(recording for recording in recordings if recording.covers(connection))
+        for recording in recordings:
+            if not recording.covers(connection):
+                return tuple(each for each in recordings if each.covers(connection))
+        return recordings
 
     def _record_transaction(
         self,

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 from .errors import CommitOutcomeUnknown
 from .flow import Flow, here
-from .places import Place, calling_place
+from .places import Place, Spot, calling_place
 from .round_trips import of_rollback
 
 Outcome: TypeAlias = Literal["open", "committed", "rolled back", "unknown"]
@@ -26,6 +26,10 @@ MOST_CHARACTERS = 10_000
 _CONTROL = ("BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE", "PREPARE TRANSACTION")
 
 
+def _made(place: Place | Spot | None) -> Place | None:
+    return place.place() if isinstance(place, Spot) else place
+
+
 class Statement:
     """One statement that was sent, or one BEGIN, COMMIT, ROLLBACK or savepoint."""
 
@@ -33,21 +37,26 @@ class Statement:
         "duration",
         "error",
         "parameters",
-        "place",
         "round_trips",
         "rows",
+        "spot",
         "sql",
         "started",
         "transaction",
     )
 
     def __init__(
-        self, sql: str, place: Place | None, started: float, duration: float, round_trips: int
+        self,
+        sql: str,
+        place: Place | Spot | None,
+        started: float,
+        duration: float,
+        round_trips: int,
     ) -> None:
         self.sql: str = sql if len(sql) <= MOST_CHARACTERS else f"{sql[:MOST_CHARACTERS]}…"
         """What was sent, with placeholders for the parameters."""
-        self.place: Place | None = place
-        """The application's line, with the call it made there."""
+        self.spot = place
+        """What :attr:`place` is made of."""
         self.started: float = started
         """When it was sent: seconds by :func:`time.perf_counter`."""
         self.duration: float = duration
@@ -63,6 +72,12 @@ class Statement:
         """The class of the error that it raised; ``None`` if it raised none."""
         self.parameters: Any = None
         """Its parameters, if a recording keeps them."""
+
+    @property
+    def place(self) -> Place | None:
+        """The application's line, with the call it made there."""
+        place = self.spot = _made(self.spot)
+        return place
 
     @property
     def verb(self) -> str:
@@ -170,18 +185,26 @@ class Transaction:
 class ConnectionUse:
     """One use of a connection of the pool, from the pool and back to it."""
 
-    __slots__ = ("_ended", "_recordings", "_sent_in", "place", "started", "waited")
+    __slots__ = ("_ended", "recordings", "sent_in", "spot", "started", "waited")
 
     def __init__(self, started: float, waited: float) -> None:
         self.started: float = started
         """When the pool gave it: seconds by :func:`time.perf_counter`."""
         self.waited: float = waited
         """For how many seconds the pool was waited for, making a new connection included."""
-        self.place: Place | None = None
-        """The application's line that has sent its first statement."""
-        self._sent_in: Transaction | None = None
-        self._recordings: tuple[Any, ...] = ()
+        self.spot: Place | Spot | None = None
+        """What :attr:`place` is made of."""
+        self.sent_in: Transaction | None = None
+        """The transaction of what was sent on it last; ``None`` outside."""
+        self.recordings: tuple[Any, ...] = ()
+        """The recordings that get it."""
         self._ended: float | None = None
+
+    @property
+    def place(self) -> Place | None:
+        """The application's line that has sent its first statement."""
+        place = self.spot = _made(self.spot)
+        return place
 
     @property
     def held(self) -> float:
@@ -200,19 +223,20 @@ class ConnectionUse:
         """Whether it is not back in the pool yet."""
         return self._ended is None
 
-    def add_to(self, recordings: tuple[Any, ...]) -> None:
-        """Have recordings that do not know it get it."""
-        if self._recordings != recordings:
-            new = _not_known(recordings, self._recordings)
-            self._recordings += new
+    def note(self, statement: Statement, recordings: tuple[Any, ...]) -> None:
+        """Note a statement that was sent on the connection.
+
+        :param statement: The statement.
+        :param recordings: The recordings that get the statement, and so the use.
+        """
+        self.sent_in = statement.transaction
+        if self.spot is None:
+            self.spot = statement.spot
+        if self.recordings != recordings:
+            new = _not_known(recordings, self.recordings)
+            self.recordings = self.recordings + new if self.recordings else recordings
             for recording in new:
                 recording.add_use(self)
-
-    def note(self, statement: Statement) -> None:
-        """Note a statement that was sent on the connection."""
-        self._sent_in = statement.transaction
-        if self.place is None:
-            self.place = statement.place
 
     def end(self) -> None:
         """Note that the connection is not held any more."""
@@ -221,9 +245,10 @@ class ConnectionUse:
 
     def give_back(self) -> None:
         """Note that the pool gets it back, and rolls back what was left open."""
-        self.end()
-        if self._sent_in is not None:
-            self._sent_in.end("rolled back")
+        if self._ended is None:
+            self._ended = perf_counter()
+        if self.sent_in is not None:
+            self.sent_in.end("rolled back")
 
 
 def given_back(connection: Any, record: Any, state: Any) -> None:

@@ -51,10 +51,14 @@ def _of_psycopg(cursor: Any, parameters: Any) -> Trips:
     connection = cursor.connection
     before = prepared_so_far(connection)
     # After DECLARE, unless that fails, it asks for the columns.
-    trips = 2 if type(cursor) in NOTING else 1
-    return lambda failed: (
-        (1 if failed else trips) + _of_prepared(before, prepared_so_far(connection))
-    )
+    own = 2 if type(cursor) in NOTING else 1
+
+    def trips(failed: bool) -> int:
+        count = 1 if failed else own
+        after = prepared_so_far(connection)
+        return count if after == before else count + _of_prepared(before, after)
+
+    return trips
 
 
 def of_rollback(connection: Any) -> Trips:
