@@ -339,6 +339,13 @@ class Onlooker:
         assert self.state(pid) is None
         time.sleep(0.02)  # the proxy passes the end of the connection on a moment later
 
+    def wait_until_gone(self, pid: int) -> None:
+        """Wait for the end of a server process: it is a little later than that of a connection."""
+        deadline = time.monotonic() + 30
+        while self.state(pid) is not None:
+            assert time.monotonic() < deadline, f"the server process {pid} is still there"
+            time.sleep(0.01)
+
     def state(self, pid: int) -> str | None:
         """Return the state of a server process, such as ``"idle"``; ``None`` if it is gone."""
         state: str | None = self.scalar(

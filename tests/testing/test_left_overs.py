@@ -112,7 +112,7 @@ class TestLeftOvers:
             mine.dispose()
         assert checked_out(mine) == 0
         assert mine.pool.checkedin() == 0  # type: ignore[attr-defined]
-        assert onlooker.state(pid) is None
+        onlooker.wait_until_gone(pid)
         assert onlooker.names() == []
 
     @pytest.mark.parametrize("pool", [sa.NullPool, sa.StaticPool, sa.pool.AssertionPool])
