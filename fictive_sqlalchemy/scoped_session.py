@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy import exc
-from sqlalchemy.orm import Session, SessionTransaction, scoped_session
+from sqlalchemy.orm import Session, SessionTransaction, scoped_session, sessionmaker
 
 from ._core.atomic import HasAtomic
 from ._core.callbacks import Callback
+from ._core.local_settings import Settings, SettingsFunction, check_source
 from ._core.options import BeginOptions, given_options
 from ._core.session import OptInSession
 
@@ -70,6 +71,29 @@ class OptInScopedSession(HasAtomic, scoped_session[S]):
     def read_from_primary(self) -> None:
         """See :meth:`OptInSession.read_from_primary`."""
         _opt_in(self(), "read_from_primary() is a method").read_from_primary()
+
+    def set_local(self, settings: Settings) -> None:
+        """See :meth:`OptInSession.set_local`."""
+        _opt_in(self(), "set_local() is a method").set_local(settings)
+
+    def local_settings(self, function: SettingsFunction) -> SettingsFunction:
+        """Ask a function once in each scope for the settings of its session; a decorator.
+
+        It is the parameter ``local_settings`` of :class:`OptInSession`.
+
+        :param function: A function without parameters.
+        :returns: The function.
+        :raises sqlalchemy.exc.ArgumentError: if it can't be called, or is async, or if the session
+            factory is no ``sessionmaker``.
+        """
+        check_source(function)
+        if not isinstance(self.session_factory, sessionmaker):  # pyright: ignore
+            raise exc.ArgumentError(
+                "local_settings() needs a session factory that is a sessionmaker; another one can "
+                "call set_local() of the sessions that it makes."
+            )
+        self.session_factory.configure(local_settings=function)
+        return function
 
     def remove(self) -> None:
         """Close the session of the scope, and forget it, as SQLAlchemy does.

@@ -26,6 +26,7 @@ from sqlalchemy.orm import (
 from ._core.errors import NOTHING_STORED
 from ._core.flow import here
 from ._core.functions import check_function, finished
+from ._core.local_settings import Settings, check_source, checked
 from ._core.observing import reported
 from ._core.places import calling_place
 from ._core.session import OptInSession
@@ -74,10 +75,19 @@ class unit_of_work(Generic[S]):
 
     :param session_factory: A ``sessionmaker``, a ``scoped_session`` such as ``db.session``, or
         any callable that returns a session.
+    :param settings: What the session's statements carry, as with :meth:`.OptInSession.set_local`;
+        or a function without parameters that returns it, called at the begin of each unit. A unit
+        inside another one may say the same again, and nothing else.
     :raises TypeError: if it is no factory of sessions.
+    :raises sqlalchemy.exc.ArgumentError: if a setting can't be one.
     """
 
-    def __init__(self, session_factory: Callable[[], S]) -> None:
+    def __init__(
+        self,
+        session_factory: Callable[[], S],
+        *,
+        settings: Settings | Callable[[], Settings | None] | None = None,
+    ) -> None:
         if isinstance(session_factory, Session) or not callable(session_factory):
             raise TypeError(
                 f"unit_of_work() takes what makes sessions, such as a sessionmaker or db.session, "
@@ -88,7 +98,12 @@ class unit_of_work(Generic[S]):
                 f"{session_factory.__name__}() needs arguments, so it makes no sessions. To "
                 "decorate it, name the factory: write @unit_of_work(Session)."
             )
+        if callable(settings):
+            check_source(settings)
+        elif settings is not None:
+            checked(settings, _NAME)
         self._factory = session_factory
+        self._settings = settings
         self._uses = itertools.count()
         self._block: AbstractContextManager[S]
 
@@ -104,7 +119,7 @@ class unit_of_work(Generic[S]):
                 "A unit_of_work() object is good for one block: write "
                 "`with unit_of_work(session_factory) as session:` each time."
             )
-        self._block = _block(self._factory)
+        self._block = _block(self._factory, settings=self._settings)
         return self._block.__enter__()
 
     def __exit__(
@@ -140,14 +155,14 @@ class unit_of_work(Generic[S]):
         :raises TypeError: if the function would run, or go on running, after the call.
         """
         _check_function(function)
-        factory = self._factory
+        factory, settings = self._factory, self._settings
         signature = inspect.signature(function)
         parameter = signature.parameters.get("session")
         if parameter is None or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
 
             @wraps(function)
             def call(*args: Any, **kwargs: Any) -> Any:
-                with _block(factory):
+                with _block(factory, settings=settings):
                     return finished(function(*args, **kwargs), function, _NAME)
 
             return call
@@ -157,7 +172,7 @@ class unit_of_work(Generic[S]):
 
         @wraps(function)
         def call_with_session(*args: Any, **kwargs: Any) -> Any:
-            with _block(factory, kwargs.pop("session", None)) as session:
+            with _block(factory, kwargs.pop("session", None), settings) as session:
                 if by_name or len(args) < place:
                     result: Any = function(*args, **kwargs, session=session)
                 else:
@@ -203,6 +218,46 @@ class _Unit:
         if self.session.in_transaction():
             return self.session.begin_nested()
         return self.session.begin()
+
+    @contextmanager
+    def with_settings(self, settings: dict[str, str | None] | None) -> Generator[None]:
+        """Have the statements of the session carry settings in this block, and not after it."""
+        if settings is None:
+            yield
+            return
+        session = self._own_session()
+        before = {} if session.local_settings is None else session.local_settings.values
+        session.set_local(settings)
+        own = session.local_settings
+        try:
+            yield
+        finally:
+            if own is not None and session.local_settings is own:  # it was not closed meanwhile
+                own.replace(before)
+
+    def check_settings(self, settings: dict[str, str | None]) -> None:
+        """Refuse other settings in a block that joins this one.
+
+        :raises sqlalchemy.exc.InvalidRequestError: if a setting is another one here.
+        """
+        own = self._own_session().local_settings
+        values = {} if own is None else own.values
+        for name, value in settings.items():
+            if values.get(name) != value:
+                raise exc.InvalidRequestError(
+                    f"This unit of work joins the one around it, which has another value for "
+                    f"{name}: both are one transaction. Give the setting to the outermost one, or "
+                    "call session.set_local() in the block."
+                )
+
+    def _own_session(self) -> OptInSession:
+        if not isinstance(self.session, OptInSession):
+            raise TypeError(
+                f"The settings of unit_of_work() need an OptInSession, and this is a "
+                f"{type(self.session).__name__}: make the factory with "
+                "sessionmaker(…, class_=OptInSession)."
+            )
+        return self.session
 
     def check_end(self, transaction: SessionTransaction) -> None:
         """Refuse to commit if blocks did not end in order, or in another thread, or too early."""
@@ -258,11 +313,19 @@ _units: ContextVar[tuple[_Unit, ...]] = ContextVar("units of work", default=())
 
 
 @contextmanager
-def _block(factory: Callable[[], S], given: object = None) -> Generator[S]:
+def _block(
+    factory: Callable[[], S],
+    given: object = None,
+    settings: Settings | Callable[[], Settings | None] | None = None,
+) -> Generator[S]:
     # A generator function: if a block is never ended, or its end is interrupted at once, the
     # generator is collected, and that rolls back.
+    asked = settings() if callable(settings) else settings
+    own = None if asked is None else checked(asked, _NAME)
     unit = _unit_to_join(factory, given)
     if unit is not None:
+        if own is not None:
+            unit.check_settings(own)
         with _begun(unit):
             yield unit.session  # type: ignore[misc]  # the factory is the same
         return
@@ -270,7 +333,7 @@ def _block(factory: Callable[[], S], given: object = None) -> Generator[S]:
     with reported(_name):
         try:
             _units.set((*filter(_Unit.is_open, _units.get()), unit))
-            with _begun(unit):
+            with unit.with_settings(own), _begun(unit):
                 yield unit.session  # type: ignore[misc]  # it is the factory's, or the caller's
         finally:
             unit.has_ended = True

@@ -13,8 +13,10 @@ from sqlalchemy.engine import Connection, CursorResult
 from sqlalchemy.pool import AssertionPool, QueuePool
 
 from .autocommit import HELD_CURSORS, PSYCOPG, switch_for
+from .carrying import Carried, carry, refuse_unless_it_carries
 from .errors import NOTHING_STORED, close_lost_cursor, outcome_unknown
 from .forks import leave_connection_to_parent
+from .local_settings import LocalSettings
 from .resting import RestingEngine
 from .sqlalchemy_private import overflow_of
 from .transacting import OPEN, RESTING, STANDALONE, TransactingConnection, has_one_snapshot
@@ -28,6 +30,9 @@ class Owner(Protocol):
 
     begins_on_write: bool
     """Whether the first write outside begins a transaction that lasts."""
+
+    local_settings: LocalSettings | None
+    """What its statements carry."""
 
     def join(self, connection: OptInConnection) -> object:
         """Make a connection part of the session's transaction; begin one if none is open."""
@@ -88,8 +93,20 @@ class OptInConnection(TransactingConnection):
         """
         self._owner = ref(owner)
         self.begins_on_write = owner.begins_on_write
+        if owner.local_settings is not None:
+            self.carry(owner.local_settings)
         unread, self._unread_of_its_own = self._unread_of_its_own, None
         return unread
+
+    def carry(self, settings: LocalSettings) -> None:
+        """Have the statements carry settings from now on. Sends nothing.
+
+        :param settings: Those of the session that has the connection on loan.
+        :raises sqlalchemy.exc.InvalidRequestError: if the driver can't do it.
+        """
+        if refuse_unless_it_carries(self.dialect):
+            carry(self.dialect)
+            self.carried = Carried(settings)
 
     @property
     def owner(self) -> Owner | None:

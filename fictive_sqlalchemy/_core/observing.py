@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from threading import RLock
 from typing import Any, Protocol
 
 
@@ -77,6 +78,14 @@ class Recorder(Protocol):
         """
         ...
 
+    def beneath(self, dialect: Any, change: Callable[[], object]) -> None:
+        """Change functions of a dialect so that the recorder's are around them.
+
+        :param dialect: The dialect.
+        :param change: What changes them.
+        """
+        ...
+
     def note_connection(self, engine: Any, info: dict[str, Any], started: float) -> None:
         """Hear that the pool has given a DBAPI connection.
 
@@ -86,6 +95,9 @@ class Recorder(Protocol):
         """
         ...
 
+
+changing_dialects = RLock()
+"""Held by who changes functions of a dialect. The handler of a signal may do so, too."""
 
 recorder: Recorder | None = None
 """Who is told; ``None`` where nothing records."""

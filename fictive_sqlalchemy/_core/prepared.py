@@ -41,24 +41,12 @@ def prepare_anew(dialect: Dialect) -> None:
     if dialect.driver != "psycopg" or dialect.is_async:
         return
     changed: Any = dialect
-    errors = changed.loaded_dbapi.Error
-
-    def again(execute: Callable[..., Any]) -> Callable[..., Any]:
-        def execute_or_prepare_anew(cursor: Any, statement: str, *args: Any) -> None:
-            try:
-                execute(cursor, statement, *args)
-            except errors as error:
-                if not _is_refused(error, cursor, statement):
-                    raise
-                _forget_prepared(cursor.connection)
-                execute(cursor, statement, *args)
-
-        return execute_or_prepare_anew
-
-    changed.do_execute = again(changed.do_execute)
-    changed.do_execute_no_params = again(changed.do_execute_no_params)
+    for name in ("do_execute", "do_execute_no_params"):
+        setattr(changed, name, prepared_anew(dialect, getattr(changed, name)))
     if type(dialect).do_execute is DefaultDialect.do_execute:
         # The same without another function around the driver's, because each statement comes here.
+        once, errors = changed.do_execute.once, changed.loaded_dbapi.Error
+
         def execute(cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
             try:
                 cursor.execute(statement, parameters)
@@ -68,7 +56,31 @@ def prepare_anew(dialect: Dialect) -> None:
                 _forget_prepared(cursor.connection)
                 cursor.execute(statement, parameters)
 
+        execute.once = once  # type: ignore[attr-defined]
         changed.do_execute = execute
+
+
+def prepared_anew(dialect: Dialect, execute: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what executes a statement, and again if psycopg had prepared it in vain.
+
+    What executes it only once is ``once`` of that.
+
+    :param dialect: The dialect.
+    :param execute: Executes the statement once.
+    """
+    errors = dialect.loaded_dbapi.Error
+
+    def execute_or_prepare_anew(cursor: Any, statement: str, *args: Any) -> None:
+        try:
+            execute(cursor, statement, *args)
+        except errors as error:
+            if not _is_refused(error, cursor, statement):
+                raise
+            _forget_prepared(cursor.connection)
+            execute(cursor, statement, *args)
+
+    execute_or_prepare_anew.once = execute  # type: ignore[attr-defined]
+    return execute_or_prepare_anew
 
 
 def prepared_so_far(connection: Any) -> tuple[int, int]:

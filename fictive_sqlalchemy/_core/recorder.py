@@ -9,7 +9,6 @@ could tell the difference (see :mod:`.one_statement`). So a recording would chan
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
@@ -80,8 +79,7 @@ class Recorder:
     """Hands to the recordings what the core tells and what the dialects send."""
 
     def __init__(self) -> None:
-        # The handler of a signal may record what it sends.
-        self._lock = threading.RLock()
+        self._lock = observing.changing_dialects
         self._of_all_contexts: tuple[Sink, ...] = ()
         self._users: set[object] = set()
         # Weak, because engines are made and forgotten while something records for days.
@@ -154,6 +152,14 @@ class Recorder:
                 setattr(dialect, name, function)
             self._looked_at.add(dialect)
 
+    def beneath(self, dialect: Dialect, change: Callable[[], object]) -> None:
+        with self._lock:
+            self._restore(dialect)
+            was_restored = dialect not in self._looked_at
+            change()
+            if was_restored:
+                self.look_at(dialect)
+
     # What the core tells: see observing.Recorder
 
     def note_block(self, transaction: Any) -> None:
@@ -221,6 +227,9 @@ class Recorder:
             # Here and not in another function, because each statement comes here.
             duration = perf_counter() - started
             trips = 0 if not was_sent else 1 if count is None else count(failed is not None)
+            carried = connection.carried
+            if carried is not None and was_sent:
+                trips = 1 if carried.is_pipeline else trips + carried.trips
             statement = Statement(sql, place, started, duration, trips)
             if failed is not None:
                 statement.error = failed

@@ -32,13 +32,17 @@ class OptInSession(HasAtomic, WritingSession):
     ``with session.begin():`` is a real transaction. Binds that are not made by
     :func:`.create_engine` behave as SQLAlchemy's do.
 
-    It takes the arguments of ``sqlalchemy.orm.Session``, and one more.
+    It takes the arguments of ``sqlalchemy.orm.Session``, and two more.
 
     :param begin_on_write: ``True`` is for applications that were written for SQLAlchemy's session:
         outside, the first thing that writes or locks begins the transaction that ``commit()``,
         ``rollback()`` or ``close()`` ends, and a read with changes waiting flushes them before.
+    :param local_settings: A function without parameters, asked once, before the first statement or
+        transaction, for the settings of :meth:`set_local`; it may return ``None``. Those that are
+        set by hand take precedence. Statements that the function itself sends on the session carry
+        only what was set by hand. After ``close()`` it is asked again.
     :raises sqlalchemy.exc.ArgumentError: if ``begin_on_write`` is not a bool, or is ``True`` with
-        ``autobegin=False``.
+        ``autobegin=False``; if ``local_settings`` can't be called.
     """
 
     # Transactions
@@ -93,6 +97,7 @@ class OptInSession(HasAtomic, WritingSession):
                 return self._begin_savepoint()
         if (noted := self.noted_transaction()) is not None:
             noted.close()  # objects keep their changes
+        self.ask_for_settings()
         transaction = super().begin()
         assert isinstance(transaction, OptInSessionTransaction)
         transaction.options = begins_with

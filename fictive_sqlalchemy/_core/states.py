@@ -7,7 +7,7 @@ which are on loan from the pool, are in autocommit.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from .callbacks import Callbacks
 from .connection import OptInConnection
 from .engine import OptInEngine
 from .loans import Loans
+from .local_settings import LocalSettings, Settings, check_source, checked
 from .options import split_options
 from .places import calling_place
 from .replicas import borrow_to_read, may_write, source_of
@@ -72,7 +73,16 @@ class SessionStates(SessionHooks):
     begins_on_write: bool
     """Whether the first write outside begins a transaction that lasts until commit()."""
 
-    def __init__(self, *args: Any, begin_on_write: bool = False, **kwargs: Any) -> None:
+    local_settings: LocalSettings | None = None
+    """What its statements carry, see :meth:`set_local`."""
+
+    def __init__(
+        self,
+        *args: Any,
+        begin_on_write: bool = False,
+        local_settings: Callable[[], Settings | None] | None = None,
+        **kwargs: Any,
+    ) -> None:
         if not isinstance(begin_on_write, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise exc.ArgumentError(f"begin_on_write is True or False, not {begin_on_write!r}.")
         if begin_on_write and kwargs.get("autobegin") is False:
@@ -80,6 +90,10 @@ class SessionStates(SessionHooks):
                 "begin_on_write=True lets a write begin a transaction, which autobegin=False "
                 "forbids: leave one of them out."
             )
+        if local_settings is not None:
+            check_source(local_settings)
+            self.local_settings = LocalSettings(local_settings)
+        self._settings_source = local_settings
         self._state = OUTSIDE
         self._loans = Loans()
         self._from_primary = False
@@ -117,6 +131,8 @@ class SessionStates(SessionHooks):
         """Note that a bind has joined. Outside, only a stock bind does."""
         if isinstance(transaction, Block):
             transaction.begun_on |= {connection}
+        if self.local_settings is not None:
+            self._refuse_stock(connection)
         if self._state is OUTSIDE and isinstance(transaction, OptInSessionTransaction):
             self._state = STOCK
 
@@ -143,6 +159,7 @@ class SessionStates(SessionHooks):
 
     def begin_implicitly(self) -> OptInSessionTransaction:
         """Begin a transaction because of a write. :mod:`.writes` decides when it ends."""
+        self.ask_for_settings()
         transaction = self.autobegun()
         self._state = INSIDE
         if self.writing_call is not None:
@@ -343,8 +360,63 @@ class SessionStates(SessionHooks):
             return on_loan
         if self._is_closed:
             super().begin()  # which raises SQLAlchemy's own error
+        if self.local_settings is not None:
+            self.ask_for_settings()
+            if (on_loan := self._loans.get(engine)) is not None and not on_loan.closed:
+                return on_loan  # which the function that was asked has used
         # SQLAlchemy 2.1: a session may have execution options for its connections.
         return self._loans.borrow(engine, self, getattr(self, "execution_options", None))
+
+    def set_local(self, settings: Settings) -> None:
+        """Have each statement of this session carry settings, until it is closed or reset.
+
+        ``session.set_local({"app.tenant_id": 7, "statement_timeout": "5s"})``. Outside a
+        transaction they travel with each statement, in the same round trip, and end with it; in a
+        transaction they are sent once, with its first statement, and again with the next one after
+        they were changed. The connection keeps none of it. Nothing is sent by this call.
+
+        They are those of PostgreSQL's ``set_config(name, value, true)``, which is SET LOCAL:
+        https://www.postgresql.org/docs/current/functions-admin.html. Statements on cursors of the
+        driver do not carry them, nor do binds of another database.
+
+        :param settings: By name; a value is a string, a number, a bool or a UUID. ``None`` takes
+            the setting back.
+        :raises sqlalchemy.exc.ArgumentError: if a name or a value can't be one. Nothing is changed.
+        :raises sqlalchemy.exc.InvalidRequestError: if a bind of PostgreSQL that the session uses is
+            no engine of :func:`.create_engine`, or its driver is neither psycopg2 nor psycopg 3;
+            there or when it is used.
+        """
+        given = checked(settings)
+        if self.local_settings is None:
+            own = LocalSettings()
+            for connection in getattr(self.noted_transaction(), "begun_on", ()):
+                self._refuse_stock(connection)
+            for on_loan in self._loans.values():
+                on_loan.carry(own)
+            self.local_settings = own
+        self.local_settings.update(given)
+
+    def ask_for_settings(self) -> None:
+        """Ask the function of ``local_settings``, unless that was done.
+
+        Before a transaction begins, because the function may use the session.
+        """
+        if self.local_settings is not None and self.local_settings.is_to_ask:
+            with self.no_autoflush:
+                self.local_settings.ask()
+
+    def _refuse_stock(self, connection: Connection) -> None:
+        """Refuse settings on a connection of SQLAlchemy's own to PostgreSQL.
+
+        :raises sqlalchemy.exc.InvalidRequestError: as it says.
+        """
+        is_ours = isinstance(connection, OptInConnection) and connection.owner is self
+        if connection.dialect.name == "postgresql" and not is_ours:
+            raise exc.InvalidRequestError(
+                "The settings of set_local() travel with the statements of engines that "
+                "fictive_sqlalchemy.create_engine() makes, and this session uses a bind that is "
+                "another engine, or a Connection: bind it to such an engine."
+            )
 
     def connection(self, bind_arguments: Any = None, execution_options: Any = None) -> Connection:
         """Return the connection to a bind, as SQLAlchemy does.
@@ -398,6 +470,8 @@ class SessionStates(SessionHooks):
 
     def _end_loans(self) -> None:
         self._from_primary = self._has_handed_out = False
+        source = self._settings_source
+        self.local_settings = None if source is None else LocalSettings(source)
         self._loans.end()
 
 

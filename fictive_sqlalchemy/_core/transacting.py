@@ -14,6 +14,7 @@ from sqlalchemy.pool import PoolProxiedConnection, SingletonThreadPool, StaticPo
 
 from . import observing
 from .autocommit import HELD_CURSORS, LEFT_BEHIND, STARTED_WITH, USED_BY
+from .carrying import Carried
 from .connection_transactions import (
     OptInNestedTransaction,
     OptInTransaction,
@@ -82,6 +83,9 @@ class TransactingConnection(ConnectionHooks):
 
     recorded: RecordedTransaction | None = None
     """What is recorded of the open transaction, while something records."""
+
+    carried: Carried | None = None
+    """Which settings its statements carry, if they do."""
 
     session_transaction: SessionTransaction | None
     """The session's open transaction, if the connection has joined one."""
@@ -226,6 +230,8 @@ class TransactingConnection(ConnectionHooks):
             connection.info[USED_BY] = ref(self)
         options = self._options_in_effect = self.transaction_options
         self._has_sent = self.leaves_something = False
+        if self.carried is not None:
+            self.carried.begin()
         self._phase = BEGINNING
         try:
             self.engine.switch.leave_autocommit(connection.dbapi_connection, options)
@@ -357,6 +363,8 @@ class TransactingConnection(ConnectionHooks):
         if error.connection_invalidated:
             close_lost_cursor(cursor)
         explain(error, self)
+        if self.carried is not None:
+            self.carried.explain(error)
         if self.is_inside() and self._phase is not STANDALONE:
             self._note_failure(error)
 
@@ -382,6 +390,8 @@ class TransactingConnection(ConnectionHooks):
         """Forget the error after ROLLBACK TO SAVEPOINT, unless the connection was lost."""
         if self.held is not None:
             self._failure = None
+        if self.carried is not None:
+            self.carried.forget()
 
     # What is left on the server's session
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from types import MappingProxyType
 from typing import Any, cast
 
 from .stand_in import StandIn, State
@@ -36,6 +37,9 @@ class _IsolatedCursor:
 
     stand_in: StandIn
     is_sending = False  # whether one of its methods is being called
+    settings: Mapping[str, str | None] = MappingProxyType({})
+    """What its FETCH carries, if it was declared outside a transaction: in production the server
+    has all rows when the cursor is declared, and here it makes each when it is fetched."""
 
     @property
     def connection(self) -> Any:
@@ -74,6 +78,8 @@ def _method(name: str) -> Callable[..., Any]:
 
     def method(self: Any, query: Any, *args: Any, **kwargs: Any) -> Any:
         query = self.plain(query)
+        if self.stand_in.autocommit:
+            self.settings = self.stand_in.settings.wanted
         with self.sending(query):
             return getattr(super(_IsolatedCursor, self), name)(query, *args, **kwargs)
 
@@ -132,6 +138,8 @@ def _fetch(name: str) -> Callable[..., Any]:
         fetch = getattr(super(_IsolatedCursor, self), name)
         if getattr(self, "name", None) is None:  # the client has all of its rows
             return fetch(*args, **kwargs)
+        if self.settings:
+            self.stand_in.take_settings(self.settings)
         with self.sending(fetches=True):
             return fetch(*args, **kwargs)
 

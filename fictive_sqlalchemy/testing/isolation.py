@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, exc
 from sqlalchemy.pool import PoolProxiedConnection
 
 from .savepoints import Savepoints
-from .stand_in import IDLE, IN_ERROR, StandIn, State
+from .stand_in import IDLE, IN_ERROR, Settings, StandIn, State
 
 _REAL_CONNECTIONS = (
     "create the schema anew for this test instead, so that each connection is a real one"
@@ -98,9 +98,12 @@ class Isolation:
             if stand_in.autocommit or joined:
                 with self._alone(stand_in, check=not joined):
                     yield
+                if joined and self._current is not None:
+                    self._current.settings.are_sent = False  # some of them may be taken back now
                 return
             if stand_in is not self._current:
                 self._begin_for(stand_in)
+            self._savepoints.set_local(stand_in.settings)
             stand_in.thread = threading.get_ident()
             yield
             self._refuse_if_over()
@@ -170,9 +173,12 @@ class Isolation:
         self._savepoints.note_innermost(savepoint)
         if stand_in.is_read_only_outside():
             self._savepoints.make_read_only()
+        settings, stand_in.settings = stand_in.settings, Settings()
+        self._savepoints.set_local(settings)
         yield
         self._refuse_if_over()
         self._savepoints.release(savepoint, check)
+        self._savepoints.take_back(settings)
 
     # Transactions
 
@@ -197,6 +203,7 @@ class Isolation:
         elif self._savepoints.count_ids() == current.ids_before:
             current.state, self._current = State.PARKED, None
             self._savepoints.drop(current.savepoint)
+            self._savepoints.take_back(current.settings)
         else:
             return False
         return True
@@ -206,10 +213,12 @@ class Isolation:
         with self._turn(stand_in):
             self._savepoints.note_innermost(stand_in.savepoint)
             self._current = None
+            settings = stand_in.settings
             stand_in.forget()
             # Of an aborted transaction COMMIT would be a rollback without an error.
             if self.status != IN_ERROR:
                 self._savepoints.release(stand_in.savepoint)
+                self._savepoints.take_back(settings)
 
     def roll_back(self, stand_in: StandIn) -> None:
         """Roll back the transaction of a stand-in.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import count
 from typing import Any
 
-from .stand_in import IDLE
+from .stand_in import IDLE, Settings
 
 _MARK = "fictive_sqlalchemy_isolation"
 
@@ -114,6 +114,27 @@ class Savepoints:
         """Let the server refuse writes until the innermost savepoint is released or undone."""
         self._send("SET TRANSACTION READ ONLY")
 
+    def set_local(self, settings: Settings) -> None:
+        """Send settings that were not sent yet; they last until :meth:`take_back`.
+
+        If the savepoint is undone, they are as before.
+        """
+        if settings.are_sent:
+            return
+        self._set(settings.wanted)
+        settings.sent |= set(settings.wanted)
+        settings.are_sent = True
+
+    def take_back(self, settings: Settings) -> None:
+        """Take back what was sent in a savepoint that was released, as the end of a transaction."""
+        if settings.sent:
+            self._set(dict.fromkeys(settings.sent))
+        settings.sent, settings.are_sent = set(), not settings.wanted
+
+    def _set(self, settings: dict[str, str | None]) -> None:
+        calls = ", ".join(["pg_catalog.set_config(%s, %s, true)"] * len(settings))
+        self._send(f"SELECT {calls}", [each for item in settings.items() for each in item])
+
     def count_ids(self) -> int:
         """Ask how many savepoints have written something."""
         self._send(_IDS)
@@ -166,9 +187,9 @@ class Savepoints:
             if not is_released and not self.is_over:
                 self._send(f"RELEASE SAVEPOINT {savepoint}")
 
-    def _send(self, sql: str) -> None:
+    def _send(self, sql: str, parameters: list[str | None] | None = None) -> None:
         self.is_sending = True
         try:
-            self._cursor.execute(sql)
+            self._cursor.execute(sql, parameters)
         finally:
             self.is_sending = False

@@ -7,7 +7,7 @@ would have. Its owner, the isolation, decides what is sent on the one real conne
 from __future__ import annotations
 
 import socket
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -44,6 +44,18 @@ class State(Enum):
     ABORTED = "aborted"
     """In a transaction that is undone already, because a statement failed or a nested isolation
     ended. It still has to be rolled back."""
+
+
+class Settings:
+    """The settings of ``set_local()`` that a transaction has, or a statement in autocommit."""
+
+    def __init__(self) -> None:
+        self.wanted: dict[str, str | None] = {}
+        """Those that it has in production."""
+        self.are_sent = True
+        """Whether all of them were sent."""
+        self.sent: set[str] = set()
+        """The names of those that were sent since its savepoint was set."""
 
 
 class Owner(Protocol):
@@ -111,6 +123,15 @@ class StandIn:
         """Be in no transaction."""
         self.state = State.IDLE
         self.is_bound = False  # whether its transaction may not be parked, even if it wrote nothing
+        self.settings = Settings()
+
+    def take_settings(self, settings: Mapping[str, str | None]) -> None:
+        """Have the next statement, and all later ones of its transaction, carry settings.
+
+        :param settings: By name; with ``None`` one is as if it had never been set.
+        """
+        self.settings.wanted = {**self.settings.wanted, **settings}
+        self.settings.are_sent = False
 
     @property
     def isolation(self) -> Owner:

@@ -14,6 +14,7 @@ from sqlalchemy.exc import ArgumentError
 from ..._core.atomic import HasAtomic
 from ..._core.create import engine_from_config
 from ..._core.engine import OptInEngine
+from ..._core.local_settings import SettingsFunction
 from ..._core.session import OptInSession
 from ..._core.transactions import TRANSACTION_CONNECTIONS, TransactionConnections
 from ...guarding import Guard
@@ -77,6 +78,22 @@ class OptInTransactionMixin(
         See :meth:`fictive_sqlalchemy.OptInSession.on_commit`.
         """
         self.session.on_commit(function)
+
+    def local_settings(self, function: SettingsFunction) -> SettingsFunction:
+        """Ask a function once in each request, command or task for settings; a decorator::
+
+            @db.local_settings
+            def tenant():
+                return {"app.tenant_id": g.tenant_id} if "tenant_id" in g else None
+
+        It is asked before the first statement of ``db.session``, whose statements carry the
+        settings from then on, see :meth:`fictive_sqlalchemy.OptInSession.set_local`.
+
+        :param function: A function without parameters that returns settings, or ``None``.
+        :returns: The function.
+        :raises sqlalchemy.exc.ArgumentError: if it can't be called, or is async.
+        """
+        return self.session.local_settings(function)
 
     def guard_transactions(
         self,

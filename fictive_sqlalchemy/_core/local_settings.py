@@ -1,0 +1,148 @@
+"""The settings that a session's statements take along: ``session.set_local({…})``.
+
+SET LOCAL of PostgreSQL ends with the transaction: a read outside would have none of it. SET stays
+on the server's session, and would reach whoever borrows the connection next. So the settings of a
+session travel with each of its statements, see :mod:`.carrying`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from inspect import iscoroutinefunction
+from typing import Any, TypeAlias, TypeVar
+from uuid import UUID
+
+from sqlalchemy import exc
+
+Setting: TypeAlias = str | int | float | Decimal | bool | UUID | None
+"""The value of a setting; ``None`` takes the setting back."""
+
+Settings: TypeAlias = Mapping[str, Setting]
+"""Settings by name, such as ``{"app.tenant_id": 7, "statement_timeout": "5s"}``."""
+
+SettingsFunction = TypeVar("SettingsFunction", bound=Callable[[], "Settings | None"])
+
+# What set_config() takes: https://www.postgresql.org/docs/current/runtime-config-custom.html
+_NAME = re.compile(r"[a-z_][a-z0-9_$]*(?:\.[a-z_][a-z0-9_$]*)*\Z")
+
+_OF_BEGIN = "it is a part of BEGIN: use begin(isolation_level=…, read_only=…, deferrable=…)"
+_OF_DRIVER = "the driver has to know it: give it to the connection, as an engine option"
+_REFUSED = {
+    "transaction_isolation": _OF_BEGIN,
+    "transaction_read_only": _OF_BEGIN,
+    "transaction_deferrable": _OF_BEGIN,
+    "client_encoding": _OF_DRIVER,
+    "standard_conforming_strings": _OF_DRIVER,
+}
+
+
+def checked(settings: Any, call: str = "set_local()") -> dict[str, str | None]:
+    """Return settings as the server takes them: names in lower case, values as text.
+
+    :param settings: What the user has given.
+    :param call: What the user has called, for the error.
+    :raises sqlalchemy.exc.ArgumentError: if they are no mapping, a name is none, or a value is of
+        another type.
+    """
+    if not isinstance(settings, Mapping):
+        raise exc.ArgumentError(
+            f'{call} takes a mapping, such as {{"app.tenant_id": 7}}, and not {settings!r}.'
+        )
+    found: dict[str, str | None] = {}
+    given: Mapping[Any, Any] = settings  # pyright: ignore[reportUnknownVariableType]
+    for name, value in given.items():
+        if not isinstance(name, str) or not _NAME.match(name.lower()):
+            raise exc.ArgumentError(
+                f"{call} got {name!r} for the name of a setting: it is a word such as "
+                "statement_timeout, or two with a dot between, such as app.tenant_id."
+            )
+        key = name.lower()  # PostgreSQL ignores the case
+        if key in _REFUSED:
+            raise exc.ArgumentError(
+                f"{call} can't have {name} among the settings: {_REFUSED[key]}."
+            )
+        if key in found:
+            raise exc.ArgumentError(f"{call} got {name} twice: PostgreSQL ignores the case.")
+        found[key] = _as_text(name, value, call)
+    return found
+
+
+def _as_text(name: str, value: Any, call: str) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if not isinstance(value, (str, int, float, Decimal, UUID)):
+        raise exc.ArgumentError(
+            f"{call} got {value!r} for {name}: a value is a string, a number, a bool or a UUID, or "
+            "None to take the setting back."
+        )
+    text = str(value)
+    if "\0" in text:
+        raise exc.ArgumentError(f"{call} got a value with a null character for {name}.")
+    return text
+
+
+def check_source(function: Any) -> None:
+    """Refuse what can't be asked for settings.
+
+    :param function: What the user has given.
+    :raises sqlalchemy.exc.ArgumentError: if it can't be called, or is an async function.
+    """
+    if not callable(function) or iscoroutinefunction(function):
+        raise exc.ArgumentError(
+            "local_settings is a function without parameters that returns settings, such as "
+            f'{{"app.tenant_id": 7}}, or None; it is not async. {function!r} is none.'
+        )
+
+
+class LocalSettings:
+    """The settings of one session.
+
+    :param source: Asked once, before the first statement, for settings; those that are set by hand
+        come before them.
+    """
+
+    def __init__(self, source: Callable[[], Settings | None] | None = None) -> None:
+        self.values: dict[str, str] = {}
+        """The settings by name, as text. Replaced by another one when they change."""
+        self._taken_back: set[str] = set()
+        self._source = source
+
+    def update(self, settings: Mapping[str, str | None]) -> None:
+        """Change some.
+
+        :param settings: What :func:`checked` has returned.
+        """
+        merged: dict[str, str | None] = {**dict.fromkeys(self._taken_back), **self.values}
+        merged.update(settings)
+        self.values = {name: value for name, value in merged.items() if value is not None}
+        self._taken_back = merged.keys() - self.values
+
+    def replace(self, values: Mapping[str, str]) -> None:
+        """Have these, and no others.
+
+        :param values: What :attr:`values` was earlier.
+        """
+        self.update({**dict.fromkeys(self.values), **values})
+
+    @property
+    def is_to_ask(self) -> bool:
+        """Whether there is a source that was not asked yet."""
+        return self._source is not None
+
+    def ask(self) -> None:
+        """Ask the source, unless that was done already, or is being done."""
+        source, self._source = self._source, None
+        if source is None:
+            return
+        try:
+            given = source()
+            found = {} if given is None else checked(given, "The function of local_settings")
+        except BaseException:
+            self._source = source  # for the next statement
+            raise
+        by_hand = {**dict.fromkeys(self._taken_back), **self.values}
+        self.update({**found, **by_hand})

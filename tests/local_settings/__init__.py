@@ -1,0 +1,1 @@
+"""``session.set_local()``: settings that travel with whatever a session sends."""

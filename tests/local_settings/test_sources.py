@@ -1,0 +1,246 @@
+"""Where settings come from: a function asked once, a unit of work; and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import exc
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+
+from fictive_sqlalchemy import OptInEngine, OptInScopedSession, OptInSession, unit_of_work
+from tests.library import Author, Undo
+from tests.local_settings.support import has_none, tenant
+
+Sessions = sessionmaker[OptInSession]
+
+
+def test_a_function_is_asked_once_before_the_first_statement(engine: OptInEngine) -> None:
+    asked: list[int] = []
+
+    def settings() -> dict[str, int]:
+        asked.append(1)
+        return {"app.tenant_id": 7}
+
+    with OptInSession(engine, local_settings=settings) as session:
+        assert not asked
+        assert [tenant(session) for _ in range(3)] == ["7"] * 3
+        with session.begin():
+            assert tenant(session) == "7"
+        assert asked == [1]
+        session.close()
+        assert tenant(session) == "7"
+        assert asked == [1, 1]
+
+
+def test_it_is_asked_inside_too(engine: OptInEngine) -> None:
+    with OptInSession(engine, local_settings=lambda: {"app.tenant_id": 7}) as session:
+        with session.begin():
+            assert tenant(session) == "7"
+        session.reset()
+        session.add(Author(name="x"))
+        session.commit()
+        assert tenant(session) == "7"
+
+
+def test_what_is_set_by_hand_goes_before_it(engine: OptInEngine) -> None:
+    both = {"app.tenant_id": 7, "app.user_id": 1}
+    with OptInSession(engine, local_settings=lambda: both) as session:
+        session.set_local({"app.tenant_id": 8})
+        assert tenant(session) == "8"
+        assert session.scalar(sa.text("SELECT current_setting('app.user_id')")) == "1"
+        session.close()
+        session.set_local({"app.tenant_id": None})
+        assert has_none(session)
+
+
+def test_it_may_read_from_the_session(engine: OptInEngine) -> None:
+    seen: list[Any] = []
+
+    def settings() -> dict[str, Any]:
+        seen.append(tenant(session))
+        return {"app.tenant_id": session.get_one(Author, 2).name}
+
+    with OptInSession(engine, local_settings=settings) as session:
+        assert tenant(session) == "Bob"
+        session.close()
+        with session.begin():
+            session.add(Author(name="x"))
+            assert tenant(session) == "Bob"
+        session.close()
+        session.add(Author(name="y"))
+        session.commit()
+        assert tenant(session) == "Bob"
+    assert len(seen) == 3
+    assert set(seen) <= {None, ""}
+
+
+def test_it_may_return_none(engine: OptInEngine) -> None:
+    with OptInSession(engine, local_settings=lambda: None) as session:
+        assert has_none(session)
+
+
+def test_if_it_fails_nothing_is_sent_and_it_is_asked_again(engine: OptInEngine) -> None:
+    answers: list[Any] = [Undo(), {"bad name": 1}, {"app.tenant_id": 7}]
+
+    def settings() -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    with OptInSession(engine, local_settings=settings) as session:
+        with pytest.raises(Undo):
+            tenant(session)
+        with pytest.raises(exc.ArgumentError, match="bad name"):
+            tenant(session)
+        assert tenant(session) == "7"
+
+
+def test_a_scoped_session(sessions: Sessions) -> None:
+    scope = OptInScopedSession(sessions)
+
+    @scope.local_settings
+    def settings() -> dict[str, int]:
+        return {"app.tenant_id": 7}
+
+    assert settings() == {"app.tenant_id": 7}
+    assert tenant(scope) == "7"
+    scope.set_local({"app.tenant_id": 8})
+    assert tenant(scope) == "8"
+    scope.remove()
+    assert tenant(scope) == "7"
+    scope.remove()
+
+
+@pytest.mark.parametrize("source", [7, "x", {"app.tenant_id": 7}])
+def test_what_is_no_function(engine: OptInEngine, sessions: Sessions, source: Any) -> None:
+    with pytest.raises(exc.ArgumentError, match="function without parameters"):
+        OptInSession(engine, local_settings=source)
+    with pytest.raises(exc.ArgumentError, match="function without parameters"):
+        OptInScopedSession(sessions).local_settings(source)
+
+
+def test_an_async_function_is_refused(engine: OptInEngine) -> None:
+    async def settings() -> dict[str, int]:
+        return {}
+
+    refused: Any = settings
+    with pytest.raises(exc.ArgumentError, match="not async"):
+        OptInSession(engine, local_settings=refused)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (7, "takes a mapping"),
+        ("app.tenant_id", "takes a mapping"),
+        ([("app.tenant_id", 7)], "takes a mapping"),
+        ({7: 7}, "for the name of a setting"),
+        ({"": 7}, "for the name of a setting"),
+        ({"app.tenant-id": 7}, "for the name of a setting"),
+        ({"app.": 7}, "for the name of a setting"),
+        ({"a'; DROP TABLE author; --": 7}, "for the name of a setting"),
+        ({"app.tenant_id\n": 7}, "for the name of a setting"),
+        ({"app.x": 7, "APP.X": 8}, "twice"),
+        ({"app.x": object()}, "a value is a string, a number"),
+        ({"app.x": [1]}, "a value is a string, a number"),
+        ({"app.x": b"7"}, "a value is a string, a number"),
+        ({"app.x": "a\0b"}, "null character"),
+        ({"transaction_isolation": "serializable"}, "part of BEGIN"),
+        ({"client_encoding": "latin1"}, "engine option"),
+    ],
+)
+def test_what_is_refused_changes_nothing(
+    session: OptInSession, settings: Any, message: str
+) -> None:
+    session.set_local({"app.tenant_id": 7})
+    with pytest.raises(exc.ArgumentError, match=message):
+        session.set_local(settings)
+    if isinstance(settings, dict):
+        with pytest.raises(exc.ArgumentError, match=message):
+            session.set_local({"app.tenant_id": 8, **settings})
+    assert tenant(session) == "7"
+
+
+def test_a_stock_engine_is_refused(engine: OptInEngine, url: str) -> None:
+    """Its statements would have none: better an error than rows of nobody, or of everybody."""
+    stock = sa.create_engine(url)
+    with OptInSession(stock) as session:
+        session.set_local({"app.tenant_id": 7})
+        with pytest.raises(exc.InvalidRequestError, match="another engine, or a Connection"):
+            tenant(session)
+        session.rollback()
+        with pytest.raises(exc.InvalidRequestError, match="another engine"), session.begin():
+            tenant(session)
+    with OptInSession(stock) as session:
+        tenant(session)
+        with pytest.raises(exc.InvalidRequestError, match="another engine"):
+            session.set_local({"app.tenant_id": 7})
+        assert has_none(session)
+    with engine.connect() as connection, OptInSession(connection) as session:
+        session.set_local({"app.tenant_id": 7})
+        with pytest.raises(exc.InvalidRequestError, match="a Connection"):
+            tenant(session)
+    stock.dispose()
+
+
+# unit_of_work()
+
+
+def test_a_unit_of_work_has_settings(sessions: Sessions) -> None:
+    with unit_of_work(sessions, settings={"app.tenant_id": 7}) as session:
+        assert tenant(session) == "7"
+        with unit_of_work(sessions) as same:
+            assert tenant(same) == "7"
+        with unit_of_work(sessions, settings={"app.tenant_id": "7"}) as same:
+            assert tenant(same) == "7"
+        with (
+            pytest.raises(exc.InvalidRequestError, match="joins the one around it"),
+            unit_of_work(sessions, settings={"app.tenant_id": 8}),
+        ):
+            pass
+        assert tenant(session) == "7"
+    with unit_of_work(sessions) as session:
+        assert has_none(session)
+
+
+def test_a_decorated_function(sessions: Sessions) -> None:
+    current = {"app.tenant_id": 1}
+
+    @unit_of_work(sessions, settings=lambda: current)
+    def who(session: OptInSession) -> str | None:
+        return tenant(session)
+
+    assert who() == "1"
+    current["app.tenant_id"] = 2
+    assert who() == "2"
+
+
+def test_the_session_of_the_caller_is_as_before(sessions: Sessions) -> None:
+    @unit_of_work(sessions, settings={"app.tenant_id": 7})
+    def who(session: OptInSession) -> str | None:
+        return tenant(session)
+
+    with sessions() as session:
+        assert who(session=session) == "7"  # type: ignore[call-arg]
+        assert has_none(session)
+        session.set_local({"app.tenant_id": 3})
+        assert who(session=session) == "7"  # type: ignore[call-arg]
+        assert tenant(session) == "3"
+
+
+def test_bad_settings_of_a_unit(sessions: Sessions, engine: OptInEngine) -> None:
+    bad: Any = {"bad name": 1}
+    with pytest.raises(exc.ArgumentError, match="bad name"):
+        unit_of_work(sessions, settings=bad)
+    with pytest.raises(exc.ArgumentError, match="takes a mapping"):
+        unit_of_work(sessions, settings=7)  # type: ignore[arg-type]
+    stock = scoped_session(sessionmaker(engine, class_=Session))
+    with (
+        pytest.raises(TypeError, match="need an OptInSession"),
+        unit_of_work(stock, settings={"app.tenant_id": 7}),
+    ):
+        pass
+    stock.remove()
