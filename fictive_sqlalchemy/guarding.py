@@ -65,7 +65,7 @@ def allow_waiting() -> Generator[None]:
 class Guard(Follower):
     """Looks at the calls that may wait, while a transaction of the same thread is open.
 
-    These are: connections to other hosts, HTTP requests on connections that are kept (of
+    These are: connections to anything but the database, HTTP requests on connections that are kept (of
     ``http.client``, on which ``urllib3`` and ``requests`` are built, and of ``httpx``),
     ``time.sleep()``, subprocesses, and messages of Celery.
 

@@ -94,6 +94,8 @@ class _Unit(Recording):
         self.of = of
         self.report: Callable[[], Report | None] = _nothing
         """Returns its report: ``None`` when it has ended, or was forgotten without an end."""
+        self.slow: list[Transaction] = []
+        """The transactions that were open for too long, those included that are not kept."""
         self._watchdog = watchdog
 
     def covers(self, connection: TransactingConnection) -> bool:
@@ -104,6 +106,11 @@ class _Unit(Recording):
         super().add_transaction(transaction)
         if self._watchdog is not None:
             self._watchdog.watch(transaction)
+
+    def end_transaction(self, transaction: Transaction) -> None:
+        limit = self.of.slow_transaction
+        if limit is not None and transaction.duration > limit and len(self.slow) < _KEPT:
+            self.slow.append(transaction)
 
 
 def _nothing() -> None:
@@ -267,22 +274,25 @@ class Reporter:
         """
         report.duration += perf_counter()
         self.suspend(report)
-        if isinstance(report.recording, _Unit):
-            report.recording.report = _nothing
-        report.recording.end()
+        unit, limit = report.recording, self.slow_transaction
+        slow: list[Transaction] = []
+        if isinstance(unit, _Unit):
+            unit.report = _nothing
+            slow += unit.slow
+        unit.end()
         _log.info("%s", report)
-        limit = self.slow_transaction
-        for transaction in report.recording.transactions:
-            if limit is not None and transaction.duration > limit:
-                _log.warning(
-                    "%s: a transaction was open for %s, of which the database was not busy for it "
-                    "for %s. It was begun by %s. Put what waits for others before the block, after "
-                    "it, or into on_commit().",
-                    report.name,
-                    milliseconds(transaction.duration),
-                    milliseconds(transaction.waiting),
-                    transaction.begun_at,
-                )
+        if limit is not None:  # those that are open still are not among unit.slow
+            slow += [one for one in unit.transactions if not one.has_ended and one.duration > limit]
+        for transaction in slow:
+            _log.warning(
+                "%s: a transaction was open for %s, of which the database was not busy for it "
+                "for %s. It was begun by %s. Put what waits for others before the block, after "
+                "it, or into on_commit().",
+                report.name,
+                milliseconds(transaction.duration),
+                milliseconds(transaction.waiting),
+                transaction.begun_at,
+            )
         if self.callback is not None:
             try:
                 self.callback(report)

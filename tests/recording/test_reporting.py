@@ -60,6 +60,19 @@ def test_a_unit_is_one_line(
     assert reports[0].status is None
 
 
+def test_a_slow_transaction_that_is_not_kept_is_a_warning_too(
+    reporter: Reporter, session: OptInSession, caplog: Any
+) -> None:
+    with reporter.unit("nightly"):
+        for _ in range(501):
+            with session.begin():
+                session.execute(READ).all()
+        with session.begin():
+            session.execute(text("SELECT pg_sleep(0.3)"))
+    slow = [line for line in said(caplog, logging.WARNING) if line.startswith("nightly: a trans")]
+    assert len(slow) == 1
+
+
 def test_a_unit_that_fails_names_the_exception(
     reporter: Reporter, session: OptInSession, caplog: Any
 ) -> None:

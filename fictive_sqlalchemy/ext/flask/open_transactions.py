@@ -48,8 +48,8 @@ def add_command(app: Flask) -> None:
 def print_transactions(application: str | None, seconds: float, bind_key: str | None) -> None:
     """Print the transactions that are open on the server now, the longest first.
 
-    It reads pg_stat_activity, and shows other users' queries only to a superuser or a member of
-    pg_read_all_stats. A statement outside a transaction is in it while it runs.
+    It reads pg_stat_activity, where the transactions of other users are shown only to a superuser
+    or a member of pg_read_all_stats. A statement outside a transaction is in it while it runs.
     """
     engines: dict[str | None, Engine] = current_app.extensions["sqlalchemy"].engines
     if bind_key not in engines:
