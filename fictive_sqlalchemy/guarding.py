@@ -65,8 +65,8 @@ def allow_waiting() -> Generator[None]:
 class Guard(Follower):
     """Looks at the calls that may wait, while a transaction of the same thread is open.
 
-    These are: connections to anything but the database, HTTP requests on connections that are kept (of
-    ``http.client``, on which ``urllib3`` and ``requests`` are built, and of ``httpx``),
+    These are: connections to anything but the database, HTTP requests on connections that are kept
+    (of ``http.client``, on which ``urllib3`` and ``requests`` are built, and of ``httpx``),
     ``time.sleep()``, subprocesses, and messages of Celery.
 
     A transaction is open from its first statement on, because BEGIN is sent with that. Under test
