@@ -52,13 +52,16 @@ nitpick_ignore_regex = [
         r"py:.*",
         r"(sqlalchemy|flask|flask_sqlalchemy|celery|opentelemetry|tenacity|pytest|werkzeug)\..*",
     ),
-    (r"py:.*", r"(collections\.abc|typing|typing_extensions|types|contextlib|enum|os)\..*"),
+    (
+        r"py:.*",
+        r"(collections\.abc|typing|typing_extensions|types|contextlib|enum|os|decimal|uuid|datetime)\..*",
+    ),
     (r"py:exc", r"[A-Z][A-Za-z]*"),
     # What signatures name: builtins, and what modules import for type checkers alone.
     (r"py:class", r"bool|dict|float|int|list|object|set|str|tuple|type|[A-Z][A-Za-z]*Error"),
     (r"py:class", r"CoreExecuteOptionsParameter|Dialect|Engine|Flask|Pool|URL|sessionmaker|_\w+"),
     (r"py:class", r"BeginOptions|SessionTransaction"),
-    (r"py:class", r"(.*\.)?(OpenTransactions|TransactionOptions)"),
+    (r"py:class", r"(.*\.)?(OpenTransactions|TransactionOptions|SettingsFunction)"),
     (r"py:class", r"(.*\.)?[A-Z]"),  # type variables
 ]
 # A … stands for anything in what is sent or printed; no lexer knows it.
@@ -92,6 +95,7 @@ CONTENTS = {
         "retry",
         "lost-servers",
         "read-only-outside",
+        "tenants",
         "replicas",
         "pgbouncer",
         "workers",

@@ -6,7 +6,7 @@ Reads run untransacted; ``with session.begin():`` is a transaction.
 from ._core.connection import OptInConnection
 from ._core.create import create_engine, engine_from_config
 from ._core.engine import OptInEngine
-from ._core.errors import CommitOutcomeUnknown
+from ._core.errors import CommitOutcomeUnknown, TransactionTimeout
 from ._core.options import IsolationLevel
 from ._core.server_state import SessionStateWarning
 from ._core.session import OptInSession
@@ -27,6 +27,7 @@ __all__ = [
     "OptInScopedSession",
     "OptInSession",
     "SessionStateWarning",
+    "TransactionTimeout",
     "create_engine",
     "engine_from_config",
     "unit_of_work",

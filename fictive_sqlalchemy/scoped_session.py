@@ -31,7 +31,7 @@ class OptInScopedSession(HasAtomic, scoped_session[S]):
         session = self()
         if not options or not given_options("begin()", options):
             return session.begin(nested)
-        what = "isolation_level=, read_only= and deferrable= are options"
+        what = "isolation_level=, read_only=, deferrable= and timeout= are options"
         return _opt_in(session, what).begin(nested, **options)
 
     def atomic_session(self) -> OptInSession:

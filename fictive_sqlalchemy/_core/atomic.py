@@ -197,8 +197,9 @@ class HasAtomic:
         :param function: The function, where this is a decorator without arguments.
         :param options: ``savepoint=False`` joins an open transaction without a savepoint; an error
             then undoes the block around, too. ``durable=True`` is an error unless this is
-            outermost: what is done is stored at its end. ``isolation_level``, ``read_only`` and
-            ``deferrable`` are those of :meth:`.OptInSession.begin`, and refused inside.
+            outermost: what is done is stored at its end. ``isolation_level``, ``read_only``,
+            ``deferrable`` and ``timeout`` are those of :meth:`.OptInSession.begin`, and are
+            refused inside.
         :returns: A context manager that gives SQLAlchemy's ``SessionTransaction``, and decorates
             functions; or the decorated function.
         :raises TypeError: if what is decorated is a generator, or an option is unknown.

@@ -458,6 +458,11 @@ class OptInSessionTransaction(Block):
         if not isinstance(bind, OptInEngine):
             if (observer := observing.observer) is not None and isinstance(bind, Connection):
                 observer.runs_on_connection()
+            if self.options.timeout is not None:
+                raise exc.ArgumentError(
+                    "The timeout of begin() is for engines of fictive_sqlalchemy.create_engine(), "
+                    "and this bind is none: leave the timeout out. Nothing was sent."
+                )
             if self.options is not DEFAULT:
                 execution_options = join_options(self.options) | dict(execution_options or {})
             return super().provide_connection(bind, execution_options)

@@ -4,7 +4,7 @@ Outside a transaction the settings are in force for the one statement. psycopg2 
 simple query, and psycopg 3 in one pipeline. PostgreSQL runs either as one implicit transaction, at
 whose end a setting that is local to the transaction is gone:
 https://www.postgresql.org/docs/current/protocol-flow.html. In a transaction the settings are sent
-once, with its first statement.
+once: psycopg2 sends them in one message with the first statement, and psycopg 3 with BEGIN.
 
 It happens below SQLAlchemy's events and log, which have the statement alone. The functions of a
 dialect are wrapped when the first session has settings for it, and are left alone until then.
@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
+from time import monotonic
 from typing import Any
 from weakref import WeakSet
 
@@ -24,9 +25,11 @@ from sqlalchemy.engine import Dialect
 
 from . import observing
 from .autocommit import PSYCOPG
-from .errors import sqlstate
+from .errors import TransactionTimeout, sqlstate
 from .local_settings import LocalSettings
 from .prepared import prepared_anew
+from .psycopg_private import begin_with
+from .timeouts import Timeout, ran_out, seconds_of, settings_for
 
 # In an aborted transaction PostgreSQL refuses everything else.
 _ENDS = re.compile(r"\s*(?:ROLLBACK|RELEASE|COMMIT|END|ABORT|PREPARE)\b", re.IGNORECASE)
@@ -50,6 +53,9 @@ class Carried:
 
     def __init__(self, settings: LocalSettings | None) -> None:
         self.settings = settings
+        self._seconds: float | None = None
+        self._timeouts: dict[str, str] = {}
+        self._begun = 0.0
         self._sent: dict[str, Any] = {}
         self._last: tuple[str, ...] = ()
         self.trips = 0
@@ -57,9 +63,15 @@ class Carried:
         self.is_pipeline = False
         """Whether the last statement and its settings were one pipeline, and so one round trip."""
 
-    def begin(self) -> None:
-        """Note that a transaction begins, in which nothing was sent yet."""
-        self._sent = {}
+    def begin(self, timeout: float | None, dialect: Dialect) -> None:
+        """Note that a transaction begins, in which nothing was sent yet.
+
+        :param timeout: Its timeout in seconds, if it has one.
+        :param dialect: The dialect.
+        """
+        self._sent, self._seconds, self._timeouts = {}, timeout, {}
+        if timeout is not None:
+            self._timeouts, self._begun = settings_for(timeout, dialect), monotonic()
 
     def forget(self) -> None:
         """Note that a savepoint was rolled back, and with it what was set since."""
@@ -91,7 +103,17 @@ class Carried:
             self._sent = {**self._wanted(connection)}
 
     def _wanted(self, connection: Any) -> dict[str, str]:
-        return {} if self.settings is None else self.settings.values
+        values = {} if self.settings is None else self.settings.values
+        return {**values, **self._timeouts} if _is_inside(connection) else values
+
+    def timed_out(self, error: exc.DBAPIError) -> TransactionTimeout | None:
+        """Return the error to raise if the timeout of the transaction has run out.
+
+        :param error: An error in the transaction.
+        """
+        if self._seconds is None:
+            return None
+        return ran_out(error, self._seconds, monotonic() - self._begun)
 
     def explain(self, error: exc.DBAPIError) -> None:
         """Add to the text of an error what the settings have to do with it.
@@ -114,6 +136,22 @@ class Carried:
             )
 
 
+def carried_in(connection: Any, timeout: Timeout | None) -> Carried | None:
+    """Return what a connection carries in a transaction that begins.
+
+    :param connection: The connection.
+    :param timeout: The timeout of the transaction, if it has one.
+    :raises sqlalchemy.exc.InvalidRequestError: if it has one, and the driver can't carry it.
+    """
+    carried: Carried | None = connection.carried
+    if carried is None and timeout is not None and refuse_unless_it_carries(connection.dialect):
+        carry(connection.dialect)
+        carried = Carried(None)
+    if carried is not None:
+        carried.begin(None if timeout is None else seconds_of(timeout), connection.dialect)
+    return carried
+
+
 def _is_inside(connection: Any) -> bool:
     """Tell whether a transaction is open in which what is set stays until its end."""
     return connection.is_out_of_autocommit() and not connection.is_standing_alone
@@ -130,8 +168,8 @@ def refuse_unless_it_carries(dialect: Dialect) -> bool:
         return False
     if dialect.driver not in PSYCOPG or dialect.is_async:
         raise exc.InvalidRequestError(
-            f"The settings of set_local() can't travel with the statements of {dialect.driver}: "
-            "use psycopg2 or psycopg 3. Nothing was sent."
+            "The settings of set_local(), and the timeout of begin(), can't travel with the "
+            f"statements of {dialect.driver}: use psycopg2 or psycopg 3. Nothing was sent."
         )
     return True
 
@@ -262,6 +300,14 @@ def _psycopg(dialect: Any, original: Callable[..., Any]) -> Callable[..., Any]:
         driver = connection.held.dbapi_connection
         plain = dbapi.Cursor(driver, row_factory=dbapi.rows.tuple_row)
         send_plainly = partial(plain.execute, prepare=False)
+        if _is_inside(connection):
+            if connection.is_open_on_server():
+                send_plainly(*_set_config(settings))
+                connection.carried.trips = 1
+            else:
+                begin_with(driver, plain, _as_bytes(dbapi, driver, settings))
+            original(cursor, sql, *args)
+            return
         if getattr(cursor, "name", None) is not None:
             declare = partial(original, cursor, sql, *args)
             _stream(connection, settings, send_plainly, declare, driver.pipeline)
@@ -276,6 +322,14 @@ def _psycopg(dialect: Any, original: Callable[..., Any]) -> Callable[..., Any]:
         prepared_anew(dialect, in_one_pipeline)(cursor, sql, *args)
 
     return _carrying_with(original, send)
+
+
+def _as_bytes(dbapi: Any, driver: Any, settings: dict[str, str | None]) -> bytes:
+    """Return the statement that sets some, with the values in it."""
+    sql, parameters = _set_config(settings)
+    literals = map(dbapi.sql.Literal, parameters)
+    as_bytes: bytes = dbapi.sql.SQL(sql.replace("%s", "{}")).format(*literals).as_bytes(driver)
+    return as_bytes
 
 
 # Both

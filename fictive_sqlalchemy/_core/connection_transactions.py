@@ -8,7 +8,7 @@ from typing import Any, Protocol, cast
 from sqlalchemy import exc
 from sqlalchemy.engine import NestedTransaction, RootTransaction, Transaction, TwoPhaseTransaction
 
-from .errors import outcome_unknown
+from .errors import TransactionTimeout, outcome_unknown
 from .transactions import open_transactions
 
 
@@ -109,6 +109,8 @@ class OutOfAutocommit(Transaction):
             if not error.connection_invalidated:
                 raise
             partly = of_session is not None and of_session.stored_on > 0
+            if isinstance(error, TransactionTimeout) and lost_before and not partly:
+                raise  # nothing is stored, and the error says so
             raise _lost(error, before_commit=lost_before, partly=partly) from error
         except BaseException:
             # An exception of a signal handler, or a timeout of gevent, may come while COMMIT is

@@ -53,6 +53,13 @@ class CommitOutcomeUnknown(exc.OperationalError):
     """
 
 
+class TransactionTimeout(exc.OperationalError):
+    """The timeout of a transaction ran out: ``begin(timeout=…)``. Nothing of it is stored.
+
+    The server has cancelled a statement, or has closed the connection.
+    """
+
+
 def outcome_unknown(error: exc.DBAPIError, during: str) -> CommitOutcomeUnknown:
     """Return the error for a connection that was lost when the transaction may be stored already.
 

@@ -9,6 +9,8 @@ from typing import Any, Literal, TypeAlias, TypedDict, cast
 from sqlalchemy import exc
 from sqlalchemy.engine import Dialect
 
+from .timeouts import Timeout, seconds_of
+
 IsolationLevel: TypeAlias = Literal[
     "READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"
 ]
@@ -31,6 +33,9 @@ class BeginOptions(TypedDict, total=False):
     """Whether a serializable, read-only transaction waits for a snapshot with which it can't
     fail."""
 
+    timeout: Timeout | None
+    """After how long the server ends it: seconds, or text with a unit, such as ``"2s"``."""
+
 
 _EXECUTION_OPTIONS = {
     "isolation_level": "isolation_level",
@@ -43,14 +48,18 @@ _EXECUTION_OPTIONS = {
 class TransactionOptions:
     """What a transaction begins with; the server's default stands for what is ``None``.
 
-    It is part of the one BEGIN: https://www.postgresql.org/docs/current/sql-begin.html
+    It is part of the one BEGIN: https://www.postgresql.org/docs/current/sql-begin.html. The
+    timeout, in seconds, is part of the first statement.
     """
 
     isolation_level: str | None = None
     read_only: bool | None = None
     deferrable: bool | None = None
+    timeout: Timeout | None = None
 
     def __post_init__(self) -> None:
+        if self.timeout is not None:
+            object.__setattr__(self, "timeout", seconds_of(self.timeout))
         if isinstance(self.isolation_level, str):  # read it as SQLAlchemy does
             level = self.isolation_level.replace("_", " ").upper()
             object.__setattr__(self, "isolation_level", level)
@@ -93,6 +102,8 @@ class TransactionOptions:
                     f"{self.isolation_level!r}: use one of {', '.join(levels)}. Outside of "
                     "transactions connections are in autocommit anyway."
                 )
+        if self.timeout is not None and dialect.name != "postgresql":
+            raise exc.ArgumentError(f"{dialect.name} has no timeout for transactions.")
         for name, known in (
             ("read_only", hasattr(dialect, "set_readonly")),
             ("deferrable", hasattr(dialect, "set_deferrable")),

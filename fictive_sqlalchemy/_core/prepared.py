@@ -83,18 +83,6 @@ def prepared_anew(dialect: Dialect, execute: Callable[..., Any]) -> Callable[...
     return execute_or_prepare_anew
 
 
-def prepared_so_far(connection: Any) -> tuple[int, int]:
-    """Return how many statements psycopg 3 has prepared on a connection, and how many it knows now.
-
-    :param connection: The DBAPI connection. Of another driver, both are 0.
-    """
-    # Private: nothing public tells, not even a round trip later.
-    prepared: Any = getattr(connection, "_prepared", None)
-    if prepared is None:
-        return 0, 0
-    return prepared._prepared_idx, len(prepared._names)
-
-
 def _is_refused(error: Any, cursor: Any, statement: str) -> bool:
     """Tell whether the server has refused a statement that psycopg had prepared, and done nothing.
 

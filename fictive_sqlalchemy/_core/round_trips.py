@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from sqlalchemy.engine import Dialect
 
 from .autocommit import PSYCOPG
-from .prepared import prepared_so_far
+from .psycopg_private import prepared_so_far
 
 #: The size of the pages of psycopg2's ``execute_batch()``, unless another is given.
 _PAGE = 100

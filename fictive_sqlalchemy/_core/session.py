@@ -62,7 +62,12 @@ class OptInSession(HasAtomic, WritingSession):
         :param nested: As :meth:`begin_nested`.
         :param options: ``isolation_level``, in SQLAlchemy's spelling, such as ``"REPEATABLE
             READ"``; ``read_only``: whether the server refuses writes; ``deferrable``: whether a
-            serializable, read-only transaction waits for a snapshot with which it can't fail.
+            serializable, read-only transaction waits for a snapshot with which it can't fail;
+            ``timeout``: seconds, or text such as ``"500ms"``, after which the server cancels a
+            statement, or ends the transaction between two of them. It is PostgreSQL's
+            ``statement_timeout`` and ``idle_in_transaction_session_timeout``, and for the whole
+            transaction ``transaction_timeout``, which PostgreSQL 17 and newer have. The three are
+            sent with the first statement. :class:`.TransactionTimeout` is raised.
         :returns: SQLAlchemy's ``SessionTransaction``.
         :raises sqlalchemy.exc.ArgumentError: if the database does not know a value, or ``nested``
             is not a bool. Nothing is sent.

@@ -78,14 +78,19 @@ class ConnectionHooks(Connection):
         try:
             super()._handle_dbapi_exception(e, statement, parameters, cursor, *args, **kw)
         except exc.DBAPIError as error:
-            self.on_error(error, cursor)
-            raise
+            another = self.on_error(error, cursor)
+            if another is None:
+                raise
+            raise another from error
 
     def before_error(self, error: BaseException, statement: Any, cursor: Any, context: Any) -> None:
         """Do what has to come before SQLAlchemy handles an error of a statement, or of a fetch."""
 
-    def on_error(self, error: exc.DBAPIError, cursor: Any) -> None:
-        """Change an error of the driver that SQLAlchemy has wrapped and is about to raise."""
+    def on_error(self, error: exc.DBAPIError, cursor: Any) -> exc.DBAPIError | None:
+        """Change an error of the driver that SQLAlchemy has wrapped and is about to raise.
+
+        :returns: Another error to raise in its place, if there is one.
+        """
 
     def connect_anew(self) -> PoolProxiedConnection:
         """Return another DBAPI connection. An error of the driver is raised as SQLAlchemy's.

@@ -14,7 +14,7 @@ from sqlalchemy.pool import PoolProxiedConnection, SingletonThreadPool, StaticPo
 
 from . import observing
 from .autocommit import HELD_CURSORS, LEFT_BEHIND, STARTED_WITH, USED_BY
-from .carrying import Carried
+from .carrying import Carried, carried_in
 from .connection_transactions import (
     OptInNestedTransaction,
     OptInTransaction,
@@ -230,8 +230,8 @@ class TransactingConnection(ConnectionHooks):
             connection.info[USED_BY] = ref(self)
         options = self._options_in_effect = self.transaction_options
         self._has_sent = self.leaves_something = False
-        if self.carried is not None:
-            self.carried.begin()
+        if self.carried is not None or options.timeout is not None:
+            self.carried = carried_in(self, options.timeout)
         self._phase = BEGINNING
         try:
             self.engine.switch.leave_autocommit(connection.dbapi_connection, options)
@@ -359,14 +359,17 @@ class TransactingConnection(ConnectionHooks):
             error, self.taken.dbapi_connection, cursor
         )
 
-    def on_error(self, error: exc.DBAPIError, cursor: Any) -> None:
+    def on_error(self, error: exc.DBAPIError, cursor: Any) -> exc.DBAPIError | None:
         if error.connection_invalidated:
             close_lost_cursor(cursor)
         explain(error, self)
         if self.carried is not None:
             self.carried.explain(error)
-        if self.is_inside() and self._phase is not STANDALONE:
-            self._note_failure(error)
+        if not self.is_inside() or self._phase is STANDALONE:
+            return None
+        timed_out = None if self.carried is None else self.carried.timed_out(error)
+        self._note_failure(timed_out or error)
+        return timed_out
 
     def _note_failure(self, error: exc.DBAPIError) -> None:
         """Note the error that has aborted the open transaction, and add it to later errors."""

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError, NotSupportedError
 from sqlalchemy.orm import sessionmaker
 
 from fictive_sqlalchemy import OptInEngine, OptInSession
-from fictive_sqlalchemy._core.prepared import prepared_so_far
+from fictive_sqlalchemy._core.psycopg_private import prepared_so_far
 from tests.library import ONE, Author, Onlooker, authors, backend_pid, sent
 from tests.wire import WireProxy
 

@@ -37,7 +37,9 @@ def test_they_are_sent_once(session: OptInSession, wire: WireProxy) -> None:
     assert tenant(session) == "7"
 
 
-def test_a_change_is_sent_with_the_next_statement(session: OptInSession, wire: WireProxy) -> None:
+def test_a_change_is_sent_with_the_next_statement(
+    session: OptInSession, wire: WireProxy, driver: str
+) -> None:
     session.set_local({"app.tenant_id": 7})
     with wire.record() as recording, session.begin():
         assert tenant(session) == "7"
@@ -48,7 +50,8 @@ def test_a_change_is_sent_with_the_next_statement(session: OptInSession, wire: W
         assert has_none(session)
         assert session.scalar(TIMEOUT) == "9s"
     assert settings_sent(recording) == 3
-    assert recording.round_trips == 7
+    # psycopg 3 sends a change in a message of its own.
+    assert recording.round_trips == (7 if driver == "psycopg2" else 9)
 
 
 def test_a_block_that_is_rolled_back_keeps_what_was_set_in_it(session: OptInSession) -> None:

@@ -1,0 +1,40 @@
+"""Every private name of psycopg 3 that this package uses, behind names of our own.
+
+Nothing public does what is done here. Each name has its reason beside it, and a test in
+``tests/core/test_private_names.py`` fails and names it when psycopg changes it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def prepared_so_far(connection: Any) -> tuple[int, int]:
+    """Return how many statements psycopg 3 has prepared on a connection, and how many it knows now.
+
+    :param connection: The DBAPI connection. Of another driver, both are 0.
+    """
+    # Nothing public tells, not even a round trip later.
+    prepared: Any = getattr(connection, "_prepared", None)
+    if prepared is None:
+        return 0, 0
+    return prepared._prepared_idx, len(prepared._names)
+
+
+def begin_with(connection: Any, cursor: Any, sql: bytes) -> None:
+    """Begin the transaction of a connection with a statement, in one message.
+
+    :param connection: The DBAPI connection, out of autocommit and in no transaction.
+    :param cursor: A cursor of the connection, of the driver's own class.
+    :param sql: The statement, without parameters.
+    """
+    # psycopg sends BEGIN alone, and its attribute autocommit can't be set in a transaction. Nothing
+    # public sends another BEGIN. A pipeline of BEGIN, the statement and the next one would be
+    # public, but psycopg ends a pipeline with a Flush after the Sync. PostgreSQL starts
+    # idle_in_transaction_session_timeout when it has answered a Sync, and stops it with any
+    # message: there would be no timeout until the statement after the next one.
+    connection._autocommit = True
+    try:
+        cursor.execute(b"%s; %s" % (connection._get_tx_start_command(), sql))
+    finally:
+        connection._autocommit = False
