@@ -226,6 +226,7 @@ class _Unit:
             yield
             return
         session = self._own_session()
+        session.ask_for_settings()  # or its answer would be taken back at the end
         before = {} if session.local_settings is None else session.local_settings.values
         session.set_local(settings)
         own = session.local_settings
@@ -240,7 +241,9 @@ class _Unit:
 
         :raises sqlalchemy.exc.InvalidRequestError: if a setting is another one here.
         """
-        own = self._own_session().local_settings
+        session = self._own_session()
+        session.ask_for_settings()
+        own = session.local_settings
         values = {} if own is None else own.values
         for name, value in settings.items():
             if values.get(name) != value:

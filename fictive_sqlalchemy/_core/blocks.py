@@ -456,6 +456,8 @@ class OptInSessionTransaction(Block):
         if self.alone is not None and bind is not self.alone.engine:
             self._join_with(self.alone)
         if not isinstance(bind, OptInEngine):
+            if (settings := self.session.local_settings) is not None:
+                self.session.refuse_stock(bind, settings.values)
             if (observer := observing.observer) is not None and isinstance(bind, Connection):
                 observer.runs_on_connection()
             if self.options.timeout is not None:

@@ -12,10 +12,9 @@ dialect are wrapped when the first session has settings for it, and are left alo
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
-from functools import partial
+from contextlib import suppress
+from functools import lru_cache, partial
 from time import monotonic
 from typing import Any
 from weakref import WeakSet
@@ -27,22 +26,40 @@ from . import observing
 from .autocommit import PSYCOPG
 from .errors import TransactionTimeout, sqlstate
 from .local_settings import LocalSettings
-from .prepared import prepared_anew
-from .psycopg_private import begin_with
+from .prepared import forget_prepared, prepared_anew
+from .psycopg_private import as_pipeline, begin_with
+from .sql import first_words
 from .timeouts import Timeout, ran_out, seconds_of, settings_for
 
 # In an aborted transaction PostgreSQL refuses everything else.
-_ENDS = re.compile(r"\s*(?:ROLLBACK|RELEASE|COMMIT|END|ABORT|PREPARE)\b", re.IGNORECASE)
+_ENDS = frozenset({"ROLLBACK", "RELEASE", "COMMIT", "END", "ABORT", "PREPARE"})
+
+# After one of these nobody knows what is set.
+_DISTURBS = (_ENDS - {"RELEASE"}) | {"SET", "RESET", "DISCARD", "CALL", "DO"}
 
 _SET = "pg_catalog.set_config(%s, %s, true)"
 
+# Of these the value is a list, which only set_config() reads from one string.
+_LISTS = frozenset(
+    {"search_path", "temp_tablespaces", "local_preload_libraries", "session_preload_libraries"}
+)
+
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
-_IN_TRANSACTION_BLOCK = "25001"
-_OF_SETTINGS = frozenset({"22023", "42501", "42602", "42704", "55P02"})
+_IN_TRANSACTION_BLOCK, _ENDS_TRANSACTION, _SYNTAX_ERROR = "25001", "2D000", "42601"
+
+# The files of PostgreSQL's source code that know its settings.
+_OF_SETTINGS = frozenset({"guc.c", "guc_funcs.c", "variable.c"})
 
 _UNKNOWN: Any = object()
 
 _carrying: WeakSet[Dialect] = WeakSet()
+
+
+@lru_cache(maxsize=2048)
+def _beginnings(sql: str) -> frozenset[str]:
+    """Return the first word of each statement, comments left out, and calls of set_config()."""
+    words = [statement[0] for statement in first_words(sql)]
+    return frozenset([*words, "SET"] if "set_config" in sql.lower() else words)
 
 
 class Carried:
@@ -56,7 +73,9 @@ class Carried:
         self._seconds: float | None = None
         self._timeouts: dict[str, str] = {}
         self._begun = 0.0
+        # What is in force in the open transaction, and what will be after the next statement.
         self._sent: dict[str, Any] = {}
+        self._wanted: dict[str, str] = {}
         self._last: tuple[str, ...] = ()
         self.trips = 0
         """How many round trips the last statement has taken for the settings."""
@@ -74,7 +93,7 @@ class Carried:
             self._timeouts, self._begun = settings_for(timeout, dialect), monotonic()
 
     def forget(self) -> None:
-        """Note that a savepoint was rolled back, and with it what was set since."""
+        """Note that nobody knows what is in force, as after the rollback of a savepoint."""
         self._sent = dict.fromkeys(self._sent, _UNKNOWN)
 
     def take(self, connection: Any, sql: str) -> dict[str, str | None]:
@@ -84,27 +103,38 @@ class Carried:
         :param sql: The statement.
         """
         self.trips, self.is_pipeline, self._last = 0, False, ()
-        wanted = self._wanted(connection)
-        if not (wanted or self._sent) or _ENDS.match(sql):
+        inside = is_inside(connection)
+        values = {} if self.settings is None else self.settings.values
+        self._wanted = wanted = {**values, **self._timeouts} if inside else values
+        if not inside:
+            self._last = tuple(wanted)
+            return {**wanted}
+        if self._sent and not connection.is_open_on_server():
+            self._sent = {}  # a cursor of the user's has ended the transaction, and another begins
+        if not (wanted or self._sent) or not _ENDS.isdisjoint(_beginnings(sql)):
             return {}
-        if not _is_inside(connection):
-            missing: dict[str, str | None] = {**wanted}
-        else:
-            missing = {name: None for name in self._sent if name not in wanted}
-            for name, value in wanted.items():
-                if self._sent.get(name) != value:
-                    missing[name] = value
+        missing: dict[str, str | None] = {name: None for name in self._sent if name not in wanted}
+        for name, value in wanted.items():
+            if self._sent.get(name) != value:
+                missing[name] = value
         self._last = tuple(missing)
+        # In case the statement fails when the settings are in force already.
+        self._sent = {**self._sent, **dict.fromkeys(missing, _UNKNOWN)}
         return missing
 
-    def note(self, connection: Any) -> None:
-        """Note that the statement was executed, and what it carried is in force."""
-        if _is_inside(connection):
-            self._sent = {**self._wanted(connection)}
+    def note(self, connection: Any, sql: str) -> None:
+        """Note that a statement was executed, and what it carried is in force.
 
-    def _wanted(self, connection: Any) -> dict[str, str]:
-        values = {} if self.settings is None else self.settings.values
-        return {**values, **self._timeouts} if _is_inside(connection) else values
+        :param connection: The connection.
+        :param sql: The statement.
+        """
+        carried, self._last = self._last, ()
+        if not is_inside(connection):
+            return
+        if carried:
+            self._sent = {**self._wanted}
+        if self._sent and not _DISTURBS.isdisjoint(_beginnings(sql)):
+            self.forget()
 
     def timed_out(self, error: exc.DBAPIError) -> TransactionTimeout | None:
         """Return the error to raise if the timeout of the transaction has run out.
@@ -120,16 +150,22 @@ class Carried:
 
         :param error: The error.
         """
-        code, names = sqlstate(error), ", ".join(self._last)
+        names, self._last = ", ".join(self._last), ()
         if not names:
             return
-        if code == _IN_TRANSACTION_BLOCK:
+        code, diag = sqlstate(error), getattr(error.orig, "diag", None)
+        if code in (_IN_TRANSACTION_BLOCK, _ENDS_TRANSACTION):
             error.add_detail(
                 f"The settings of set_local() travelled with this statement ({names}), which makes "
                 "the two one transaction, and PostgreSQL refuses this statement in one. Send it "
                 "on a connection without settings: `with engine.connect() as connection:`."
             )
-        elif code in _OF_SETTINGS:
+        elif code == _SYNTAX_ERROR and self.is_pipeline:
+            error.add_detail(
+                f"The settings of set_local() travelled with this statement ({names}) in a "
+                "pipeline, which takes one statement and not several: send them one by one."
+            )
+        elif getattr(diag, "source_file", None) in _OF_SETTINGS:
             error.add_detail(
                 f"The settings of set_local() travelled with this statement ({names}): one of them "
                 "may be what the server has refused. Nothing of the statement was executed then."
@@ -152,8 +188,11 @@ def carried_in(connection: Any, timeout: Timeout | None) -> Carried | None:
     return carried
 
 
-def _is_inside(connection: Any) -> bool:
-    """Tell whether a transaction is open in which what is set stays until its end."""
+def is_inside(connection: Any) -> bool:
+    """Tell whether a transaction is open in which what is set stays until its end.
+
+    :param connection: The connection.
+    """
     return connection.is_out_of_autocommit() and not connection.is_standing_alone
 
 
@@ -219,8 +258,12 @@ def _carrying_with(
     def execute(cursor: Any, sql: str, *args: Any) -> None:
         connection: Any = getattr(args[-1] if args else None, "root_connection", None)
         carried: Carried | None = getattr(connection, "carried", None)
-        if carried is None or not (settings := carried.take(connection, sql)):
+        if carried is None:
             original(cursor, sql, *args)
+            return
+        if not (settings := carried.take(connection, sql)):
+            original(cursor, sql, *args)
+            carried.note(connection, sql)
             return
         take_settings = getattr(connection.held.dbapi_connection, "take_settings", None)
         if take_settings is None:
@@ -228,15 +271,33 @@ def _carrying_with(
         else:  # a connection of the test isolation, whose statements are not alone
             take_settings(settings)
             original(cursor, sql, *args)
-        carried.note(connection)
+        carried.note(connection, sql)
 
     return execute
 
 
 def _set_config(settings: dict[str, str | None]) -> tuple[str, list[str | None]]:
-    """Return the statement that sets some, and its parameters."""
+    """Return the statement that sets some, and its parameters: for a pipeline."""
     sql = "SELECT " + ", ".join([_SET] * len(settings))
     return sql, [each for item in settings.items() for each in item]
+
+
+def _set_local(settings: dict[str, str | None], literal: Callable[[str], str]) -> str:
+    """Return the statements that set some in a transaction, or in several statements that are one.
+
+    Unlike ``SELECT set_config(…)`` they take no snapshot, and return no row.
+
+    :param settings: The settings.
+    :param literal: Returns a string as SQL, as the driver writes it.
+    """
+    parts: list[str] = []
+    for name, value in settings.items():
+        if value is not None and name in _LISTS:
+            parts.append(f"SELECT pg_catalog.set_config('{name}', {literal(value)}, true)")
+            continue
+        quoted = ".".join(f'"{word}"' for word in name.split("."))
+        parts.append(f"SET LOCAL {quoted} TO {'DEFAULT' if value is None else literal(value)}")
+    return "; ".join(parts)
 
 
 # psycopg2
@@ -253,12 +314,11 @@ def _psycopg2(
         args: tuple[Any, ...],
     ) -> None:
         plain = dbapi.extensions.cursor(connection.held.dbapi_connection)
+        before = _set_local(settings, partial(_literal, dbapi, plain))
         if cursor.name is not None:
             declare = partial(original, cursor, sql, *args)
-            _stream(connection, settings, plain.execute, declare)
+            _stream(connection, before, plain.execute, declare)
             return
-        encoding = dbapi.extensions.encodings[cursor.connection.encoding]
-        before: str = plain.mogrify(*_set_config(settings)).decode(encoding)
         if doubles_percent:
             before = before.replace("%", "%%")
         original(cursor, f"{before};\n{sql}", *args)
@@ -274,12 +334,24 @@ def _psycopg2_many(dbapi: Any, original: Callable[..., Any]) -> Callable[..., An
         sql: str,
         args: tuple[Any, ...],
     ) -> None:
-        # psycopg2 sends one message for each row or page: the settings would be in each.
-        dbapi.extensions.cursor(connection.held.dbapi_connection).execute(*_set_config(settings))
-        connection.carried.trips = 1
+        plain = dbapi.extensions.cursor(connection.held.dbapi_connection)
+        before = _set_local(settings, partial(_literal, dbapi, plain))
+        # psycopg2 sends one message for each row or page. In a transaction the settings need not be
+        # in each.
+        if is_inside(connection):
+            plain.execute(before)
+            connection.carried.trips = 1
+        else:
+            sql = f"{before.replace('%', '%%')};\n{sql}"
         original(cursor, sql, *args)
 
     return _carrying_with(original, send)
+
+
+def _literal(dbapi: Any, cursor: Any, value: str) -> str:
+    encoding = dbapi.extensions.encodings[cursor.connection.encoding]
+    literal: str = cursor.mogrify("%s", (value,)).decode(encoding)
+    return literal
 
 
 # psycopg 3
@@ -297,74 +369,68 @@ def _psycopg(dialect: Any, original: Callable[..., Any]) -> Callable[..., Any]:
         sql: str,
         args: tuple[Any, ...],
     ) -> None:
-        driver = connection.held.dbapi_connection
+        driver, carried = connection.held.dbapi_connection, connection.carried
         plain = dbapi.Cursor(driver, row_factory=dbapi.rows.tuple_row)
-        send_plainly = partial(plain.execute, prepare=False)
-        if _is_inside(connection):
+
+        def literal(value: str) -> str:
+            return str(dbapi.sql.Literal(value).as_string(driver))
+
+        if is_inside(connection):
+            before = _set_local(settings, literal)
             if connection.is_open_on_server():
-                send_plainly(*_set_config(settings))
-                connection.carried.trips = 1
+                plain.execute(before, prepare=False)
+                carried.trips = 1
             else:
-                begin_with(driver, plain, _as_bytes(dbapi, driver, settings))
+                begin_with(driver, plain, before)
             original(cursor, sql, *args)
-            return
-        if getattr(cursor, "name", None) is not None:
+        elif getattr(cursor, "name", None) is not None:
+            before = _set_local(settings, literal)
             declare = partial(original, cursor, sql, *args)
-            _stream(connection, settings, send_plainly, declare, driver.pipeline)
-            return
+            _stream(connection, before, partial(plain.execute, prepare=False), declare)
+        else:
+            carried.is_pipeline = True
 
-        def in_one_pipeline(cursor: Any, sql: str, *args: Any) -> None:
-            with driver.pipeline():
-                send_plainly(*_set_config(settings))
-                once(cursor, sql, *args)
+            def in_one_pipeline(cursor: Any, sql: str, *args: Any) -> None:
+                with as_pipeline(driver, dbapi):
+                    plain.execute(*_set_config(settings), prepare=False)
+                    once(cursor, sql, *args)
 
-        connection.carried.is_pipeline = True
-        prepared_anew(dialect, in_one_pipeline)(cursor, sql, *args)
+            try:
+                prepared_anew(dialect, in_one_pipeline)(cursor, sql, *args)
+            except dbapi.Error:
+                # psycopg takes a statement for prepared that the server has passed over.
+                if plain.pgresult is None and not driver.info.transaction_status:
+                    forget_prepared(driver)
+                raise
 
     return _carrying_with(original, send)
-
-
-def _as_bytes(dbapi: Any, driver: Any, settings: dict[str, str | None]) -> bytes:
-    """Return the statement that sets some, with the values in it."""
-    sql, parameters = _set_config(settings)
-    literals = map(dbapi.sql.Literal, parameters)
-    as_bytes: bytes = dbapi.sql.SQL(sql.replace("%s", "{}")).format(*literals).as_bytes(driver)
-    return as_bytes
 
 
 # Both
 
 
 def _stream(
-    connection: Any,
-    settings: dict[str, str | None],
-    send: Callable[..., Any],
-    declare: Callable[[], Any],
-    pipeline: Callable[[], AbstractContextManager[Any]] | None = None,
+    connection: Any, before: str, send: Callable[..., Any], declare: Callable[[], Any]
 ) -> None:
     """Declare a cursor on the server, outside in a short transaction with the settings.
 
     The cursor is WITH HOLD: the server has executed its statement when the transaction ends.
 
     :param connection: The connection.
-    :param settings: The settings.
+    :param before: What sets the settings.
     :param send: Executes a statement on another cursor of the connection.
     :param declare: Declares the cursor.
-    :param pipeline: Surrounds what is sent in one round trip, if the driver can do that.
     """
     carried: Carried = connection.carried
-    if _is_inside(connection):
+    if is_inside(connection):
         carried.trips = 1
-        send(*_set_config(settings))
+        send(before)
         declare()
         return
-    with nullcontext() if pipeline is None else pipeline():
-        send("BEGIN")
-        send(*_set_config(settings))
-    carried.trips = 2 if pipeline is None else 1
     try:
+        carried.trips = 2  # with the COMMIT, or the ROLLBACK
+        send(f"BEGIN; {before}")
         declare()
-        carried.trips += 1
         send("COMMIT")
     except BaseException:
         with suppress(connection.dialect.loaded_dbapi.Error):

@@ -10,7 +10,7 @@ from weakref import ref
 
 from sqlalchemy import exc
 from sqlalchemy.engine import Connection, CursorResult
-from sqlalchemy.pool import AssertionPool, QueuePool
+from sqlalchemy.pool import AssertionPool, QueuePool, SingletonThreadPool, StaticPool
 
 from .autocommit import HELD_CURSORS, PSYCOPG, switch_for
 from .carrying import Carried, carry, refuse_unless_it_carries
@@ -105,6 +105,11 @@ class OptInConnection(TransactingConnection):
         :raises sqlalchemy.exc.InvalidRequestError: if the driver can't do it.
         """
         if refuse_unless_it_carries(self.dialect):
+            if isinstance(self.engine.pool, (StaticPool, SingletonThreadPool)):
+                raise exc.InvalidRequestError(
+                    "This pool has one connection for several sessions, and the settings of "
+                    "set_local() would hold for all of them: use another pool."
+                )
             carry(self.dialect)
             self.carried = Carried(settings)
 

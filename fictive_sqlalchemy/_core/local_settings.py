@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
+from enum import Enum
 from inspect import iscoroutinefunction
 from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
@@ -35,6 +36,8 @@ _REFUSED = {
     "transaction_deferrable": _OF_BEGIN,
     "client_encoding": _OF_DRIVER,
     "standard_conforming_strings": _OF_DRIVER,
+    "datestyle": _OF_DRIVER,
+    "intervalstyle": _OF_DRIVER,
 }
 
 
@@ -70,6 +73,8 @@ def checked(settings: Any, call: str = "set_local()") -> dict[str, str | None]:
 
 
 def _as_text(name: str, value: Any, call: str) -> str | None:
+    if isinstance(value, Enum):
+        value = value.value
     if value is None:
         return None
     if isinstance(value, bool):

@@ -53,7 +53,7 @@ def prepare_anew(dialect: Dialect) -> None:
             except errors as error:
                 if not _is_refused(error, cursor, statement):
                     raise
-                _forget_prepared(cursor.connection)
+                forget_prepared(cursor.connection)
                 cursor.execute(statement, parameters)
 
         execute.once = once  # type: ignore[attr-defined]
@@ -76,7 +76,7 @@ def prepared_anew(dialect: Dialect, execute: Callable[..., Any]) -> Callable[...
         except errors as error:
             if not _is_refused(error, cursor, statement):
                 raise
-            _forget_prepared(cursor.connection)
+            forget_prepared(cursor.connection)
             execute(cursor, statement, *args)
 
     execute_or_prepare_anew.once = execute  # type: ignore[attr-defined]
@@ -101,7 +101,7 @@ def _is_refused(error: Any, cursor: Any, statement: str) -> bool:
     return refused and not cursor.connection.info.transaction_status
 
 
-def _forget_prepared(connection: Any) -> None:
+def forget_prepared(connection: Any) -> None:
     """Have psycopg, and the server, forget all statements that are prepared on a connection.
 
     Cursors on the server stay open. psycopg notices DEALLOCATE ALL only where it has not counted

@@ -6,6 +6,8 @@ Nothing public does what is done here. Each name has its reason beside it, and a
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -21,7 +23,7 @@ def prepared_so_far(connection: Any) -> tuple[int, int]:
     return prepared._prepared_idx, len(prepared._names)
 
 
-def begin_with(connection: Any, cursor: Any, sql: bytes) -> None:
+def begin_with(connection: Any, cursor: Any, sql: str) -> None:
     """Begin the transaction of a connection with a statement, in one message.
 
     :param connection: The DBAPI connection, out of autocommit and in no transaction.
@@ -35,6 +37,29 @@ def begin_with(connection: Any, cursor: Any, sql: bytes) -> None:
     # message: there would be no timeout until the statement after the next one.
     connection._autocommit = True
     try:
-        cursor.execute(b"%s; %s" % (connection._get_tx_start_command(), sql))
+        cursor.execute(f"{connection._get_tx_start_command().decode()}; {sql}", prepare=False)
     finally:
         connection._autocommit = False
+
+
+@contextmanager
+def as_pipeline(connection: Any, dbapi: Any) -> Generator[None]:
+    """Send what is executed in this block in one round trip.
+
+    :param connection: The DBAPI connection.
+    :param dbapi: The driver.
+    :raises Exception: the first error. If an exception of a signal handler interrupts the wait for
+        the answer, psycopg itself would raise that it can't leave pipeline mode.
+    """
+    try:
+        with connection.pipeline() as pipeline:
+            yield
+            # The attribute is not documented. psycopg expects one result of the Sync at the end.
+            # When that fails, such as for a deferred constraint, there are two: the error, and the
+            # end of the Sync. psycopg would lose one of them, or fail with an IndexError.
+            pipeline.result_queue.append(None)
+    except dbapi.OperationalError as error:
+        first = error.__context__
+        if first is None or not connection.pgconn.pipeline_status:
+            raise
+        raise first from None

@@ -112,7 +112,10 @@ def guard_statements_outside(dialect: Dialect) -> None:
             if reads and (is_inside or not connection.reads_begin()):
                 return
             if not is_inside:
+                before = connection.held
                 connection.begin_implicitly()
+                if connection.held is not before and getattr(self, "cursor", None) is not None:
+                    self.cursor = connection.taken.cursor()  # that of before was lost meanwhile
             owner = connection.owner
             if observer is not None and owner is not None and not reads:
                 take_back = observer.statement_writes(owner, only_locks=self.locks_in_vain())

@@ -7,13 +7,13 @@ which are on loan from the pool, are in autocommit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event, exc
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import SessionTransaction, SessionTransactionOrigin, object_mapper
 
 from . import observing
@@ -131,8 +131,6 @@ class SessionStates(SessionHooks):
         """Note that a bind has joined. Outside, only a stock bind does."""
         if isinstance(transaction, Block):
             transaction.begun_on |= {connection}
-        if self.local_settings is not None:
-            self._refuse_stock(connection)
         if self._state is OUTSIDE and isinstance(transaction, OptInSessionTransaction):
             self._state = STOCK
 
@@ -320,6 +318,8 @@ class SessionStates(SessionHooks):
     def provide_connection(
         self, engine: Any, execution_options: Any = None, **kw: Any
     ) -> Connection:
+        if self.local_settings is not None and self._state is not INSIDE:
+            self.ask_for_settings()
         if (
             self._state is INSIDE
             or not isinstance(engine, OptInEngine)
@@ -360,10 +360,6 @@ class SessionStates(SessionHooks):
             return on_loan
         if self._is_closed:
             super().begin()  # which raises SQLAlchemy's own error
-        if self.local_settings is not None:
-            self.ask_for_settings()
-            if (on_loan := self._loans.get(engine)) is not None and not on_loan.closed:
-                return on_loan  # which the function that was asked has used
         # SQLAlchemy 2.1: a session may have execution options for its connections.
         return self._loans.borrow(engine, self, getattr(self, "execution_options", None))
 
@@ -390,7 +386,8 @@ class SessionStates(SessionHooks):
         if self.local_settings is None:
             own = LocalSettings()
             for connection in getattr(self.noted_transaction(), "begun_on", ()):
-                self._refuse_stock(connection)
+                if not (isinstance(connection, OptInConnection) and connection.owner is self):
+                    self.refuse_stock(connection, given)
             for on_loan in self._loans.values():
                 on_loan.carry(own)
             self.local_settings = own
@@ -401,17 +398,25 @@ class SessionStates(SessionHooks):
 
         Before a transaction begins, because the function may use the session.
         """
-        if self.local_settings is not None and self.local_settings.is_to_ask:
-            with self.no_autoflush:
-                self.local_settings.ask()
+        settings = self.local_settings
+        if settings is None or not settings.is_to_ask:
+            return
+        with self.no_autoflush:
+            settings.ask()
+        if self.local_settings is not settings:
+            raise exc.InvalidRequestError(
+                "The function of local_settings has closed or reset the session that it was asked "
+                "for, and its answer is lost: leave that out. Nothing was sent."
+            )
 
-    def _refuse_stock(self, connection: Connection) -> None:
-        """Refuse settings on a connection of SQLAlchemy's own to PostgreSQL.
+    def refuse_stock(self, bind: Engine | Connection, settings: Mapping[str, object]) -> None:
+        """Refuse settings on a bind of PostgreSQL that is no engine of ours.
 
+        :param bind: The bind.
+        :param settings: The settings of the session, which may be none.
         :raises sqlalchemy.exc.InvalidRequestError: as it says.
         """
-        is_ours = isinstance(connection, OptInConnection) and connection.owner is self
-        if connection.dialect.name == "postgresql" and not is_ours:
+        if settings and bind.dialect.name == "postgresql":
             raise exc.InvalidRequestError(
                 "The settings of set_local() travel with the statements of engines that "
                 "fictive_sqlalchemy.create_engine() makes, and this session uses a bind that is "

@@ -211,6 +211,9 @@ class Isolation:
     def commit(self, stand_in: StandIn) -> None:
         """Commit the transaction of a stand-in."""
         with self._turn(stand_in):
+            if stand_in is not self._current:  # another thread has parked it meanwhile
+                stand_in.forget()
+                return
             self._savepoints.note_innermost(stand_in.savepoint)
             self._current = None
             settings = stand_in.settings

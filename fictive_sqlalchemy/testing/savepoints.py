@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
@@ -121,15 +122,18 @@ class Savepoints:
         """
         if settings.are_sent:
             return
-        self._set(settings.wanted)
-        settings.sent |= set(settings.wanted)
+        if new := [name for name in settings.wanted if name not in settings.before]:
+            calls = ", ".join(["pg_catalog.current_setting(%s, true)"] * len(new))
+            self._send(f"SELECT {calls}", new)
+            settings.before.update(zip(new, self._cursor.fetchone(), strict=True))
+        self._set(settings.with_defaults())
         settings.are_sent = True
 
     def take_back(self, settings: Settings) -> None:
         """Take back what was sent in a savepoint that was released, as the end of a transaction."""
-        if settings.sent:
-            self._set(dict.fromkeys(settings.sent))
-        settings.sent, settings.are_sent = set(), not settings.wanted
+        if settings.before:
+            self._set(settings.before)
+        settings.before, settings.are_sent = {}, not settings.wanted
 
     def _set(self, settings: dict[str, str | None]) -> None:
         calls = ", ".join(["pg_catalog.set_config(%s, %s, true)"] * len(settings))
@@ -187,7 +191,7 @@ class Savepoints:
             if not is_released and not self.is_over:
                 self._send(f"RELEASE SAVEPOINT {savepoint}")
 
-    def _send(self, sql: str, parameters: list[str | None] | None = None) -> None:
+    def _send(self, sql: str, parameters: Sequence[str | None] | None = None) -> None:
         self.is_sending = True
         try:
             self._cursor.execute(sql, parameters)

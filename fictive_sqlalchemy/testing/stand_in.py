@@ -54,8 +54,15 @@ class Settings:
         """Those that it has in production."""
         self.are_sent = True
         """Whether all of them were sent."""
-        self.sent: set[str] = set()
-        """The names of those that were sent since its savepoint was set."""
+        self.before: dict[str, str | None] = {}
+        """What those that were sent had been before."""
+
+    def with_defaults(self) -> dict[str, str | None]:
+        """Return those that it has in production; what was taken back is as it was before."""
+        return {
+            name: self.before.get(name) if value is None else value
+            for name, value in self.wanted.items()
+        }
 
 
 class Owner(Protocol):

@@ -24,7 +24,7 @@ Sessions = sessionmaker[OptInSession]
 
 
 def settings_sent(recording: Recording) -> int:
-    return sum("set_config" in statement for statement in recording.statements)
+    return sum("SET LOCAL" in statement for statement in recording.statements)
 
 
 def test_they_are_sent_once(session: OptInSession, wire: WireProxy) -> None:

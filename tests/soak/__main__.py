@@ -9,13 +9,14 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from random import SystemRandom
+from random import Random, SystemRandom
 
 from tests.postgres import PostgresServer, server_from_environment
 from tests.soak.bank import Round, Settings, run_round
 from tests.soak.machine import StateMachine
 from tests.soak.office import PATIENCE
 from tests.soak.records import Report
+from tests.soak.tenants import Seen, programs, run, tenants
 
 DRIVERS = ("psycopg2", "psycopg")
 MODES = ("strict", "begin-on-write")
@@ -33,6 +34,20 @@ class Totals:
     faults: Counter[str] = field(default_factory=Counter[str])
     pools: Counter[str] = field(default_factory=Counter[str])
     failures: list[str] = field(default_factory=list[str])
+    tenants: Seen = field(default_factory=Seen)
+
+    def add_tenants(self, seen: Seen, repeat: str) -> None:
+        """Add what the programs of the tenants have seen.
+
+        :param seen: What they have seen.
+        :param repeat: The command that repeats it.
+        """
+        self.tenants.steps.update(seen.steps)
+        self.tenants.lost += seen.lost
+        if seen.violations:
+            said = "\n".join(seen.violations)
+            self.failures.append(f"{repeat}\n{said}")
+            print(f"FAILED: {self.failures[-1]}\n", flush=True)
 
     def add(self, done: Round, repeat: str) -> None:
         """Add a round.
@@ -61,7 +76,9 @@ class Totals:
             f" {report.count('not stored')} not stored, {report.count('unknown')} unknown\n"
             f"  {self.faults.total()} faults: {faults}\n"
             f"  {report.lost.total()} operations lost their connection\n"
-            f"  pools: {dict(self.pools)}{logged}"
+            f"  pools: {dict(self.pools)}{logged}\n"
+            f"  tenants: {self.tenants.steps.total()} steps,"
+            f" {self.tenants.lost} lost their connection"
         )
 
 
@@ -99,7 +116,7 @@ def _soak(options: argparse.Namespace, driver: str) -> int:
     print(f"{driver}, seed {options.seed}:")
     if options.only != "machine":
         print(totals)
-    if options.only != "bank":
+    if options.only not in ("bank", "tenants"):
         print(f"  state machine: {machine.seeds_done} seeds passed, {len(machine.failures)} failed")
     sys.stdout.flush()
     return len(totals.failures) + len(machine.failures)
@@ -122,6 +139,20 @@ def _run_bank(
             return
         if options.only is None:
             machine.go_on()
+        if options.only in (None, "tenants"):
+            started = time.monotonic()
+            seed = options.seed + number
+            with tenants(server, driver) as engines:
+                seen = run(*engines, programs(Random(seed), threads=5, visits=options.visits * 4))
+            repeat = (
+                f"python -m tests.soak --only tenants --rounds 1 --driver {driver} --seed {seed} "
+                f"--visits {options.visits}"
+            )
+            totals.add_tenants(seen, repeat)
+            longest = max(longest, time.monotonic() - started)
+        if options.only == "tenants":
+            number += 1
+            continue
         seed = options.seed + number // len(options.mode)
         mode = options.mode[number % len(options.mode)]
         number += 1
@@ -157,7 +188,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--mode", action="append", choices=MODES, help="of the bank's sessions; default: in turn"
     )
     parser.add_argument("--begin-on-write", action="store_true", help="--mode begin-on-write")
-    parser.add_argument("--only", choices=("bank", "machine"), help="leave the other one out")
+    parser.add_argument(
+        "--only", choices=("bank", "machine", "tenants"), help="leave the others out"
+    )
     parser.add_argument("--threads", type=int, help="of each process; default: by the seed")
     parser.add_argument(
         "--processes", type=int, default=2, help="beside the first; default: %(default)s"
