@@ -24,6 +24,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 PID = sa.text("SELECT pg_backend_pid()")
+TENANT = sa.text("SELECT current_setting('app.tenant_id', true)")
 
 # Far longer than anything takes, so that a test that would hang fails instead.
 PATIENCE = 30.0
@@ -397,3 +398,28 @@ def test_the_server_restarts_behind_it(
             inside.add(Author(name="Dora"))
         assert outside.scalar(sa.text("SELECT count(*) FROM author WHERE id > 3")) == 1
     assert_at_rest(engine)
+
+
+def test_settings_travel_with_their_statements_and_reach_nobody_else(
+    bounce: Bounce, make_engine: MakeEngine
+) -> None:
+    """Eight threads on two server connections, each with a tenant of its own, or none."""
+    engine = make_engine(bounce(default_pool_size=2))
+    wrong: list[Any] = []
+
+    def work(number: int) -> None:
+        with OptInSession(engine) as session:
+            if number:
+                session.set_local({"app.tenant_id": number, "statement_timeout": "9s"})
+            expected = str(number) if number else ""
+            for _ in range(30):
+                seen = [session.scalar(TENANT)]
+                with session.begin():
+                    seen += [session.scalar(TENANT), session.scalar(TENANT)]
+                    seen += session.scalars(TENANT, execution_options={"yield_per": 1}).all()
+                if {one or "" for one in seen} != {expected}:
+                    wrong.append((number, seen))
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(work, range(8)))
+    assert wrong == []
