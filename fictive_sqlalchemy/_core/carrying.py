@@ -34,7 +34,7 @@ from .timeouts import Timeout, ran_out, seconds_of, settings_for
 # In an aborted transaction PostgreSQL refuses everything else.
 _ENDS = frozenset({"ROLLBACK", "RELEASE", "COMMIT", "END", "ABORT", "PREPARE"})
 
-# After one of these nobody knows what is set.
+# After one of these statements the settings in force are unknown, and are sent again.
 _DISTURBS = (_ENDS - {"RELEASE"}) | {"SET", "RESET", "DISCARD", "CALL", "DO"}
 
 _SET = "pg_catalog.set_config(%s, %s, true)"
@@ -110,7 +110,7 @@ class Carried:
             self._last = tuple(wanted)
             return {**wanted}
         if self._sent and not connection.is_open_on_server():
-            self._sent = {}  # a cursor of the user's has ended the transaction, and another begins
+            self._sent = {}  # the user has ended the transaction on a cursor
         if not (wanted or self._sent) or not _ENDS.isdisjoint(_beginnings(sql)):
             return {}
         missing: dict[str, str | None] = {name: None for name in self._sent if name not in wanted}
@@ -118,7 +118,7 @@ class Carried:
             if self._sent.get(name) != value:
                 missing[name] = value
         self._last = tuple(missing)
-        # In case the statement fails when the settings are in force already.
+        # Unknown until the statement succeeds: if it fails, the settings may be in force or not.
         self._sent = {**self._sent, **dict.fromkeys(missing, _UNKNOWN)}
         return missing
 
@@ -268,7 +268,7 @@ def _carrying_with(
         take_settings = getattr(connection.held.dbapi_connection, "take_settings", None)
         if take_settings is None:
             send(connection, settings, cursor, sql, args)
-        else:  # a connection of the test isolation, whose statements are not alone
+        else:  # the test isolation sets them in a savepoint: a test is one transaction
             take_settings(settings)
             original(cursor, sql, *args)
         carried.note(connection, sql)
@@ -398,7 +398,7 @@ def _psycopg(dialect: Any, original: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 prepared_anew(dialect, in_one_pipeline)(cursor, sql, *args)
             except dbapi.Error:
-                # psycopg takes a statement for prepared that the server has passed over.
+                # psycopg counts the statement as prepared, but the server has skipped it.
                 if plain.pgresult is None and not driver.info.transaction_status:
                     forget_prepared(driver)
                 raise

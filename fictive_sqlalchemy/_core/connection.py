@@ -111,7 +111,10 @@ class OptInConnection(TransactingConnection):
                     "set_local() would hold for all of them: use another pool."
                 )
             carry(self.dialect)
-            self.carried = Carried(settings)
+            if self.carried is None:
+                self.carried = Carried(settings)
+            else:  # of the timeout of a transaction
+                self.carried.settings = settings
 
     @property
     def owner(self) -> Owner | None:

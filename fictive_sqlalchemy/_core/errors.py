@@ -54,9 +54,10 @@ class CommitOutcomeUnknown(exc.OperationalError):
 
 
 class TransactionTimeout(exc.OperationalError):
-    """The timeout of a transaction ran out: ``begin(timeout=…)``. Nothing of it is stored.
+    """The timeout of a transaction ran out: ``begin(timeout=…)``.
 
-    The server has cancelled a statement, or has closed the connection.
+    The server has cancelled a statement, or has closed the connection. The transaction is rolled
+    back, unless the error is caught around a savepoint.
     """
 
 

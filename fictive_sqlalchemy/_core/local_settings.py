@@ -106,8 +106,8 @@ def check_source(function: Any) -> None:
 class LocalSettings:
     """The settings of one session.
 
-    :param source: Asked once, before the first statement, for settings; those that are set by hand
-        come before them.
+    :param source: Asked once, before the first statement, for settings. Those of ``set_local()``
+        take precedence.
     """
 
     def __init__(self, source: Callable[[], Settings | None] | None = None) -> None:
@@ -127,7 +127,7 @@ class LocalSettings:
         self._taken_back = merged.keys() - self.values
 
     def replace(self, values: Mapping[str, str]) -> None:
-        """Have these, and no others.
+        """Put back earlier values, and take back all others.
 
         :param values: What :attr:`values` was earlier.
         """

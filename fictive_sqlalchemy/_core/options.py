@@ -49,7 +49,7 @@ class TransactionOptions:
     """What a transaction begins with; the server's default stands for what is ``None``.
 
     It is part of the one BEGIN: https://www.postgresql.org/docs/current/sql-begin.html. The
-    timeout, in seconds, is part of the first statement.
+    timeout is sent with the first statement (psycopg2) or with BEGIN (psycopg 3).
     """
 
     isolation_level: str | None = None

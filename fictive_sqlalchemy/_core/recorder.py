@@ -204,7 +204,15 @@ class Recorder:
         context: Any = None,
     ) -> None:
         connection: Any = None if context is None else context.root_connection
-        recordings = self._covering(connection)
+        # Each statement comes here, so what _covering() does in most cases is done without a call.
+        recordings = of_this_context.get()
+        if (
+            len(recordings) != 1
+            or self._of_all_contexts
+            or not isinstance(connection, TransactingConnection)
+            or not recordings[0].covers(connection)
+        ):
+            recordings = self._covering(connection)
         if not recordings:
             original(cursor, sql, parameters, context)
             return

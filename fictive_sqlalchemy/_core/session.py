@@ -67,7 +67,8 @@ class OptInSession(HasAtomic, WritingSession):
             statement, or ends the transaction between two of them. It is PostgreSQL's
             ``statement_timeout`` and ``idle_in_transaction_session_timeout``, and for the whole
             transaction ``transaction_timeout``, which PostgreSQL 17 and newer have. The three are
-            sent with the first statement. :class:`.TransactionTimeout` is raised.
+            sent with the first statement (psycopg2) or with BEGIN (psycopg 3).
+            :class:`.TransactionTimeout` is raised.
         :returns: SQLAlchemy's ``SessionTransaction``.
         :raises sqlalchemy.exc.ArgumentError: if the database does not know a value, or ``nested``
             is not a bool. Nothing is sent.

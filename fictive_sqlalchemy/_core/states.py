@@ -474,6 +474,7 @@ class SessionStates(SessionHooks):
         return source_of(bind, clause, self._loans)
 
     def _end_loans(self) -> None:
+        """Give the connections back, and forget what held until the session is closed."""
         self._from_primary = self._has_handed_out = False
         source = self._settings_source
         self.local_settings = None if source is None else LocalSettings(source)

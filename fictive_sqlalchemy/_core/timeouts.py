@@ -53,7 +53,7 @@ def settings_for(seconds: float, dialect: Dialect) -> dict[str, str]:
     """Return the settings of a transaction with a timeout.
 
     Each statement and each pause between two has the timeout. PostgreSQL 17 and newer have one for
-    the whole transaction, too: https://www.postgresql.org/docs/current/runtime-config-client.html
+    the whole transaction, which overrides the other two, because they are not shorter: https://www.postgresql.org/docs/current/runtime-config-client.html
 
     :param seconds: The timeout.
     :param dialect: The dialect of an engine that has connected.
@@ -74,9 +74,10 @@ def ran_out(error: exc.DBAPIError, seconds: float, elapsed: float) -> Transactio
     :param elapsed: How many seconds ago the transaction has begun.
     """
     which = _WHICH.get(sqlstate(error) or "")
-    if which is None and error.connection_invalidated and elapsed >= seconds:
+    if which is None and error.connection_invalidated:
         which = "and the server has closed the connection"  # whose last message nobody has read
-    if which is None:
+    # Before that, it is the cancel of somebody else, or another loss of the connection.
+    if which is None or elapsed < 0.99 * seconds:
         return None
     timeout = TransactionTimeout(
         error.statement,
@@ -85,7 +86,7 @@ def ran_out(error: exc.DBAPIError, seconds: float, elapsed: float) -> Transactio
         connection_invalidated=error.connection_invalidated,
     )
     timeout.add_detail(
-        f"The timeout of {seconds:g} seconds of this transaction ran out {which}. Nothing of the "
-        "transaction is stored."
+        f"The timeout of {seconds:g} seconds of this transaction ran out {which}. The "
+        "transaction is rolled back, unless this error is caught around a savepoint."
     )
     return timeout

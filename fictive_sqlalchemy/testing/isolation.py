@@ -99,7 +99,8 @@ class Isolation:
                 with self._alone(stand_in, check=not joined):
                     yield
                 if joined and self._current is not None:
-                    self._current.settings.are_sent = False  # some of them may be taken back now
+                    # The joined statement may have taken back what this transaction has set, too.
+                    self._current.settings.are_sent = False
                 return
             if stand_in is not self._current:
                 self._begin_for(stand_in)

@@ -118,7 +118,7 @@ class Savepoints:
     def set_local(self, settings: Settings) -> None:
         """Send settings that were not sent yet; they last until :meth:`take_back`.
 
-        If the savepoint is undone, they are as before.
+        If the savepoint is undone, the server restores the earlier values.
         """
         if settings.are_sent:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -71,7 +72,9 @@ def store_late(session: OptInSession, late: Callable[[OptInSession], None]) -> N
 def test_when_it_runs_out_nothing_is_stored(
     session: OptInSession, onlooker: Onlooker, late: Callable[[OptInSession], None]
 ) -> None:
-    with pytest.raises(TransactionTimeout, match=r"timeout of 0\.2 seconds.*Nothing of the trans"):
+    with pytest.raises(
+        TransactionTimeout, match=r"timeout of 0\.2 seconds.*The transaction is rolled"
+    ):
         store_late(session, late)
     assert onlooker.names() == []
     assert not session.in_transaction()
@@ -113,6 +116,26 @@ def test_other_errors_stay_what_they_are(session: OptInSession, onlooker: Onlook
     with pytest.raises(exc.OperationalError) as caught, transaction:
         session.execute(text("SELECT 1"))
     assert not isinstance(caught.value, TransactionTimeout)
+
+
+def test_a_cancel_by_somebody_else_is_no_timeout(session: OptInSession, onlooker: Onlooker) -> None:
+    transaction = session.begin(timeout=30)
+    pid = session.scalar(text("SELECT pg_backend_pid()"))
+    cancel = threading.Timer(0.2, onlooker.scalar, [f"SELECT pg_cancel_backend({pid})"])
+    cancel.start()
+    with pytest.raises(exc.OperationalError) as caught, transaction:
+        session.execute(text("SELECT pg_sleep(10)"))
+    cancel.join()
+    assert not isinstance(caught.value, TransactionTimeout)
+
+
+def test_the_first_settings_in_a_transaction_with_a_timeout(session: OptInSession) -> None:
+    transaction = session.begin(timeout=0.5)
+    assert session.scalar(text("SELECT 1")) == 1
+    session.set_local({"app.tenant_id": 7})
+    assert tenant(session) == "7"
+    with pytest.raises(TransactionTimeout), transaction:
+        session.execute(text("SELECT pg_sleep(10)"))
 
 
 def test_it_goes_before_the_settings_of_the_session(session: OptInSession) -> None:
