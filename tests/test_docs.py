@@ -37,7 +37,20 @@ from sqlalchemy.pool import Pool
 
 import fictive_sqlalchemy
 from fictive_sqlalchemy import create_engine
+from fictive_sqlalchemy._core import observing
+from fictive_sqlalchemy._core.recorder import recorder
 from tests.wire import Recording, WireProxy
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_on() -> Iterator[None]:
+    """Stop the reports and guards that a page has begun: other tests see what is on."""
+    yield
+    users: Any = set(recorder._users)  # pyright: ignore[reportPrivateUsage]
+    for user in users:
+        user.stop()
+    assert observing.recorder is None
+
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
