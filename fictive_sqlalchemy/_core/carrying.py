@@ -233,16 +233,13 @@ def carry(dialect: Dialect) -> None:
 def _wrap(dialect: Dialect) -> None:
     changed: Any = dialect
     if dialect.driver == "psycopg":
-        for name in ("do_execute", "do_execute_no_params"):
+        for name in ("do_execute", "do_execute_no_params", "do_executemany"):
             setattr(changed, name, _psycopg(changed, getattr(changed, name)))
-        changed.do_executemany = _psycopg(changed, changed.do_executemany)
-    else:
-        dbapi = changed.loaded_dbapi
-        changed.do_execute = _psycopg2(dbapi, changed.do_execute, doubles_percent=True)
-        changed.do_execute_no_params = _psycopg2(
-            dbapi, changed.do_execute_no_params, doubles_percent=False
-        )
-        changed.do_executemany = _psycopg2_many(dbapi, changed.do_executemany)
+        return
+    wrap = partial(_psycopg2, changed.loaded_dbapi)
+    changed.do_execute = wrap(changed.do_execute)
+    changed.do_execute_no_params = wrap(changed.do_execute_no_params, doubles_percent=False)
+    changed.do_executemany = wrap(changed.do_executemany, is_many=True)
 
 
 def _carrying_with(
@@ -304,7 +301,7 @@ def _set_local(settings: dict[str, str | None], literal: Callable[[str], str]) -
 
 
 def _psycopg2(
-    dbapi: Any, original: Callable[..., Any], *, doubles_percent: bool
+    dbapi: Any, original: Callable[..., Any], *, doubles_percent: bool = True, is_many: bool = False
 ) -> Callable[..., Any]:
     def send(
         connection: Any,
@@ -318,32 +315,16 @@ def _psycopg2(
         if cursor.name is not None:
             declare = partial(original, cursor, sql, *args)
             _stream(connection, before, plain.execute, declare)
-            return
-        if doubles_percent:
-            before = before.replace("%", "%%")
-        original(cursor, f"{before};\n{sql}", *args)
-
-    return _carrying_with(original, send)
-
-
-def _psycopg2_many(dbapi: Any, original: Callable[..., Any]) -> Callable[..., Any]:
-    def send(
-        connection: Any,
-        settings: dict[str, str | None],
-        cursor: Any,
-        sql: str,
-        args: tuple[Any, ...],
-    ) -> None:
-        plain = dbapi.extensions.cursor(connection.held.dbapi_connection)
-        before = _set_local(settings, partial(_literal, dbapi, plain))
-        # psycopg2 sends one message for each row or page. In a transaction the settings need not be
-        # in each.
-        if is_inside(connection):
+        elif is_many and is_inside(connection):
+            # psycopg2 sends one message for each row or page. In a transaction the settings need
+            # not be in each.
             plain.execute(before)
             connection.carried.trips = 1
+            original(cursor, sql, *args)
         else:
-            sql = f"{before.replace('%', '%%')};\n{sql}"
-        original(cursor, sql, *args)
+            if doubles_percent:
+                before = before.replace("%", "%%")
+            original(cursor, f"{before};\n{sql}", *args)
 
     return _carrying_with(original, send)
 

@@ -1,7 +1,7 @@
 """Every private name of psycopg 3 that this package uses, behind names of our own.
 
-Nothing public does what is done here. Each name has its reason beside it, and a test in
-``tests/core/test_private_names.py`` fails and names it when psycopg changes it.
+Nothing public does what is done here. Each name has its reason beside it. The tests of these names
+are in ``tests/core/test_prepared.py`` and ``tests/local_settings/``.
 """
 
 from __future__ import annotations
