@@ -488,6 +488,9 @@ class OptInConnection(TransactingConnection):
         """Close the connection: end its streams, roll back, and give it back to the pool."""
         try:
             if self.has_streamed and not self.closed:
+                # Each stream that is closed would give the DBAPI connection back while the next
+                # one still has to be closed on it.
+                self._under_way += 1
                 unread = self._unread()
                 for result in () if unread is None else unread.forget():
                     if self.invalidated:

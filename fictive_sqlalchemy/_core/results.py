@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
+from weakref import WeakSet
 
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.engine.cursor import (
     BufferedRowCursorFetchStrategy,
     FullyBufferedCursorFetchStrategy,
 )
+
+from .errors import close_lost_cursor
 
 # How many results are kept. Beyond that, those that are not read yet are read in full.
 _MOST_UNREAD = 8
@@ -39,11 +42,31 @@ class UnreadResults(list[CursorResult[Any]]):
         """Yield the streams, whose next rows are still on the server."""
         return filter(is_stream, self)
 
+    def close_lost_streams(self) -> None:
+        """Close the cursors of streams whose connection is lost: the next row is an error."""
+        for stream in self.streams():
+            close_lost_cursor(stream.cursor)
+
     def forget(self) -> list[CursorResult[Any]]:
         """Forget all results, and return the streams among them."""
         streams = list(self.streams())
         self.clear()
         return streams
+
+
+class DeclaredCursors(WeakSet[Any]):
+    """The cursors of psycopg that end on the server with one transaction."""
+
+    def close(self, dbapi: Any) -> None:
+        """Close them when the transaction has ended. Sends nothing.
+
+        Otherwise a stream that was left half way would still send FETCH and CLOSE, and perhaps in
+        the transaction of the next borrower, which they would abort. psycopg2 refuses that itself.
+
+        :param dbapi: The module of psycopg.
+        """
+        for cursor in self:
+            dbapi.Cursor.close(cursor)
 
 
 def is_stream(result: CursorResult[Any]) -> bool:

@@ -15,6 +15,7 @@ from sqlalchemy.engine import Dialect
 
 from . import observing
 from .autocommit import HELD_CURSORS, PSYCOPG
+from .results import DeclaredCursors
 from .server_state import Left, examine, left_behind
 from .sql import ends_transaction, evidently_reads
 
@@ -132,7 +133,12 @@ def guard_statements_outside(dialect: Dialect) -> None:
         def _create_server_side_cursor(self) -> Any:
             connection = self.root_connection
             if self.dialect.driver not in PSYCOPG or connection.is_inside():
-                return super().create_server_side_cursor()  # pyright: ignore
+                cursor = super().create_server_side_cursor()  # pyright: ignore
+                if self.dialect.driver == "psycopg":
+                    if connection.declared is None:
+                        connection.declared = DeclaredCursors()
+                    connection.declared.add(cursor)
+                return cursor
             if self.locks_in_vain():
                 return self.create_default_cursor()  # nothing is sent on it: pre_exec() refuses
             connection.has_streamed = True

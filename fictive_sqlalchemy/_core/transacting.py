@@ -24,7 +24,7 @@ from .errors import LOST_INSIDE, NOTHING_STORED, close_lost_cursor, explain, sql
 from .options import DEFAULT, TransactionOptions, split_options, without_autocommit
 from .records import RecordedTransaction
 from .resting import RestingEngine
-from .results import UnreadResults
+from .results import DeclaredCursors, UnreadResults
 from .server_state import Left, warn
 from .sqlalchemy_private import ConnectionHooks
 from .transactions import open_transactions
@@ -89,6 +89,9 @@ class TransactingConnection(ConnectionHooks):
 
     session_transaction: SessionTransaction | None
     """The session's open transaction, if the connection has joined one."""
+
+    declared: DeclaredCursors | None = None
+    """The cursors on the server that end with the open transaction, if psycopg has them."""
 
     def __init__(self, engine: RestingEngine) -> None:
         # Before super().__init__(), whose events may use it already.
@@ -250,6 +253,9 @@ class TransactingConnection(ConnectionHooks):
         """Put the driver back into autocommit after a transaction has ended. Sends nothing."""
         try:
             self._failure = None
+            if (declared := self.declared) is not None:
+                self.declared = None
+                declared.close(self.dialect.loaded_dbapi)
             held = self.held
             if self._phase is not RESTING and held is not None:
                 self.engine.switch.enter_autocommit(
@@ -456,10 +462,12 @@ class TransactingConnection(ConnectionHooks):
             # pools that can't tell how many these are.
             idle: Callable[[], int] = getattr(self.engine.pool, "checkedin", int)
             for _ in range(idle() + 1):
-                if (unread := self._unread()) is not None:
+                unread = self._unread()
+                if unread is not None:
                     unread.read()  # the driver has received the rows already
                 self.invalidate()
-                self._close_lost_streams()
+                if unread is not None:
+                    unread.close_lost_streams()
                 connection = self.taken
                 if not self.is_lost():
                     break
@@ -475,7 +483,8 @@ class TransactingConnection(ConnectionHooks):
         self.replace_held(None)
         lost.invalidate()
         lost.close()
-        self._close_lost_streams()
+        if (unread := self._unread()) is not None:
+            unread.close_lost_streams()
         another = self.connect_anew()
         try:
             self.engine.switch.leave_autocommit(another.dbapi_connection, options)
@@ -483,12 +492,6 @@ class TransactingConnection(ConnectionHooks):
             another.close()
             self.raise_wrapped(error)
         self.replace_held(another)
-
-    def _close_lost_streams(self) -> None:
-        """Close the cursors of streams whose connection is lost: the next row is an error."""
-        unread = self._unread()
-        for stream in () if unread is None else unread.streams():
-            close_lost_cursor(stream.cursor)
 
     # The log
 

@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import CursorResult
-from sqlalchemy.exc import IntegrityError, InvalidRequestError, ProgrammingError, TimeoutError
+from sqlalchemy.exc import (
+    DBAPIError,
+    IntegrityError,
+    InvalidRequestError,
+    ProgrammingError,
+    ResourceClosedError,
+    TimeoutError,
+)
 from sqlalchemy.pool import (
     AssertionPool,
     NullPool,
@@ -116,6 +123,57 @@ class TestTheLoan:
                 assert checked_out(engine) == 1
                 assert list(stream) == [2, 3]
                 assert checked_out(engine) == 0
+
+    @pytest.mark.parametrize("end", ["close", "reset", "invalidate", "block"])
+    @pytest.mark.parametrize("streams", [2, 3])
+    def test_several_streams_that_are_left_half_way_are_closed_before_it_goes_back(
+        self, streams: int, end: str, wire_url: str, wire: WireProxy
+    ) -> None:
+        """What is sent afterwards would be sent in the middle of what the next borrower does."""
+        rows = sa.select(Author.id).order_by(Author.id).execution_options(yield_per=1)
+        sent_when_it_went_back: list[int] = []
+        with opened(wire_url, pool_size=1, max_overflow=0, pool_timeout=1) as engine:
+            session = OptInSession(engine)
+            with wire.record() as recording:
+
+                @sa.event.listens_for(engine, "checkin")
+                def note(*_: object) -> None:
+                    wire.quiesce()
+                    sent_when_it_went_back.append(len(recording.statements))
+
+                if end == "block":
+                    session.begin()
+                left = [session.scalars(rows) for _ in range(streams)]
+                assert [next(stream) for stream in left] == [1] * streams
+                getattr(session, "close" if end == "block" else end)()
+            assert len(recording.statements) == sent_when_it_went_back[0]
+            if end in ("close", "reset"):
+                assert recording.verbs[-streams:] == ["CLOSE"] * streams
+            with OptInSession(engine) as another:
+                assert another.scalars(rows).all() == [1, 2, 3]
+
+    @pytest.mark.parametrize("what", ["next", "close"])
+    def test_a_stream_that_ended_with_its_transaction_sends_nothing_more(
+        self, what: str, wire_url: str, wire: WireProxy
+    ) -> None:
+        """It would be sent in the transaction of the next borrower, and abort that."""
+        rows = sa.select(Author.id).order_by(Author.id).execution_options(yield_per=1)
+        with opened(wire_url, pool_size=1, max_overflow=0, pool_timeout=1) as engine:
+            with OptInSession(engine) as session, session.begin():
+                stream = session.scalars(rows)
+                assert next(stream) == 1
+            with OptInSession(engine) as another, another.begin():
+                another.get_one(Author, 1).name = "Grace"
+                another.flush()
+                with wire.record() as recording:
+                    if what == "close":
+                        stream.close()
+                    else:
+                        with pytest.raises((DBAPIError, ResourceClosedError)):
+                            next(stream)
+                assert recording.statements == []
+            with OptInSession(engine) as one_more:
+                assert one_more.get_one(Author, 1).name == "Grace"
 
     def test_results_that_nobody_reads_are_not_kept(self, session: OptInSession) -> None:
         """They would fill the memory of a worker that keeps its session."""
