@@ -97,6 +97,7 @@ CONTENTS = {
         "read-only-outside",
         "tenants",
         "replicas",
+        "more-than-one-server",
         "pgbouncer",
         "workers",
         "streaming",

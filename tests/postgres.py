@@ -410,6 +410,11 @@ class ReplicaServer(_EmbeddedServer):
         """Show what is new again."""
         self._run("SELECT pg_wal_replay_resume()")
 
+    def promote(self) -> None:
+        """Make it a primary, for good."""
+        self._run("SELECT pg_promote()")
+        self._wait_for("SELECT NOT pg_is_in_recovery()")
+
     def _wait_for(self, condition: str) -> None:
         deadline = time.monotonic() + 30
         with self._connect("postgres") as connection:

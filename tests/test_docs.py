@@ -384,6 +384,8 @@ def test_a_docstrings_example_runs(module: Path, code: str, url: str) -> None:
 def test_the_pages_name_no_other_database() -> None:
     for page in PAGES:
         named = re.findall(r"postgresql\S*://[^\s\"`]+", page.read_text(encoding="utf-8"))
+        # The example of several hosts makes an engine that connects to none of them.
+        named = [one for one in named if "{hosts}" not in one]
         assert set(named) <= {DATABASE}, page.name
 
 

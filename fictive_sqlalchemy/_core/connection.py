@@ -17,9 +17,11 @@ from .carrying import Carried, carry, refuse_unless_it_carries
 from .errors import NOTHING_STORED, close_lost_cursor, outcome_unknown
 from .forks import leave_connection_to_parent
 from .local_settings import LocalSettings
+from .phases import OPEN, RESTING, STANDALONE
 from .resting import RestingEngine
 from .sqlalchemy_private import overflow_of
-from .transacting import OPEN, RESTING, STANDALONE, TransactingConnection, has_one_snapshot
+from .standby import was_refused
+from .transacting import TransactingConnection, has_one_snapshot
 
 # A statement that may begin a transaction: https://www.postgresql.org/docs/current/sql-begin.html
 _BEGINS = re.compile(r"\b(?:BEGIN|START)\b", re.IGNORECASE)
@@ -382,7 +384,7 @@ class OptInConnection(TransactingConnection):
             if self._phase is not STANDALONE:
                 raise  # a transaction has begun after all
             if isinstance(error, exc.DBAPIError):
-                if not error.connection_invalidated:
+                if not error.connection_invalidated or was_refused(error):
                     raise
                 transaction.note_outcome_unknown()
                 unknown = outcome_unknown(error, "the one statement of the transaction")

@@ -11,15 +11,17 @@ from sqlalchemy.engine import URL, Engine
 from sqlalchemy.pool import PoolResetState, SingletonThreadPool, StaticPool
 from sqlalchemy.util import asbool
 
-from .autocommit import HELD_CURSORS, LEFT_BEHIND, STARTED_WITH, USED_BY, switch_for
+from .autocommit import HELD_CURSORS, LEFT_BEHIND, PSYCOPG, STARTED_WITH, USED_BY, switch_for
 from .drivers import with_installed_driver
 from .engine import OptInEngine
 from .forks import leave_to_parent
+from .hosts import check_hosts
 from .options import TransactionOptions, split_options
 from .prepared import prepare_anew
 from .read_only import forbid_writes
 from .records import USE, given_back
 from .replicas import attach, options_of_replicas
+from .standby import leave_standbys
 from .statements import guard_statements_outside
 
 
@@ -94,12 +96,15 @@ def _opt_in(
         kwargs.setdefault("pool_reset_on_return", None)
     if "module" not in kwargs:
         url = with_installed_driver(url)
+        check_hosts(url)
     engine = create(url, execution_options=execution_options, **kwargs)
     if read_only_outside:
         forbid_writes(engine)
     switch = switch_for(engine.dialect)
     options.check(engine.dialect)
     guard_statements_outside(engine.dialect)
+    if not is_replica and engine.dialect.driver in PSYCOPG:
+        leave_standbys(engine.dialect)
     prepare_anew(engine.dialect)
 
     # First of all listeners: SQLAlchemy's own read from the database.

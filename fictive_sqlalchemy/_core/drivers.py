@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from sqlalchemy import make_url
+from sqlalchemy import exc, make_url
 from sqlalchemy.engine import URL
 
 from .autocommit import PSYCOPG
+from .hosts import FORMS
 
 
 def with_installed_driver(url: str | URL) -> URL:
@@ -15,9 +16,14 @@ def with_installed_driver(url: str | URL) -> URL:
     https://docs.sqlalchemy.org/en/21/changelog/migration_21.html
 
     :param url: The database. A URL that names a driver is returned as it is.
+    :raises sqlalchemy.exc.ArgumentError: if it can't be parsed.
     :raises ModuleNotFoundError: if it names none, is PostgreSQL's, and no driver is installed.
     """
-    url = make_url(url)
+    try:
+        url = make_url(url)
+    except ValueError:
+        # Not raised from it: its text may show a part of the password.
+        raise exc.ArgumentError(f"The URL has a port that is no number. {FORMS}") from None
     if url.drivername != "postgresql":
         return url
     for found in (url, *(url.set(drivername=f"postgresql+{driver}") for driver in PSYCOPG)):

@@ -22,6 +22,11 @@ LOST_INSIDE = (
 
 #: SQLSTATE: https://www.postgresql.org/docs/current/errcodes-appendix.html
 READ_ONLY = "25006"
+
+#: With which a standby refuses a write, and BEGIN with READ WRITE or SERIALIZABLE.
+#: https://www.postgresql.org/docs/current/hot-standby.html
+REFUSED_BY_STANDBY = (READ_ONLY, "0A000")
+
 _NO_SUCH_CURSOR = "34000"
 
 _POOLER = (
@@ -88,21 +93,23 @@ def sqlstate(error: BaseException | None) -> str | None:
     return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
 
 
-def explain(error: exc.DBAPIError, connection: Connection) -> None:
-    """Add advice to the text of an error whose cause is known; its class stays as it is.
+def advise(error: BaseException, connection: Connection) -> str | None:
+    """Return advice for an error of the driver, if its cause is known.
 
-    Sends nothing.
+    Sends nothing. Call it before SQLAlchemy handles the error, and perhaps closes the connection.
 
     :param error: The error.
     :param connection: The connection.
     """
     code = sqlstate(error)
+    if code in REFUSED_BY_STANDBY and reported(connection, "in_hot_standby") == "on":
+        return _STANDBY
     if code == READ_ONLY:
-        if advice := why_read_only(connection):
-            error.add_detail(advice)
+        return why_read_only(connection)
     # The name of each stream outside has "held_" in it. Any other stream ended with its block.
-    elif code == _NO_SUCH_CURSOR and "held_" in str(error.orig) and not connection.in_transaction():
-        error.add_detail(_POOLER)
+    if code == _NO_SUCH_CURSOR and "held_" in str(error) and not connection.in_transaction():
+        return _POOLER
+    return None
 
 
 def why_read_only(connection: Connection) -> str | None:
@@ -141,7 +148,8 @@ def reported(connection: Connection, parameter: str) -> str | None:
     :param parameter: The name of the parameter.
     """
     try:
-        driver: Any = connection.connection.driver_connection
+        held: Any = getattr(connection, "held", None) or connection.connection
+        driver: Any = held.driver_connection
         value: str | None = driver.info.parameter_status(parameter)
     except Exception:  # the connection is gone, or the driver can't tell; this is advice only
         return None

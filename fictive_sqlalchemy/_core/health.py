@@ -13,11 +13,21 @@ class Health:
 
     def __init__(self) -> None:
         self._down_until = 0.0
+        self._was_standby = False
 
     @property
     def is_up(self) -> bool:
         """Whether it is not known to be down."""
         return not self._down_until
+
+    def is_promoted(self, *, is_standby: bool) -> bool:
+        """Tell whether it was a standby earlier, and is the primary now.
+
+        :param is_standby: Whether it is a standby now.
+        """
+        if is_standby:
+            self._was_standby = True
+        return self._was_standby and not is_standby
 
     def may_be_tried(self) -> bool:
         """Tell whether to try it. If it is down, one caller is told so after each pause."""

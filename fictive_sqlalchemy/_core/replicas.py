@@ -23,7 +23,9 @@ from .describe import listed
 from .engine import OptInEngine
 from .errors import READ_ONLY, begins_to_write, reported, sqlstate
 from .health import Health
+from .hosts import check_hosts, one_url_per_host
 from .sql import evidently_reads, is_reading_function
+from .standby import is_standby
 
 #: What ``create_engine(replicas=…)`` takes.
 ReplicaOptions: TypeAlias = "str | Iterable[str | URL | Mapping[str, Any]]"
@@ -36,6 +38,8 @@ def options_of_replicas(
     replicas: ReplicaOptions, options: Mapping[str, Any]
 ) -> list[tuple[str | URL, dict[str, Any]]]:
     """Return the URL and the engine's options of each replica.
+
+    Each host of a URL with several hosts is a replica of its own.
 
     :param replicas: URLs, in one string or each by itself, or dictionaries of a ``url`` and of
         options that are not the primary's.
@@ -56,7 +60,8 @@ def options_of_replicas(
                     f"With {name}=… the replicas would connect to the primary: give each one of "
                     f"its own, as in replicas=[{{'url': …, {name!r}: …}}]."
                 )
-        result.append((url, {**options, **own}))
+        for one in one_url_per_host(url, f"replica {number}"):
+            result.append((one, {**options, **own}))
     return result
 
 
@@ -71,13 +76,16 @@ def _url(given: object, which: str, options: Mapping[str, Any]) -> URL:
             "dictionary, {'url': …}."
         )
     try:
-        return make_url(given)
+        url = make_url(given)
     except (exc.ArgumentError, ValueError):
-        pass  # and not raised from here: SQLAlchemy's error may show parts of it
-    raise exc.ArgumentError(
-        f"Could not parse the URL of {which}. One string with several URLs is split at spaces: "
-        "percent-encode those, and other special characters, in a password."
-    )
+        url = None  # and not raised from here: SQLAlchemy's error may show parts of it
+    if url is None:
+        raise exc.ArgumentError(
+            f"Could not parse the URL of {which}. One string with several URLs is split at spaces: "
+            "percent-encode those, and other special characters, in a password."
+        )
+    check_hosts(url, f"The URL of {which}")
+    return url
 
 
 def attach(primary: OptInEngine, replicas: Iterable[OptInEngine]) -> None:
@@ -186,16 +194,24 @@ def borrow_to_read(
     """
     primary = replica.primary
     assert primary is not None
-    others = [] if replica in loans else [one for one in primary.replicas if one is not replica]
+    has_been_there = replica in loans
+    others = [] if has_been_there else [one for one in primary.replicas if one is not replica]
     for one in (replica, *others):
         if one is not replica and not one.health.may_be_tried():
             continue
         try:
             connection = borrow(one)
-            connection.live_connection()
+            driver_connection = connection.live_connection().driver_connection
         except (exc.DBAPIError, one.dialect.loaded_dbapi.Error):
             one.health.note(up=False)
+            continue
+        if one.health.is_promoted(is_standby=is_standby(driver_connection)):
+            one.health.note(up=False)
+            one.dispose()  # the server may not have told those in the pool
+            if not has_been_there:
+                connection.invalidate()
+                continue
         else:
             one.health.note(up=True)
-            return connection
+        return connection
     return borrow(primary)

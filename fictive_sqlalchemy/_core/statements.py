@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from secrets import token_hex
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from sqlalchemy import exc
 from sqlalchemy.engine import Dialect
@@ -133,12 +133,12 @@ def guard_statements_outside(dialect: Dialect) -> None:
         def _create_server_side_cursor(self) -> Any:
             connection = self.root_connection
             if self.dialect.driver not in PSYCOPG or connection.is_inside():
-                cursor = super().create_server_side_cursor()  # pyright: ignore
+                cursor: Any = super().create_server_side_cursor()  # pyright: ignore
                 if self.dialect.driver == "psycopg":
                     if connection.declared is None:
                         connection.declared = DeclaredCursors()
                     connection.declared.add(cursor)
-                return cursor
+                return cast(Any, cursor)
             if self.locks_in_vain():
                 return self.create_default_cursor()  # nothing is sent on it: pre_exec() refuses
             connection.has_streamed = True

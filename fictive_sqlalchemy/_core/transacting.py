@@ -1,9 +1,8 @@
-"""How a connection enters and leaves a transaction, and recovers from errors and lost servers."""
+"""How a connection enters and leaves a transaction, and recovers from lost servers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import Enum
 from typing import TYPE_CHECKING, Any, cast
 from weakref import ref
 
@@ -13,61 +12,35 @@ from sqlalchemy.orm import SessionTransaction
 from sqlalchemy.pool import PoolProxiedConnection, SingletonThreadPool, StaticPool
 
 from . import observing
-from .autocommit import HELD_CURSORS, LEFT_BEHIND, STARTED_WITH, USED_BY
-from .carrying import Carried, carried_in
+from .autocommit import LEFT_BEHIND, STARTED_WITH, USED_BY
+from .carrying import carried_in
 from .connection_transactions import (
     OptInNestedTransaction,
     OptInTransaction,
     OptInTwoPhaseTransaction,
 )
-from .errors import LOST_INSIDE, NOTHING_STORED, close_lost_cursor, explain, sqlstate
+from .failing import FailingConnection
 from .options import DEFAULT, TransactionOptions, split_options, without_autocommit
+from .phases import BEGINNING, OPEN, RESTING, STANDALONE
 from .records import RecordedTransaction
 from .resting import RestingEngine
 from .results import DeclaredCursors, UnreadResults
 from .server_state import Left, warn
-from .sqlalchemy_private import ConnectionHooks
 from .transactions import open_transactions
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class Phase(Enum):
-    """Which transaction a connection is in, if any, and so whether the driver is in autocommit.
-
-    The phase changes before the driver leaves autocommit, and after the driver has returned to it.
-    So if an exception from a signal handler interrupts the return, the phase is still OPEN.
-    """
-
-    RESTING = "resting"
-    """No transaction: the driver is in autocommit."""
-
-    STANDALONE = "standalone"
-    """A transaction of the session that is one statement: the driver stays in autocommit."""
-
-    BEGINNING = "beginning"
-    """A transaction begins. What listeners to its begin send is part of the transaction."""
-
-    OPEN = "open"
-    """A transaction is open, or is being ended: the driver is not in autocommit."""
-
-
-# Each statement reads the phase, and reading an attribute of an Enum is slow.
-RESTING, STANDALONE, BEGINNING, OPEN = Phase
-
-
 # A snapshot that begins with the first write would miss what the reads before it have seen.
 _SNAPSHOTS = ("REPEATABLE READ", "SERIALIZABLE")
 
 
-class TransactingConnection(ConnectionHooks):
+class TransactingConnection(FailingConnection):
     """A connection whose driver is in autocommit except during a transaction.
 
     :param engine: The engine.
     """
-
-    engine: RestingEngine
 
     transaction_options: TransactionOptions
     """The isolation level and flags that its transactions begin with."""
@@ -83,9 +56,6 @@ class TransactingConnection(ConnectionHooks):
 
     recorded: RecordedTransaction | None = None
     """What is recorded of the open transaction, while something records."""
-
-    carried: Carried | None = None
-    """Which settings its statements carry, if they do."""
 
     session_transaction: SessionTransaction | None
     """The session's open transaction, if the connection has joined one."""
@@ -108,14 +78,10 @@ class TransactingConnection(ConnectionHooks):
         # reference, which is None when the session is gone.
         self._unread = ref(self._unread_of_its_own)
         self._has_sent = False
-        # The error that has aborted the open transaction.
-        self._failure: exc.DBAPIError | None = None
         self._begin_to_log: str | None = None
         # The DBAPI connection that _has_input() watches, see Switch.watch().
         self._watched: PoolProxiedConnection | None = None
         self._has_input: Callable[[int], Any] = bool
-        # After an error: whether the one statement of a transaction may have been executed.
-        self._may_be_stored: bool | None = None
         super().__init__(engine)
 
     # Transactions
@@ -316,92 +282,6 @@ class TransactingConnection(ConnectionHooks):
         """Tell the same, but not of ``begin()`` with the level ``"AUTOCOMMIT"``, which is none."""
         return self._phase is not RESTING
 
-    def refuse_if_aborted(self) -> None:
-        """Refuse to commit after an error: PostgreSQL would roll back, and no driver reports that.
-
-        :raises sqlalchemy.exc.PendingRollbackError: if a statement of the transaction failed. Its
-            cause is the error of that statement.
-        """
-        held = self.held
-        if held is None:
-            if self._failure is not None:
-                raise exc.PendingRollbackError(LOST_INSIDE) from self._failure
-        elif self.engine.switch.is_aborted(held.dbapi_connection):
-            raise exc.PendingRollbackError(NOTHING_STORED) from self._failure
-
-    def before_error(self, error: BaseException, statement: Any, cursor: Any, context: Any) -> None:
-        held = self.held
-        if (take_back := getattr(context, "take_back", None)) is not None:
-            take_back()
-        if self._phase is STANDALONE:
-            self._may_be_stored = held is None or (
-                self._is_loss(error, cursor) and _may_have_sent(cursor)
-            )
-        if held is None:
-            return
-        if self.engine.switch.is_busy(held.dbapi_connection):
-            # An exception of a signal handler, or a timeout of gevent, has interrupted psycopg
-            # while it waited. Each later statement would fail with "another command is already in
-            # progress", the ROLLBACK included, which would hide the exception.
-            self.invalidate()
-            close_lost_cursor(cursor)
-            self._may_be_stored = True
-            return
-        declared = getattr(context, "declares", None)
-        # SQLAlchemy passes no statement if the error is that of a later FETCH.
-        if declared is None or statement is None or self._is_loss(error, cursor):
-            return
-        # DECLARE has failed, so there is no cursor on the server. The drivers would try to close
-        # it, or ask the server about it.
-        self.undeclared = declared
-        if not context.had_cursors:
-            held.info.pop(HELD_CURSORS, None)
-        if self.dialect.driver == "psycopg":  # which warns of a cursor that is not closed
-            self.dialect.loaded_dbapi.Cursor.close(declared)
-
-    def _is_loss(self, error: BaseException, cursor: Any) -> bool:
-        dialect: Any = self.dialect
-        return not isinstance(error, dialect.loaded_dbapi.Error) or dialect.is_disconnect(
-            error, self.taken.dbapi_connection, cursor
-        )
-
-    def on_error(self, error: exc.DBAPIError, cursor: Any) -> exc.DBAPIError | None:
-        if error.connection_invalidated:
-            close_lost_cursor(cursor)
-        explain(error, self)
-        if self.carried is not None:
-            self.carried.explain(error)
-        if not self.is_inside() or self._phase is STANDALONE:
-            return None
-        timed_out = None if self.carried is None else self.carried.timed_out(error)
-        self._note_failure(timed_out or error)
-        return timed_out
-
-    def _note_failure(self, error: exc.DBAPIError) -> None:
-        """Note the error that has aborted the open transaction, and add it to later errors."""
-        held = self.held
-        if error.connection_invalidated:
-            self._failure = error  # the rollback of a savepoint does not make this one good
-            return
-        if held is None or not self.engine.switch.is_aborted(held.dbapi_connection):
-            return
-        if self._failure is None:
-            self._failure = error
-        elif sqlstate(error) == "25P02":  # in_failed_sql_transaction
-            error.add_detail(
-                "An earlier statement of this transaction failed, and that error was caught: "
-                f"{str(self._failure.orig).strip()}. Let the error leave the block, or call "
-                "rollback(), or put what may fail into `with session.atomic():` or "
-                "`with session.begin_nested():`."
-            )
-
-    def forget_failure(self) -> None:
-        """Forget the error after ROLLBACK TO SAVEPOINT, unless the connection was lost."""
-        if self.held is not None:
-            self._failure = None
-        if self.carried is not None:
-            self.carried.forget()
-
     # What is left on the server's session
 
     def note_left_behind(self, left: Left) -> None:
@@ -511,17 +391,6 @@ class TransactingConnection(ConnectionHooks):
         if self.engine.switch.has_begun(self.taken.dbapi_connection):
             return [begin, message]  # a cursor of the user's own has sent something
         return []
-
-
-def _may_have_sent(cursor: Any) -> bool:
-    """Tell, after an exception, whether a statement may have been sent on a cursor.
-
-    psycopg2 sets ``cursor.query`` immediately before it sends the statement. psycopg 3 shows
-    nothing until the answer is there, so the statement may have been sent.
-
-    :param cursor: The cursor; ``None`` while the statement was being prepared.
-    """
-    return cursor is not None and getattr(cursor, "query", cursor) is not None
 
 
 def has_one_snapshot(source: RestingEngine | TransactingConnection) -> bool:

@@ -1,0 +1,140 @@
+"""What a connection makes of an error: what is lost, what to add to the text, what is aborted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import exc
+
+from .autocommit import HELD_CURSORS
+from .carrying import Carried
+from .errors import LOST_INSIDE, NOTHING_STORED, advise, close_lost_cursor, sqlstate
+from .phases import STANDALONE, Phase
+from .resting import RestingEngine
+from .sqlalchemy_private import ConnectionHooks
+from .standby import is_loss
+
+
+class FailingConnection(ConnectionHooks):
+    """A connection that explains the errors of its statements, and notes what they have aborted.
+
+    :param engine: The engine.
+    """
+
+    engine: RestingEngine
+
+    carried: Carried | None = None
+    """Which settings its statements carry, if they do."""
+
+    _phase: Phase
+
+    _failure: exc.DBAPIError | None = None
+    """The error that has aborted the open transaction."""
+
+    _advice: str | None = None
+    """What to add to the text of an error that SQLAlchemy is about to wrap."""
+
+    _may_be_stored: bool | None = None
+    """After an error: whether the one statement of a transaction may have been executed."""
+
+    def is_inside(self) -> bool:
+        """Tell whether a transaction is open or begins, or one statement is a whole transaction."""
+        raise NotImplementedError
+
+    def refuse_if_aborted(self) -> None:
+        """Refuse to commit after an error: PostgreSQL would roll back, and no driver reports that.
+
+        :raises sqlalchemy.exc.PendingRollbackError: if a statement of the transaction failed. Its
+            cause is the error of that statement.
+        """
+        held = self.held
+        if held is None:
+            if self._failure is not None:
+                raise exc.PendingRollbackError(LOST_INSIDE) from self._failure
+        elif self.engine.switch.is_aborted(held.dbapi_connection):
+            raise exc.PendingRollbackError(NOTHING_STORED) from self._failure
+
+    def before_error(self, error: BaseException, statement: Any, cursor: Any, context: Any) -> None:
+        held = self.held
+        self._advice = None if held is None else advise(error, self)
+        if (take_back := getattr(context, "take_back", None)) is not None:
+            take_back()
+        if self._phase is STANDALONE:
+            self._may_be_stored = held is None or (
+                is_loss(error, self.dialect, held.dbapi_connection, cursor)
+                and _may_have_sent(cursor)
+            )
+        if held is None:
+            return
+        if self.engine.switch.is_busy(held.dbapi_connection):
+            # An exception of a signal handler, or a timeout of gevent, has interrupted psycopg
+            # while it waited. Each later statement would fail with "another command is already in
+            # progress", the ROLLBACK included, which would hide the exception.
+            self.invalidate()
+            close_lost_cursor(cursor)
+            self._may_be_stored = True
+            return
+        declared = getattr(context, "declares", None)
+        # SQLAlchemy passes no statement if the error is that of a later FETCH.
+        if (
+            declared is None
+            or statement is None
+            or is_loss(error, self.dialect, held.dbapi_connection, cursor)
+        ):
+            return
+        # DECLARE has failed, so there is no cursor on the server. The drivers would try to close
+        # it, or ask the server about it.
+        self.undeclared = declared
+        if not context.had_cursors:
+            held.info.pop(HELD_CURSORS, None)
+        if self.dialect.driver == "psycopg":  # which warns of a cursor that is not closed
+            self.dialect.loaded_dbapi.Cursor.close(declared)
+
+    def on_error(self, error: exc.DBAPIError, cursor: Any) -> exc.DBAPIError | None:
+        if error.connection_invalidated:
+            close_lost_cursor(cursor)
+        if self._advice is not None:
+            error.add_detail(self._advice)
+        if self.carried is not None:
+            self.carried.explain(error)
+        if not self.is_inside() or self._phase is STANDALONE:
+            return None
+        timed_out = None if self.carried is None else self.carried.timed_out(error)
+        self._note_failure(timed_out or error)
+        return timed_out
+
+    def _note_failure(self, error: exc.DBAPIError) -> None:
+        """Note the error that has aborted the open transaction, and add it to later errors."""
+        held = self.held
+        if error.connection_invalidated:
+            self._failure = error  # the rollback of a savepoint does not make this one good
+            return
+        if held is None or not self.engine.switch.is_aborted(held.dbapi_connection):
+            return
+        if self._failure is None:
+            self._failure = error
+        elif sqlstate(error) == "25P02":  # in_failed_sql_transaction
+            error.add_detail(
+                "An earlier statement of this transaction failed, and that error was caught: "
+                f"{str(self._failure.orig).strip()}. Let the error leave the block, or call "
+                "rollback(), or put what may fail into `with session.atomic():` or "
+                "`with session.begin_nested():`."
+            )
+
+    def forget_failure(self) -> None:
+        """Forget the error after ROLLBACK TO SAVEPOINT, unless the connection was lost."""
+        if self.held is not None:
+            self._failure = None
+        if self.carried is not None:
+            self.carried.forget()
+
+
+def _may_have_sent(cursor: Any) -> bool:
+    """Tell, after an exception, whether a statement may have been sent on a cursor.
+
+    psycopg2 sets ``cursor.query`` immediately before it sends the statement. psycopg 3 shows
+    nothing until the answer is there, so the statement may have been sent.
+
+    :param cursor: The cursor; ``None`` while the statement was being prepared.
+    """
+    return cursor is not None and getattr(cursor, "query", cursor) is not None
