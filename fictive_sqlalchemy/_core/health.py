@@ -14,6 +14,8 @@ class Health:
     def __init__(self) -> None:
         self._down_until = 0.0
         self._was_standby = False
+        self.promotions = 0
+        """How often it was found to be promoted. A connection from before may not know of it."""
 
     @property
     def is_up(self) -> bool:
@@ -21,13 +23,18 @@ class Health:
         return not self._down_until
 
     def is_promoted(self, *, is_standby: bool) -> bool:
-        """Tell whether it was a standby earlier, and is the primary now.
+        """Tell whether it was a standby earlier, and is the primary now. Then it counts as down.
 
         :param is_standby: Whether it is a standby now.
         """
         if is_standby:
             self._was_standby = True
-        return self._was_standby and not is_standby
+        if not self._was_standby or is_standby:
+            return False
+        if self.is_up:
+            self.promotions += 1
+        self.note(up=False)
+        return True
 
     def may_be_tried(self) -> bool:
         """Tell whether to try it. If it is down, one caller is told so after each pause."""

@@ -34,6 +34,16 @@ class Loans(dict[OptInEngine, OptInConnection]):
             connection.execution_options(**options)
         return connection
 
+    def hand_back(self, engine: OptInEngine) -> None:
+        """Give back the connection to a bind that was not used, for it is of no use.
+
+        :param engine: The bind; harmless if no connection to it is on loan.
+        """
+        connection = self.pop(engine, None)
+        if connection is not None:
+            connection.invalidate()
+            connection.close()
+
     def handed_out(self) -> Collection[OptInConnection]:
         """Return the connections that the session has given to its user."""
         return [one for one in self.values() if one.is_handed_out and not one.closed]

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias, cast
 from sqlalchemy import GenerativeSelect, TextClause, event, exc
 from sqlalchemy.engine import URL, Connection, ExceptionContext, make_url
 from sqlalchemy.orm import FromStatement
+from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.selectable import ForUpdateArg
@@ -24,11 +25,15 @@ from .engine import OptInEngine
 from .errors import READ_ONLY, begins_to_write, reported, sqlstate
 from .health import Health
 from .hosts import check_hosts, one_url_per_host
+from .loans import Loans
 from .sql import evidently_reads, is_reading_function
 from .standby import is_standby
 
 #: What ``create_engine(replicas=…)`` takes.
 ReplicaOptions: TypeAlias = "str | Iterable[str | URL | Mapping[str, Any]]"
+
+# In the ``info`` of a pool's entry: how many promotions of the server were known at its first use.
+_PROMOTIONS = "fictive_sqlalchemy.promotions"
 
 # Options of the primary with which a replica's engine would connect to the primary.
 _CONNECTS = ("creator", "pool", "async_creator")
@@ -181,16 +186,14 @@ def may_write(statement: Any, engine: OptInEngine) -> bool:
 
 
 def borrow_to_read(
-    replica: OptInEngine,
-    borrow: Callable[[OptInEngine], OptInConnection],
-    loans: Collection[OptInEngine],
+    replica: OptInEngine, borrow: Callable[[OptInEngine], OptInConnection], loans: Loans
 ) -> OptInConnection:
     """Return a connection to a replica; to another, or to the primary, if it can't be reached.
 
     :param replica: The replica.
     :param borrow: Returns the session's connection to an engine.
-    :param loans: The engines the session has been to. If it has been to this replica, it goes to
-        the primary, and not to another replica, which may be behind.
+    :param loans: The session's connections. If it has been to this replica, it goes to the primary,
+        and not to another replica, which may be behind.
     """
     primary = replica.primary
     assert primary is not None
@@ -201,17 +204,27 @@ def borrow_to_read(
             continue
         try:
             connection = borrow(one)
-            driver_connection = connection.live_connection().driver_connection
+            held = connection.live_connection()
+            while not (has_been_there or _knows_of_promotions(held, one.health)):
+                connection.invalidate()
+                held = connection.live_connection()
         except (exc.DBAPIError, one.dialect.loaded_dbapi.Error):
             one.health.note(up=False)
-            continue
-        if one.health.is_promoted(is_standby=is_standby(driver_connection)):
-            one.health.note(up=False)
-            one.dispose()  # the server may not have told those in the pool
-            if not has_been_there:
-                connection.invalidate()
-                continue
         else:
-            one.health.note(up=True)
-        return connection
+            is_promoted = one.health.is_promoted(is_standby=is_standby(held.driver_connection))
+            if not is_promoted:
+                one.health.note(up=True)
+            if has_been_there or not is_promoted:
+                return connection
+        if not has_been_there:
+            loans.hand_back(one)  # else the session would seem to have been there
     return borrow(primary)
+
+
+def _knows_of_promotions(held: PoolProxiedConnection, health: Health) -> bool:
+    """Tell whether a connection was first used after the last promotion of its server.
+
+    The server tells a connection that it is no standby any more with the next answer on it.
+    """
+    known: int = held.info.setdefault(_PROMOTIONS, health.promotions)
+    return known == health.promotions

@@ -116,6 +116,7 @@ def tenants(server: PostgresServer, driver: str) -> Iterator[tuple[OptInEngine, 
     theirs = sa.make_url(url).set(username=role, password=_PASSWORD)
     engine = create_engine(theirs, pool_size=3, max_overflow=0, pool_timeout=20)
     try:
+        engine.connect().close()  # SQLAlchemy asks the first connection for what it has to know
         yield engine, admin
     finally:
         engine.dispose()
@@ -212,7 +213,9 @@ class _Worker:
     def _look_at(self, error: Exception) -> None:
         """Note an error that is none of those that killed connections and no tenant lead to."""
         is_lost = isinstance(error, exc.DBAPIError) and (
-            error.connection_invalidated or "pipeline mode" in str(error)  # psycopg's executemany()
+            error.connection_invalidated
+            or "pipeline mode" in str(error)  # psycopg's executemany()
+            or error.statement is None  # killed while it was being connected
         )
         self.seen.lost += is_lost
         code = getattr(error, "orig", None)

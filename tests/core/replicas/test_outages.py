@@ -36,6 +36,20 @@ def test_reads_go_to_the_next_replica_and_at_last_to_the_primary(
     assert [one.health.is_up for one in two.replicas] == [False, False]
 
 
+def test_a_session_keeps_to_the_replica_that_has_stood_in_for_another(
+    two: OptInEngine, replica_wires: list[WireProxy]
+) -> None:
+    """The primary may show later what a synchronous standby shows already."""
+    while not all(one.pool.checkedin() for one in two.replicas):  # type: ignore[attr-defined]
+        with OptInSession(two) as session:
+            assert is_on_replica(session)
+    replica_wires[0].close()
+    for _ in range(6):
+        with OptInSession(two) as session:
+            assert [is_on_replica(session) for _ in range(3)] == [True] * 3
+    assert [one.health.is_up for one in two.replicas] == [False, True]
+
+
 def test_a_replica_is_tried_again_after_a_while(
     engine: OptInEngine, replica: ReplicaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import event
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.exc import (
     DBAPIError,
@@ -136,7 +137,7 @@ class TestTheLoan:
             session = OptInSession(engine)
             with wire.record() as recording:
 
-                @sa.event.listens_for(engine, "checkin")
+                @event.listens_for(engine, "checkin")
                 def note(*_: object) -> None:
                     wire.quiesce()
                     sent_when_it_went_back.append(len(recording.statements))
