@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     print(f"\n{report.table(moments)}\n")
     if options.write:
-        report.write(moments, ROOT / "docs", NAMES, report.circumstances(wanted))
+        report.write(moments, ROOT / "docs", NAMES, wanted)
     failures = sum(len(moment.failures) for moment in moments)
     print("All is well." if not failures else f"{failures} failures.")
     return 1 if failures else 0
@@ -92,7 +92,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--begin-on-write", action="store_true", help="sessions with this option")
     add("--settings", action="store_true", help="each request sets a tenant with set_local()")
-    add("--record", action="store_true", help="with report_requests(), of which lines are shown")
+    add(
+        "--record",
+        action="store_true",
+        help="with report_requests(), of which lines are shown, and the connections at work",
+    )
     add(
         "--asynchronous",
         action="store_true",
@@ -121,7 +125,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.seconds < 1:
         parser.error("--seconds is at least 1.")
-    names = moments_for(options.through)
+    names = moments_for(options.through, synchronous=not options.asynchronous)
     if options.moments is not None:
         names = [name.strip() for name in options.moments.split(",")]
         unknown = [name for name in names if name not in MOMENTS]

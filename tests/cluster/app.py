@@ -15,6 +15,8 @@ import json
 import logging
 import os
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from flask import Flask, g, jsonify, request
@@ -25,6 +27,8 @@ from sqlalchemy.pool import QueuePool
 
 from examples.bank import database
 from fictive_sqlalchemy import CommitOutcomeUnknown
+from fictive_sqlalchemy.reporting import Report
+from tests.cluster.model import Work
 from tests.cluster.options import Options
 from tests.cluster.records import ACCOUNTS, BALANCE, TENANT
 
@@ -89,7 +93,14 @@ if options.record:
     lines.setFormatter(logging.Formatter("%(asctime)s.%(msecs)03d %(message)s", "%H:%M:%S"))
     logging.getLogger("fictive_sqlalchemy").addHandler(lines)
     logging.getLogger("fictive_sqlalchemy").setLevel(logging.INFO)
-    db.report_requests(app)
+    work = Path(options.record).with_suffix(".work").open("a", buffering=1)
+
+    def note(report: Report) -> None:
+        seen = report.recording
+        at_work = seen.duration + seen.waiting
+        work.write(Work(time.monotonic(), at_work, seen.held, seen.round_trips).line())
+
+    db.report_requests(app, callback=note)
 
 
 @app.cli.command("fill")
@@ -187,8 +198,12 @@ def get_pool() -> ResponseReturnValue:
         pool = engine.pool
         assert isinstance(pool, QueuePool)
         in_use = pool.checkedout()
-        connections = [engine.raw_connection() for _ in range(pool.checkedin())]
+        connections: list[Any] = []
         try:
+            for _ in range(pool.checkedin()):
+                # An entry without a connection would connect now, and its server may be down.
+                with suppress(engine.dialect.loaded_dbapi.OperationalError):
+                    connections.append(engine.raw_connection())
             wrong = [said for one in connections if (said := unrest(one.dbapi_connection))]
         finally:
             for connection in connections:

@@ -84,8 +84,8 @@ def judge_moment(
     """
     answers = moment.answers
     failures: list[str] = []
-    checks = [_no_answer, _own_write]
-    checks += [_back_in_time] * synchronous + [_bare_read_only] * direct
+    checks = [_no_answer]
+    checks += [_own_write, _back_in_time] * synchronous + [_bare_read_only] * direct
     for check in checks:
         # With the time, by which the server's log says what it did just then.
         found = [

@@ -96,7 +96,7 @@ class Keeper:
 
     def runs(self, pid: int) -> bool:
         """Tell whether one of our processes has not ended yet."""
-        return _parent(pid) == self.pid
+        return parent_of(pid) == self.pid
 
     def write(self, name: str, text: str) -> Path:
         """Write a file that the programs can read, and return where it is."""
@@ -133,7 +133,8 @@ def wait_for(
         time.sleep(0.05)
 
 
-def _parent(pid: int) -> int | None:
+def parent_of(pid: int) -> int | None:
+    """Return the id of a process's parent; ``None`` if there is no such process."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except OSError:

@@ -26,6 +26,13 @@ def kill_primary(stage: Stage) -> str:
     return f"the PostgreSQL of {primary.name} was killed"
 
 
+def kill_primary_ahead(stage: Stage) -> str:
+    """Kill the primary when it has stored for a while what no standby has."""
+    primary = stage.cluster.primary()
+    stage.cluster.kill_postgres_ahead(primary, 0.5)
+    return f"the PostgreSQL of {primary.name} was killed, whose standbys were half a second behind"
+
+
 def switch_over(stage: Stage) -> str:
     """Let Patroni make the synchronous standby the primary."""
     old, new = stage.cluster.primary(), stage.cluster.synchronous_standby()
@@ -70,6 +77,7 @@ def restart_pgbouncer(stage: Stage) -> str:
 
 MOMENTS: dict[str, Callable[[Stage], str]] = {
     "primary killed": kill_primary,
+    "primary killed ahead of its standbys": kill_primary_ahead,
     "switchover": switch_over,
     "replica lost and back": lose_replica,
     "replication paused": pause_replication,
@@ -78,12 +86,14 @@ MOMENTS: dict[str, Callable[[Stage], str]] = {
 }
 
 
-def moments_for(through: str) -> list[str]:
+def moments_for(through: str, *, synchronous: bool) -> list[str]:
     """Return the names of the moments that mean something.
 
     :param through: How the bank reaches the primary: ``"hosts"`` or ``"pgbouncer"``.
+    :param synchronous: Whether a COMMIT waits for a standby, so that no standby can be behind.
     """
-    return [name for name in MOMENTS if through == "pgbouncer" or "PgBouncer" not in name]
+    left_out = [restart_pgbouncer] * (through == "hosts") + [kill_primary_ahead] * synchronous
+    return [name for name, moment in MOMENTS.items() if moment not in left_out]
 
 
 def play(stage: Stage, name: str) -> Moment:
@@ -102,6 +112,7 @@ def play(stage: Stage, name: str) -> Moment:
     load.go_on()
     time.sleep(LEAD)
     moment.at = time.monotonic()
+    moment.model = stage.model(moment.began, moment.at)
     moment.done = MOMENTS[name](stage)
     time.sleep(max(0.0, moment.at + stage.wanted.seconds - time.monotonic()))
     load.pause()
@@ -130,7 +141,8 @@ def _judge(stage: Stage, moment: Moment) -> None:
     except (psycopg2.Error, ClusterError) as error:
         moment.failures.append(f"the judge could not look: {error}")
         return
-    moment.lost = len(lost)
+    asked = {answer.id for answer in moment.answers}
+    moment.lost = sum(one in asked for one in lost)
     moment.failures += failures
     if lost and not wanted.asynchronous:
         moment.failures.append(f"{len(lost)} transfers are lost, such as {lost[0]}")

@@ -136,6 +136,8 @@ class Moment:
     """Transfers that were answered with success and are not there; only without a synchronous
     standby this is no failure."""
     failures: list[str] = field(default_factory=list[str])
+    model: str = ""
+    """How many connections were at work before it, by the model and by the servers."""
     reported: list[str] = field(default_factory=list[str])
     """Lines of ``report_requests()`` from around it."""
 

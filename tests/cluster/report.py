@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
+from textwrap import fill
 from xml.sax.saxutils import escape
 
 from tests.cluster.load import CLIENTS
@@ -19,7 +20,6 @@ BUCKET = 0.25
 # How much of an error is shown, and of how many of them.
 _WORDS, _KINDS_SHOWN, _LONGEST = 200, 12, 400
 
-_BEGIN, _END = "<!-- cluster -->", "<!-- /cluster -->"
 _PICTURE = "![Requests per second while PostgreSQL fails over](images/cluster.svg)"
 
 _WIDTH, _LEFT, _RIGHT = 440, 44, 14
@@ -56,6 +56,8 @@ def lines(moment: Moment) -> Iterator[str]:
         f"  {good / seconds:.0f} requests/s answered well: {transfers} transfers, {reads} reads;"
         f" {len(answers) - good} errors, {unknown} unknown"
     )
+    if moment.model:
+        yield f"  before it: {moment.model}"
     for words, count in errors(moment).most_common(_KINDS_SHOWN):
         yield f"    {count:4} {words}"
     yield f"  primary {moment.before} -> {moment.after}{_times(moment)}"
@@ -96,8 +98,8 @@ def table(moments: Sequence[Moment]) -> str:
     """Return the table for the docs, in Markdown."""
     rows = [
         "| moment | requests/s | errors | outcome unknown | new primary takes writes after "
-        "| first transfer after that | longest time without a transfer |",
-        "|---|---|---|---|---|---|---|",
+        "| first transfer after that | longest time without a transfer | lost |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for moment in moments:
         answers = moment.answers
@@ -112,6 +114,7 @@ def table(moments: Sequence[Moment]) -> str:
             "-" if took is None else f"{took - moment.at:.1f} s",
             "-" if took is None or first is None else f"{first - took:.2f} s",
             f"{moment.longest_gap:.1f} s",
+            str(moment.lost),
         ]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
@@ -128,23 +131,29 @@ def circumstances(wanted: Wanted) -> str:
     )
 
 
-def write(moments: Sequence[Moment], docs: Path, nodes: Sequence[str], said: str) -> None:
-    """Write the picture, and link it on the page with the table, between the marks, if it is there.
+def write(moments: Sequence[Moment], docs: Path, nodes: Sequence[str], wanted: Wanted) -> None:
+    """Write the table to the page, between the marks, and the picture that stands above it.
+
+    A run without a synchronous standby has marks of its own, and no picture.
 
     :param moments: The moments.
     :param docs: The directory of the docs.
     :param nodes: The names of the servers.
-    :param said: What else stands there.
+    :param wanted: What the command line has asked for.
     """
-    (docs / "images" / "cluster.svg").write_text(svg(moments, nodes))
+    name = "cluster without a synchronous standby" if wanted.asynchronous else "cluster"
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    parts = [table(moments), circumstances(wanted)]
+    if not wanted.asynchronous:
+        (docs / "images" / "cluster.svg").write_text(svg(moments, nodes))
+        parts.insert(0, _PICTURE)
+    parts += [f"In the seconds before the first, {one.model}." for one in moments[:1] if one.model]
     page = docs / "more-than-one-server.md"
-    if page.exists():
-        before, found, rest = page.read_text().partition(_BEGIN)
-        if found:
-            after = rest.partition(_END)[2]
-            parts = [_PICTURE, table(moments), said]
-            text = "\n\n".join([_BEGIN, *parts, _END])
-            page.write_text(f"{before}{text}{after}")
+    before, found, rest = page.read_text().partition(begin)
+    if found:
+        after = rest.partition(end)[2]
+        filled = [part if part.startswith(("|", "!")) else fill(part, 120) for part in parts]
+        page.write_text(before + "\n\n".join([begin, *filled, end]) + after)
 
 
 def svg(moments: Sequence[Moment], nodes: Sequence[str]) -> str:

@@ -13,9 +13,12 @@ import json
 import os
 import pwd
 import shutil
+import signal
 import socket
 import tempfile
+import time
 import uuid
+from contextlib import suppress
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -26,7 +29,7 @@ import psycopg2
 from typing_extensions import Self
 
 from tests.cluster import configuration, programs
-from tests.cluster.keeping import PATIENCE, ClusterError, Keeper, wait_for
+from tests.cluster.keeping import PATIENCE, ClusterError, Keeper, parent_of, wait_for
 from tests.cluster.nodes import DATABASE, USER, Node
 
 NAMES = ("one", "two", "three")
@@ -132,6 +135,24 @@ class Cluster:
     def kill_postgres(self, node: Node) -> None:
         """Kill the first process of a PostgreSQL server; the others end when they notice."""
         self.keeper.end(node.postmaster)
+
+    def kill_postgres_ahead(self, node: Node, seconds: float) -> None:
+        """Kill a PostgreSQL server that has sent nothing to its standbys for some time.
+
+        :param node: The node.
+        :param seconds: How long its processes that send to the standbys are stopped before.
+        """
+        postmaster = node.postmaster
+        senders = [pid for (pid,) in node.query("SELECT pid FROM pg_stat_replication")]
+        if any(parent_of(pid) != postmaster for pid in senders):
+            raise ClusterError(f"{senders} are not all processes of {node.name}.")
+        for pid in senders:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(seconds)
+        self.kill_postgres(node)
+        for pid in senders:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)  # those that are stopped would not notice
 
     def switch(self, old: Node, new: Node) -> None:
         """Ask Patroni to make another node the primary, and wait until it has.

@@ -18,6 +18,7 @@ from typing_extensions import Self
 
 from tests.cluster.keeping import PATIENCE, ClusterError, wait_for
 from tests.cluster.load import Load
+from tests.cluster.model import Census, compared, read_work
 from tests.cluster.options import Options
 from tests.cluster.records import ACCOUNTS, Answer, Rest, Row, Stored
 from tests.cluster.servers import ROOT, Cluster, free_port
@@ -124,6 +125,9 @@ class Stage:
         self.cluster.primary().query(PROBE)
         self.watch = Watch(self.cluster.nodes)
         self._stack.callback(self.watch.stop)
+        if self.wanted.record:
+            self.census = Census(self.cluster.nodes)
+            self._stack.callback(self.census.stop)
         self.load = Load(self._port, self.wanted.seed, ACCOUNTS)
         self._stack.callback(self.load.stop)
 
@@ -182,6 +186,18 @@ class Stage:
             as_ourselves=True,
             cwd=ROOT,
         )
+
+    def model(self, since: float, until: float) -> str:
+        """Return how many connections were at work, by the model and by the servers.
+
+        :param since: The beginning.
+        :param until: The end.
+        """
+        if not self.wanted.record:
+            return ""
+        work = read_work(self.cluster.keeper.directory / "requests.work", since, until)
+        counted = self.census.counted(since, until)
+        return compared(work, counted, until - since, len(self.cluster.nodes))
 
     def answers_since(self, began: float) -> list[Answer]:
         """Return the answers that came since a time."""

@@ -12,6 +12,7 @@ import pytest
 from tests.cluster import report
 from tests.cluster.__main__ import parse
 from tests.cluster.judge import judge_moment, judge_rest, judge_stored
+from tests.cluster.model import Counted, Work, compared, read_work
 from tests.cluster.records import BALANCE, Answer, Change, Moment, Rest, Row, Seen, Stored
 from tests.cluster.stage import Scissors, Wanted
 from tests.wire import Message
@@ -139,13 +140,27 @@ def test_the_table_takes_its_place_on_the_page(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     page = tmp_path / "more-than-one-server.md"
     page.write_text("Before.\n<!-- cluster -->\nold\n<!-- /cluster -->\nAfter.\n")
-    report.write([moment(STORED)], tmp_path, ["one"], report.circumstances(Wanted()))
+    report.write([moment(STORED)], tmp_path, ["one"], Wanted())
     text = page.read_text()
     assert text.startswith("Before.\n<!-- cluster -->\n\n![Requests per second")
     assert "(images/cluster.svg)\n\n| moment |" in text
     assert text.endswith(" at once.\n\n<!-- /cluster -->\nAfter.\n")
     assert "old" not in text
     assert (tmp_path / "images" / "cluster.svg").exists()
+    assert all(len(line) <= 120 or line.startswith("|") for line in text.splitlines())
+
+
+def test_a_run_without_a_synchronous_standby_has_a_place_of_its_own(tmp_path: Path) -> None:
+    page = tmp_path / "more-than-one-server.md"
+    name = "cluster without a synchronous standby"
+    page.write_text(
+        f"<!-- cluster -->\nkept\n<!-- /cluster -->\n<!-- {name} -->\n<!-- /{name} -->\n"
+    )
+    report.write([moment(STORED)], tmp_path, ["one"], Wanted(asynchronous=True))
+    kept, _, written = page.read_text().partition(f"<!-- {name} -->")
+    assert "kept" in kept
+    assert "| moment |" in written
+    assert "images" not in written
 
 
 @pytest.mark.parametrize(
@@ -167,3 +182,17 @@ def test_a_wrong_argument_is_refused(
 def test_pgbouncer_is_restarted_only_where_it_is_used() -> None:
     assert "PgBouncer restarted" not in parse([]).moments
     assert "PgBouncer restarted" in parse(["--through", "pgbouncer"]).moments
+
+
+def test_the_model_is_compared_with_what_the_servers_count(tmp_path: Path) -> None:
+    file = tmp_path / "work"
+    work = [Work(at, 0.25, 0.5, 3) for at in (1.0, 2.0, 3.0, 9.0)]
+    file.write_text("".join(one.line() for one in work))
+    assert read_work(file, 1.0, 4.0) == work[:3]
+    assert read_work(tmp_path / "none", 1.0, 4.0) == []
+    counted = [Counted(1.0, 4, 1), Counted(1.0, 2, 0), Counted(2.0, 4, 1), Counted(2.0, 2, 0)]
+    assert compared(work[:3], counted, 3.0, 2) == (
+        "1 requests/s with 3.0 round trips each kept 0.2 connections at work by the model, and 1.0 "
+        "by what the servers counted; requests held 0.5, and the pools had 6 open"
+    )
+    assert compared([], counted, 3.0, 2) == ""
