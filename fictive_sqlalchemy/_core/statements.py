@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from secrets import token_hex
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from sqlalchemy import exc
 from sqlalchemy.engine import Dialect
@@ -132,13 +132,16 @@ def guard_statements_outside(dialect: Dialect) -> None:
 
         def _create_server_side_cursor(self) -> Any:
             connection = self.root_connection
-            if self.dialect.driver not in PSYCOPG or connection.is_inside():
-                cursor: Any = super().create_server_side_cursor()  # pyright: ignore
+            if self.dialect.driver not in PSYCOPG:
+                return super().create_server_side_cursor()  # pyright: ignore
+            if connection.is_inside():
+                # Not by super(), which takes the DBAPI connection of before begin_if_it_writes().
+                cursor = connection.taken.cursor(f"stream_{token_hex(8)}")
                 if self.dialect.driver == "psycopg":
                     if connection.declared is None:
                         connection.declared = DeclaredCursors()
                     connection.declared.add(cursor)
-                return cast(Any, cursor)
+                return cursor
             if self.locks_in_vain():
                 return self.create_default_cursor()  # nothing is sent on it: pre_exec() refuses
             connection.has_streamed = True
