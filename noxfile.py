@@ -72,6 +72,7 @@ ONCE = [
     "tests/test_example_bank.py",
     "tests/test_house.py",
     "tests/test_how_it_works.py",
+    "tests/test_install.py",
     "tests/test_postgres_server.py",
     "tests/test_pytest_plugin.py",
     "tests/test_scripts.py",

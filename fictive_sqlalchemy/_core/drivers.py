@@ -33,6 +33,6 @@ def with_installed_driver(url: str | URL) -> URL:
             continue
         return found
     raise ModuleNotFoundError(
-        'No driver of PostgreSQL is installed: pip install "fictive-sqlalchemy[psycopg2]", or '
-        '"fictive-sqlalchemy[psycopg]" for psycopg 3.'
+        "No driver of PostgreSQL is installed: pip install psycopg2-binary, or "
+        '"psycopg[binary]" for psycopg 3.'
     )
