@@ -595,19 +595,3 @@ class TestBegin:
             session.execute(insert(authors).values(name="new"))
         assert sent(recording) == ["INSERT"]
         assert onlooker.names() == ["new"]
-
-
-@pytest.mark.parametrize("options", [{}, {"yield_per": 1}], ids=["all rows", "a stream"])
-def test_a_connection_that_is_lost_while_the_statement_is_compiled_is_replaced(
-    sessions: Sessions, engine: OptInEngine, onlooker: Onlooker, options: dict[str, Any]
-) -> None:
-    """After the connection was looked at, and before the transaction begins."""
-    locks = select(Author.name).order_by(Author.id).with_for_update().execution_options(**options)
-    with sessions() as session:
-        pid = session.scalar(select(func.pg_backend_pid()))
-        event.listen(engine, "before_execute", lambda *_: onlooker.kill(pid), once=True)
-        names = session.scalars(locks)
-        assert next(names) == "Ada"
-        assert session.in_transaction()
-        assert session.scalar(select(func.pg_backend_pid())) != pid
-        assert len(names.all()) == 2

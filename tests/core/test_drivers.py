@@ -38,7 +38,7 @@ def test_without_any_it_says_what_to_install() -> None:
     ended = run("psycopg psycopg2", "postgresql://localhost/shop")
     assert ended.returncode
     assert ended.stderr.endswith(
-        "ModuleNotFoundError: No driver of PostgreSQL is installed: pip install psycopg2-binary, or "
+        "No driver of PostgreSQL is installed: pip install psycopg2-binary, or "
         '"psycopg[binary]" for psycopg 3.\n'
     )
 

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError, ResourceClosedError
 
 from fictive_sqlalchemy import OptInConnection, OptInEngine, OptInSession
 from tests.core.connection.support import insert
-from tests.library import ONE, Onlooker, assert_rests, authors, backend_pid, sent
+from tests.library import ONE, Author, Onlooker, assert_rests, authors, backend_pid, sent
 from tests.wire import WireProxy
 
 
@@ -148,3 +149,19 @@ def test_a_stream_whose_declare_fails_beside_another_stream(
         with pytest.raises(DBAPIError, match="division"):
             connection.execute(fails)
         assert len(stream.all()) == 2
+
+
+@pytest.mark.parametrize("options", [{}, {"yield_per": 1}], ids=["all rows", "a stream"])
+def test_a_connection_that_is_lost_before_a_write_begins_the_transaction_is_replaced(
+    engine: OptInEngine, onlooker: Onlooker, options: dict[str, Any]
+) -> None:
+    """After the connection was looked at, while the statement is compiled."""
+    locks = sa.select(Author.name).order_by(Author.id).with_for_update()
+    with OptInSession(engine, begin_on_write=True) as session:
+        pid = backend_pid(session.connection())
+        event.listen(engine, "before_execute", lambda *_: onlooker.kill(pid), once=True)
+        names = session.scalars(locks.execution_options(**options))
+        assert next(names) == "Ada"
+        assert session.in_transaction()
+        assert backend_pid(session.connection()) != pid
+        assert len(names.all()) == 2
