@@ -157,11 +157,12 @@ def test_a_connection_that_is_lost_before_a_write_begins_the_transaction_is_repl
 ) -> None:
     """After the connection was looked at, while the statement is compiled."""
     locks = sa.select(Author.name).order_by(Author.id).with_for_update()
+    asks = sa.select(sa.func.pg_backend_pid())
     with OptInSession(engine, begin_on_write=True) as session:
-        pid = backend_pid(session.connection())
+        pid = session.scalars(asks).one()
         event.listen(engine, "before_execute", lambda *_: onlooker.kill(pid), once=True)
         names = session.scalars(locks.execution_options(**options))
         assert next(names) == "Ada"
         assert session.in_transaction()
-        assert backend_pid(session.connection()) != pid
+        assert session.scalar(asks) != pid
         assert len(names.all()) == 2
