@@ -14,13 +14,12 @@ from sqlalchemy.pool import AssertionPool, QueuePool, SingletonThreadPool, Stati
 
 from .autocommit import HELD_CURSORS, PSYCOPG, switch_for
 from .carrying import Carried, carry, refuse_unless_it_carries
-from .errors import NOTHING_STORED, close_lost_cursor, outcome_unknown
+from .errors import NOTHING_STORED, close_lost_cursor, outcome_unknown, was_refused
 from .forks import leave_connection_to_parent
 from .local_settings import LocalSettings
 from .phases import OPEN, RESTING, STANDALONE
 from .resting import RestingEngine
 from .sqlalchemy_private import overflow_of
-from .standby import was_refused
 from .transacting import TransactingConnection, has_one_snapshot
 
 # A statement that may begin a transaction: https://www.postgresql.org/docs/current/sql-begin.html

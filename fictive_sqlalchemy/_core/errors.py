@@ -23,9 +23,10 @@ LOST_INSIDE = (
 #: SQLSTATE: https://www.postgresql.org/docs/current/errcodes-appendix.html
 READ_ONLY = "25006"
 
-#: With which a standby refuses a write, and BEGIN with READ WRITE or SERIALIZABLE.
-#: https://www.postgresql.org/docs/current/hot-standby.html
-REFUSED_BY_STANDBY = (READ_ONLY, "0A000")
+# "Feature not supported", with which a standby refuses to begin a transaction that is READ WRITE or
+# SERIALIZABLE; and where PostgreSQL says it. Other features are not supported anywhere.
+_NOT_SUPPORTED = "0A000"
+_OF_BEGIN = ("guc.c", "predicate.c")
 
 _NO_SUCH_CURSOR = "34000"
 
@@ -93,6 +94,20 @@ def sqlstate(error: BaseException | None) -> str | None:
     return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
 
 
+def was_refused(error: BaseException | None) -> bool:
+    """Tell whether an error is one with which a standby refuses a statement, executing nothing.
+
+    https://www.postgresql.org/docs/current/hot-standby.html
+
+    :param error: An error of the driver, or SQLAlchemy's around one.
+    """
+    code = sqlstate(error)
+    if code != _NOT_SUPPORTED:
+        return code == READ_ONLY
+    diag = getattr(getattr(error, "orig", error), "diag", None)
+    return getattr(diag, "source_file", None) in _OF_BEGIN
+
+
 def advise(error: BaseException, connection: Connection) -> str | None:
     """Return advice for an error of the driver, if its cause is known.
 
@@ -102,7 +117,7 @@ def advise(error: BaseException, connection: Connection) -> str | None:
     :param connection: The connection.
     """
     code = sqlstate(error)
-    if code in REFUSED_BY_STANDBY and reported(connection, "in_hot_standby") == "on":
+    if was_refused(error) and reported(connection, "in_hot_standby") == "on":
         return _STANDBY
     if code == READ_ONLY:
         return why_read_only(connection)

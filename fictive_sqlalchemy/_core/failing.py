@@ -6,13 +6,13 @@ from typing import Any
 
 from sqlalchemy import exc
 
-from .autocommit import HELD_CURSORS
+from .autocommit import HELD_CURSORS, LEFT_BEHIND
 from .carrying import Carried
-from .errors import LOST_INSIDE, NOTHING_STORED, advise, close_lost_cursor, sqlstate
+from .errors import LOST_INSIDE, NOTHING_STORED, advise, close_lost_cursor, sqlstate, was_refused
 from .phases import STANDALONE, Phase
 from .resting import RestingEngine
 from .sqlalchemy_private import ConnectionHooks
-from .standby import is_loss
+from .standby import IN_USE, is_loss, is_standby
 
 
 class FailingConnection(ConnectionHooks):
@@ -57,6 +57,10 @@ class FailingConnection(ConnectionHooks):
     def before_error(self, error: BaseException, statement: Any, cursor: Any, context: Any) -> None:
         held = self.held
         self._advice = None if held is None else advise(error, self)
+        if held is not None and was_refused(error):
+            held.info[IN_USE] = _is_needed(self)
+            if is_standby(held.driver_connection) and getattr(self.engine, "primary", None) is None:
+                held.info[LEFT_BEHIND] = True  # the pool closes it when it comes back
         if (take_back := getattr(context, "take_back", None)) is not None:
             take_back()
         if self._phase is STANDALONE:
@@ -138,3 +142,13 @@ def _may_have_sent(cursor: Any) -> bool:
     :param cursor: The cursor; ``None`` while the statement was being prepared.
     """
     return cursor is not None and getattr(cursor, "query", cursor) is not None
+
+
+def _is_needed(connection: Any) -> bool:
+    """Tell whether a savepoint, a stream or a lock would be lost with the DBAPI connection.
+
+    :param connection: A connection of ours.
+    """
+    unread = connection._unread()
+    has_streams = unread is not None and any(unread.streams())
+    return has_streams or connection.is_held_by_user() or connection.in_nested_transaction()

@@ -6,7 +6,8 @@ https://docs.sqlalchemy.org/en/21/dialects/postgresql.html#specifying-multiple-f
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, TypeGuard
 
 from sqlalchemy import exc
 from sqlalchemy.engine import URL
@@ -26,30 +27,48 @@ FORMS = (
     "Name several hosts as in ?host=one:5432&host=two:5432, or as in ?host=one,two&port=5432,5432."
 )
 
+_IPV6 = "Write it without brackets, and the ports separately: ?host=::1,::2&port=5432,5432."
+
 
 def check_hosts(url: URL, what: str = "The URL") -> None:
     """Refuse a URL whose hosts or ``target_session_attrs`` libpq would not understand.
 
+    No error shows a value: where two URLs have run together, it would be a password.
+
     :param url: The URL.
     :param what: Whose URL it is, for the error.
-    :raises sqlalchemy.exc.ArgumentError: if it is wrong. The text has no value of the URL but its
-        hosts and its ``target_session_attrs``.
+    :raises sqlalchemy.exc.ArgumentError: if it is wrong.
     """
-    if url.get_backend_name() != "postgresql" or url.get_driver_name() not in PSYCOPG:
+    if not _is_for_libpq(url):
         return
-    for host in _hosts(url, what):
-        # A path is that of a Unix socket, and an IPv6 address has several colons.
-        if host.count(":") == 1 and not host.startswith("/"):
-            raise exc.ArgumentError(f"{what} has a host with a port, {host}, in a list. {FORMS}")
+    values = [one for each in url.query.values() for one in ([each] if _is_one(each) else each)]
+    if any("://" in value for value in (url.database or "", url.host or "", *values)):
+        raise exc.ArgumentError(
+            f"{what} has another URL in it. Several URLs are items of a list, or a string in which "
+            "white space is between them."
+        )
+    given = url.query.get("host", ())
+    if not _is_one(given) and any("," in host for host in given):
+        raise exc.ArgumentError(f"{what} mixes two ways to name several hosts. {FORMS}")
+    hosts = _hosts(url, what)
+    for host in hosts:
+        # A path, or an abstract name, is that of a Unix socket, and an IPv6 address has several
+        # colons.
+        if host.startswith(("/", "@")):
+            continue
         if "[" in host:
-            raise exc.ArgumentError(
-                f"{what} has an IPv6 address in brackets among its hosts. Write it without them, "
-                "and its port separately: ?host=::1,::2&port=5432,5432."
-            )
+            raise exc.ArgumentError(f"{what} has an IPv6 address in brackets. {_IPV6}")
+        if host.count(":") == 1:
+            raise exc.ArgumentError(f"{what} has a host with a port in a list. {FORMS}")
+        if re.search(r"[\s@]", host):
+            raise exc.ArgumentError(f"{what} has a host with a space or an @ in it. {FORMS}")
+        if not host and len(hosts) > 1:
+            raise exc.ArgumentError(f"{what} has an empty host among several. {FORMS}")
     target = target_of(url)
     if target is not None and target not in TARGETS:
         raise exc.ArgumentError(
-            f"{what} has target_session_attrs={target}: it is one of {listed(TARGETS)}."
+            f"{what} has a target_session_attrs that libpq does not know: it is one of "
+            f"{listed(TARGETS)}."
         )
 
 
@@ -70,9 +89,9 @@ def one_url_per_host(url: URL, which: str) -> list[URL]:
 
     :param url: The URL, checked.
     :param which: Which replica it is, for the error.
-    :raises sqlalchemy.exc.ArgumentError: if it asks for the primary.
+    :raises sqlalchemy.exc.ArgumentError: if it asks for the primary, or if it can't be taken apart.
     """
-    if url.get_backend_name() != "postgresql" or url.get_driver_name() not in PSYCOPG:
+    if not _is_for_libpq(url):
         return [url]
     if target_of(url) in _OF_THE_PRIMARY:
         raise exc.ArgumentError(
@@ -80,6 +99,11 @@ def one_url_per_host(url: URL, which: str) -> list[URL]:
             "is used: write standby, or leave it out."
         )
     hosts = _hosts(url, f"The URL of {which}")
+    if "," in str(url.query.get("hostaddr", "")) or (len(hosts) > 1 and "hostaddr" in url.query):
+        raise exc.ArgumentError(
+            f"The URL of {which} has hostaddr for several hosts, each of which is a replica of its "
+            "own: give each one its own URL."
+        )
     if len(hosts) < 2:
         return [url]
     ports = str(_connect_args(url).get("port") or "").split(",")
@@ -98,13 +122,21 @@ def one_url_per_host(url: URL, which: str) -> list[URL]:
     ]
 
 
+def _is_for_libpq(url: URL) -> bool:
+    return url.get_backend_name() == "postgresql" and url.get_driver_name() in PSYCOPG
+
+
+def _is_one(value: str | tuple[str, ...]) -> TypeGuard[str]:
+    return isinstance(value, str)
+
+
 def _hosts(url: URL, what: str) -> list[str]:
+    reason = _IPV6 if "[" in str(url.query.get("host", "")) else FORMS
     try:
         return str(_connect_args(url).get("host") or "").split(",")
-    except (exc.ArgumentError, ValueError) as error:
-        # ValueError: SQLAlchemy does not expect an IPv6 address with a port.
-        reason = str(error).rstrip(".") if isinstance(error, exc.ArgumentError) else "a wrong host"
-        raise exc.ArgumentError(f"{what} has hosts that are wrong ({reason}). {FORMS}") from None
+    except (exc.ArgumentError, ValueError):
+        pass  # and not raised from here: SQLAlchemy's error shows values
+    raise exc.ArgumentError(f"{what} has hosts and ports that do not belong together. {reason}")
 
 
 def _connect_args(url: URL) -> dict[str, Any]:

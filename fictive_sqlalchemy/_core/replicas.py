@@ -38,6 +38,9 @@ _PROMOTIONS = "fictive_sqlalchemy.promotions"
 # Options of the primary with which a replica's engine would connect to the primary.
 _CONNECTS = ("creator", "pool", "async_creator")
 
+# Parameters of libpq that say where to connect to.
+_ADDRESSES = {"host", "hostaddr", "port", "service", "target_session_attrs"}
+
 
 def options_of_replicas(
     replicas: ReplicaOptions, options: Mapping[str, Any]
@@ -59,6 +62,14 @@ def options_of_replicas(
     for number, replica in enumerate(replicas, 1):
         own = dict(replica) if isinstance(replica, Mapping) else {"url": replica}
         url = _url(own.pop("url", None), f"replica {number}", own)
+        inherited: dict[str, Any] = dict(options.get("connect_args") or {})
+        addresses = sorted(_ADDRESSES & set(inherited))
+        if addresses and "connect_args" not in own:
+            raise exc.ArgumentError(
+                f"With {listed(addresses)} in connect_args the replicas would connect to the same "
+                "server as the primary: put the address into the URL, or give each replica "
+                "connect_args of its own."
+            )
         for name in _CONNECTS:
             if options.get(name) is not None and name not in own:
                 raise exc.ArgumentError(
@@ -141,13 +152,12 @@ def source_of(primary: OptInEngine, statement: Any, loans: Collection[OptInEngin
     :param statement: What ``get_bind()`` got as ``clause``.
     :param loans: The engines the session has been to.
     """
-    # Pools are compared, because a copy of the engine with other execution options has the same. If
-    # the pool is isolated for a test, no replica will ever see what is done in it.
-    been_there = any(engine.pool is primary.pool for engine in loans)
-    if been_there or hasattr(primary.pool, "isolation") or not _only_reads(statement):
+    # If the pool is isolated for a test, no replica will ever see what is done in it.
+    is_isolated = hasattr(primary.pool, "isolation")
+    if is_isolated or _has_been_to(primary, loans) or not _only_reads(statement):
         return primary
     for replica in primary.replicas:
-        if replica in loans:
+        if _has_been_to(replica, loans):
             return replica if replica.health.is_up else primary
     for replica in random.sample(primary.replicas, len(primary.replicas)):
         if replica.health.may_be_tried():
@@ -185,6 +195,11 @@ def may_write(statement: Any, engine: OptInEngine) -> bool:
     return calls and not evidently_reads(str(statement.compile(dialect=engine.dialect)))
 
 
+def _has_been_to(engine: OptInEngine, loans: Iterable[OptInEngine]) -> bool:
+    """Tell whether a session has been to an engine, or to a copy of it, which has the same pool."""
+    return any(one.pool is engine.pool for one in loans)
+
+
 def borrow_to_read(
     replica: OptInEngine, borrow: Callable[[OptInEngine], OptInConnection], loans: Loans
 ) -> OptInConnection:
@@ -197,7 +212,7 @@ def borrow_to_read(
     """
     primary = replica.primary
     assert primary is not None
-    has_been_there = replica in loans
+    has_been_there = _has_been_to(replica, loans)
     others = [] if has_been_there else [one for one in primary.replicas if one is not replica]
     for one in (replica, *others):
         if one is not replica and not one.health.may_be_tried():

@@ -8,19 +8,19 @@ them.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from sqlalchemy.engine import Dialect
 
-from .errors import REFUSED_BY_STANDBY, sqlstate
+from .errors import was_refused
 
+#: Key in the ``info`` of a pool's entry: whether the session or the user still needs the connection
+#: that has refused a write, for a savepoint, a stream or a lock.
+IN_USE = "fictive_sqlalchemy.in_use_on_standby"
 
-def was_refused(error: BaseException | None) -> bool:
-    """Tell whether an error is one with which a standby refuses a statement, executing nothing.
-
-    :param error: An error of the driver, or SQLAlchemy's around one.
-    """
-    return sqlstate(error) in REFUSED_BY_STANDBY
+# In seconds.
+_PAUSE = 1.0
 
 
 def is_loss(error: BaseException, dialect: Any, driver: Any, cursor: Any) -> bool:
@@ -43,14 +43,27 @@ def leave_standbys(dialect: Dialect) -> None:
     the pool that are as old are replaced at their next use. Nothing is sent to find out: the server
     tells the driver when a connection is opened whether it is a standby, since PostgreSQL 14.
 
+    At most once a second, because a new connection may reach the standby again, as it does where
+    the engine is for a standby on purpose.
+
     :param dialect: The dialect of an engine that writes, so not of a replica's.
     """
     original = dialect.is_disconnect
+    left_at = -_PAUSE
 
     def is_disconnect(error: Any, connection: Any, cursor: Any) -> bool:
-        return original(error, connection, cursor) or (
-            was_refused(error) and is_standby(getattr(connection, "driver_connection", connection))
-        )
+        nonlocal left_at
+        if original(error, connection, cursor):
+            return True
+        if connection is None or not was_refused(error):
+            return False
+        if not is_standby(getattr(connection, "driver_connection", connection)):
+            return False
+        now = time.monotonic()
+        if getattr(connection, "info", {}).get(IN_USE) or now < left_at + _PAUSE:
+            return False
+        left_at = now
+        return True
 
     changed: Any = dialect
     changed.is_disconnect = is_disconnect

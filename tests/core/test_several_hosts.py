@@ -118,13 +118,17 @@ class TestAWrongOne:
     @pytest.mark.parametrize(
         ("wrong", "says"),
         [
-            ("@/db?host=a:1,b:2", "a host with a port, a:1, in a list"),
-            ("@/db?host=a,b&port=1,2,3", "hosts and ports don't match"),
-            ("@/db?host=a,b&port=1", "hosts and ports don't match"),
-            ("@/db?host=a:1&host=b&port=3", "mix"),
-            ("@/db?host=a,b&port=x,y", "non-integer port"),
-            ("@/db?host=[::1]:1&host=b:2", "IPv6 address in brackets"),
-            ("@/db?host=a,b&target_session_attrs=rw", "target_session_attrs=rw"),
+            ("@/db?host=a:1,b:2", "a host with a port in a list"),
+            ("@/db?host=a,b&port=1,2,3", "do not belong together"),
+            ("@/db?host=a,b&port=1", "do not belong together"),
+            ("@/db?host=a:1&host=b&port=3", "do not belong together"),
+            ("@/db?host=a,b&port=x,y", "do not belong together"),
+            ("@/db?host=a,b&host=c", "mixes two ways"),
+            ("@/db?host=a, b", "a host with a space or an @ in it"),
+            ("@/db?host=a,,b", "an empty host among several"),
+            ("@/db?host=[::1]:1&host=b:2", "Write it without brackets"),
+            ("@/db?host=[::1]:1&host=[::2]:2", "Write it without brackets"),
+            ("@/db?host=a,b&target_session_attrs=rw", "that libpq does not know"),
             ("@a/db?target_session_attrs=master", "'standby', 'prefer-standby'"),
             ("@a:1,b:2/db", "a port that is no number"),
         ],
@@ -142,6 +146,35 @@ class TestAWrongOne:
         with pytest.raises(exc.ArgumentError, match="The URL of replica 1") as raised:
             create_engine(f"postgresql+{driver}://user@a/db", replicas=[url])
         assert "write standby" in str(raised.value)
+
+    @pytest.mark.parametrize("separator", [" ", ",", ";"])
+    @pytest.mark.parametrize(
+        "first", ["h/db", "/db?host=a,b", "/db?host=a,b&port=1,2", "/db?target_session_attrs=any"]
+    )
+    def test_two_in_one_item_show_no_password(
+        self, driver: str, separator: str, first: str
+    ) -> None:
+        both = f"postgresql+{driver}://u@{first}{separator}postgresql+{driver}://u:secret@h3/db"
+        with pytest.raises(exc.ArgumentError, match="The URL has another URL in it") as raised:
+            create_engine(both)
+        assert "secret" not in str(raised.value)
+        with pytest.raises(exc.ArgumentError, match="replica 1 has another URL in it") as raised:
+            create_engine(f"postgresql+{driver}://u@h/db", replicas=[both])
+        assert "secret" not in str(raised.value)
+
+    @pytest.mark.parametrize("query", ["hostaddr=1.1.1.1,1.1.1.2", "host=a,b&hostaddr=1.1.1.1"])
+    def test_of_replicas_has_no_hostaddr_for_several(self, driver: str, query: str) -> None:
+        url = f"postgresql+{driver}://u@h/db"
+        with pytest.raises(exc.ArgumentError, match="hostaddr for several hosts"):
+            create_engine(url, replicas=[f"postgresql+{driver}://u@/db?{query}"])
+
+    @pytest.mark.parametrize("name", ["host", "port", "service", "target_session_attrs"])
+    def test_replicas_do_not_inherit_where_to_connect_to(self, driver: str, name: str) -> None:
+        url, arguments = f"postgresql+{driver}://u@h/db", {name: "1"}
+        with pytest.raises(exc.ArgumentError, match=f"With '{name}' in connect_args"):
+            create_engine(url, connect_args=arguments, replicas=[url])
+        replica = {"url": url, "connect_args": {}}
+        create_engine(url, connect_args=arguments, replicas=[replica]).dispose()
 
     def test_of_a_replica_says_of_which(self, driver: str) -> None:
         replicas = [f"postgresql+{driver}://u@a/db", f"postgresql+{driver}://u@/db?host=a:1,b:2"]

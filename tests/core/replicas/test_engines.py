@@ -46,6 +46,18 @@ def test_replicas_have_the_options_and_the_execution_options_of_the_primary(
             assert is_on_replica(session)
 
 
+def test_a_session_keeps_to_one_replica_through_copies_of_the_engine(
+    two: OptInEngine, replica_wires: list[WireProxy]
+) -> None:
+    copy = two.execution_options(schema_translate_map={"shop": "public"})
+    for _ in range(8):
+        with recorded(*replica_wires) as recordings, OptInSession(two) as session:
+            assert is_on_replica(session)
+            assert session.scalar(IN_RECOVERY, bind_arguments={"bind": copy})
+            assert is_on_replica(session)
+        assert sorted(len(recording.statements) for recording in recordings) == [0, 3]
+
+
 def test_copies_of_an_engine_have_copies_of_its_replicas(engine: OptInEngine) -> None:
     table = sa.Table("author", sa.MetaData(schema="shop"), sa.Column("name", sa.Text))
     copy = engine.execution_options(schema_translate_map={"shop": "public"})

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import exc, select
+from sqlalchemy import event, exc, select
 
 from fictive_sqlalchemy import CommitOutcomeUnknown, OptInEngine, OptInSession, create_engine
 from tests.core.replicas.support import IN_RECOVERY, opened_with, recorded
-from tests.library import Author, fill
+from tests.library import Author, backend_pid, fill
 from tests.postgres import PostgresServer, ReplicaServer
 from tests.wire import WireProxy
 
@@ -96,6 +96,47 @@ class TestAStandbyInPlaceOfThePrimary:
             for _ in range(3):
                 session = stack.enter_context(OptInSession(engine))
                 assert not session.scalar(IN_RECOVERY)
+
+    def test_keeps_what_a_savepoint_a_stream_and_a_lock_need(self, engine: OptInEngine) -> None:
+        """An application may be on a standby on purpose, and go on after the error."""
+        write = sa.update(Author).values(age=7)
+        rows = select(Author.id).order_by(Author.id).execution_options(yield_per=1)
+        with OptInSession(engine) as session, session.begin():
+            with pytest.raises(exc.DBAPIError, match="standby"), session.begin_nested():
+                session.execute(write)
+            assert session.scalar(IN_RECOVERY)
+        with OptInSession(engine) as session:
+            stream = session.scalars(rows)
+            assert next(stream) == 1
+            with pytest.raises(exc.DBAPIError, match="standby"):
+                session.execute(write)
+            assert list(stream) == [2, 3]
+        with engine.connect() as connection:
+            pid = backend_pid(connection)
+            with pytest.raises(exc.DBAPIError, match="standby"):
+                connection.execute(write)
+            assert backend_pid(connection) == pid
+        with engine.connect() as connection:
+            assert backend_pid(connection) != pid  # the pool has closed it meanwhile
+
+    def test_the_pool_is_not_replaced_again_and_again(self, engine: OptInEngine) -> None:
+        opened: list[object] = []
+        event.listen(engine, "connect", lambda *_: opened.append(1))
+        pids: list[int] = []
+        for _ in range(5):
+            with OptInSession(engine) as session:
+                pids.append(backend_pid(session.connection()))
+                with pytest.raises(exc.DBAPIError, match="standby"):
+                    session.execute(sa.update(Author).values(age=7))
+        assert len(opened) <= 6
+
+    def test_another_error_with_the_same_code_is_another_error(self, engine: OptInEngine) -> None:
+        with OptInSession(engine) as session:
+            pid = backend_pid(session.connection())
+            with pytest.raises(exc.NotSupportedError) as raised:
+                session.execute(sa.text("SELECT * FROM other.public.author"))
+            assert "standby" not in str(raised.value)
+            assert backend_pid(session.connection()) == pid
 
     def test_nothing_more_is_sent_than_without_it(
         self, engine: OptInEngine, leads_to: list[str], url: str, wire: WireProxy, wire_url: str
