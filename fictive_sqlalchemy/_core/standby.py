@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from sqlalchemy.engine import Dialect
+from sqlalchemy.pool import PoolProxiedConnection
 
 from .errors import was_refused
 
@@ -55,12 +56,13 @@ def leave_standbys(dialect: Dialect) -> None:
         nonlocal left_at
         if original(error, connection, cursor):
             return True
-        if connection is None or not was_refused(error):
+        # A ping of the pool passes the driver's connection, and asks nothing that is refused.
+        if not (isinstance(connection, PoolProxiedConnection) and was_refused(error)):
             return False
-        if not is_standby(getattr(connection, "driver_connection", connection)):
+        if connection.info.get(IN_USE) or not is_standby(connection.driver_connection):
             return False
         now = time.monotonic()
-        if getattr(connection, "info", {}).get(IN_USE) or now < left_at + _PAUSE:
+        if now < left_at + _PAUSE:
             return False
         left_at = now
         return True
