@@ -341,8 +341,8 @@ class TransactingConnection(FailingConnection):
             # The server may have closed those that are idle in the pool, too. int() returns 0, for
             # pools that can't tell how many these are.
             idle: Callable[[], int] = getattr(self.engine.pool, "checkedin", int)
+            unread = self._unread()
             for _ in range(idle() + 1):
-                unread = self._unread()
                 if unread is not None:
                     unread.read()  # the driver has received the rows already
                 self.invalidate()

@@ -7,19 +7,14 @@ workers than run here.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psycopg2
-
+from tests.cluster.looking import Looking
 from tests.cluster.nodes import USER, Node
-
-_PAUSE = 0.1
 
 _COUNT = (
     "SELECT count(*), count(*) FILTER (WHERE state <> 'idle') FROM pg_stat_activity"
@@ -62,47 +57,25 @@ class Counted:
     at_work: int
 
 
-class Census:
-    """Threads that count the connections to each server, from the beginning until :meth:`stop`.
+class Census(Looking):
+    """Counts the connections to each server.
 
     :param nodes: The servers.
     """
 
+    pause = 0.1
+
     def __init__(self, nodes: Iterable[Node]) -> None:
-        self._ended = False
         self._counted: list[Counted] = []
-        self._threads = [
-            threading.Thread(target=self._run, args=(node,), daemon=True) for node in nodes
-        ]
-        for thread in self._threads:
-            thread.start()
+        super().__init__(nodes)
 
     def counted(self, since: float, until: float) -> list[Counted]:
         """Return what was counted between two times."""
         return [one for one in list(self._counted) if since <= one.at <= until]
 
-    def stop(self) -> None:
-        """End the threads."""
-        self._ended = True
-        for thread in self._threads:
-            thread.join(10)
-
-    def _run(self, node: Node) -> None:
-        connection: Any = None
-        while not self._ended:
-            try:
-                connection = connection or node.connect()
-                with connection.cursor() as cursor:
-                    cursor.execute(_COUNT)
-                    self._counted.append(Counted(time.monotonic(), *cursor.fetchone()))
-            except psycopg2.Error:
-                if connection is not None:
-                    with suppress(psycopg2.Error):
-                        connection.close()
-                connection = None
-            time.sleep(_PAUSE)
-        if connection is not None:
-            connection.close()
+    def look(self, node: Node, cursor: Any) -> None:
+        cursor.execute(_COUNT)
+        self._counted.append(Counted(time.monotonic(), *cursor.fetchone()))
 
 
 def compared(work: list[Work], counted: list[Counted], seconds: float, servers: int) -> str:

@@ -1,7 +1,9 @@
 """Three PostgreSQL servers under Patroni, and what stands before them, on the loopback interface.
 
-    with Cluster() as cluster:
-        cluster.kill_postgres(cluster.primary())
+    cluster = Cluster()
+    cluster.start()
+    cluster.kill_postgres(cluster.primary())
+    cluster.stop()
 
 As with the server of :mod:`tests.postgres`, a *keeper* ends all of it and removes its directory
 when this process ends, however that happens.
@@ -22,11 +24,9 @@ from contextlib import suppress
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import psycopg2
-from typing_extensions import Self
 
 from tests.cluster import configuration, programs
 from tests.cluster.keeping import PATIENCE, ClusterError, Keeper, parent_of, wait_for
@@ -240,22 +240,6 @@ class Cluster:
         directory.mkdir(parents=True, exist_ok=True)
         for log in self.keeper.directory.rglob("*.log"):
             shutil.copy(log, directory / log.name)
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
 
     def _said(self) -> str:
         """What is wrong, and the last lines of each log."""

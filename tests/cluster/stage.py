@@ -10,7 +10,6 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
-from random import Random
 from types import TracebackType
 from typing import Any, Literal
 
@@ -101,7 +100,6 @@ class Stage:
 
     def __init__(self, wanted: Wanted) -> None:
         self.wanted = wanted
-        self.random = Random(wanted.seed)
         self.scissors = Scissors()
         self._stack = ExitStack()
         self._proxies: list[WireProxy] = []
