@@ -96,7 +96,8 @@ def _opt_in(
         kwargs.setdefault("pool_reset_on_return", None)
     if "module" not in kwargs:
         url = with_installed_driver(url)
-        check_hosts(url)
+        if not is_replica:  # whose URL is checked already
+            check_hosts(url)
     engine = create(url, execution_options=execution_options, **kwargs)
     if read_only_outside:
         forbid_writes(engine)

@@ -164,9 +164,20 @@ def reported(connection: Connection, parameter: str) -> str | None:
     """
     try:
         held: Any = getattr(connection, "held", None) or connection.connection
-        driver: Any = held.driver_connection
-        value: str | None = driver.info.parameter_status(parameter)
-    except Exception:  # the connection is gone, or the driver can't tell; this is advice only
+    except Exception:  # the connection is gone; this is advice only
+        return None
+    return reported_to(held.driver_connection, parameter)
+
+
+def reported_to(driver_connection: Any, parameter: str) -> str | None:
+    """Return the same for the driver's connection.
+
+    :param driver_connection: The driver's connection, or ``None``.
+    :param parameter: The name of the parameter.
+    """
+    try:
+        value: str | None = driver_connection.info.parameter_status(parameter)
+    except Exception:  # the connection is gone, or the driver can't tell
         return None
     return value
 

@@ -7,7 +7,8 @@ https://docs.sqlalchemy.org/en/21/dialects/postgresql.html#specifying-multiple-f
 from __future__ import annotations
 
 import re
-from typing import Any, TypeGuard
+from itertools import chain
+from typing import Any
 
 from sqlalchemy import exc
 from sqlalchemy.engine import URL
@@ -41,14 +42,14 @@ def check_hosts(url: URL, what: str = "The URL") -> None:
     """
     if not _is_for_libpq(url):
         return
-    values = [one for each in url.query.values() for one in ([each] if _is_one(each) else each)]
+    values = chain.from_iterable(url.normalized_query.values())
     if any("://" in value for value in (url.database or "", url.host or "", *values)):
         raise exc.ArgumentError(
             f"{what} has another URL in it. Several URLs are items of a list, or a string in which "
             "white space is between them."
         )
-    given = url.query.get("host", ())
-    if not _is_one(given) and any("," in host for host in given):
+    given = url.normalized_query.get("host", ())
+    if len(given) > 1 and any("," in host for host in given):
         raise exc.ArgumentError(f"{what} mixes two ways to name several hosts. {FORMS}")
     hosts = _hosts(url, what)
     for host in hosts:
@@ -77,8 +78,8 @@ def target_of(url: URL) -> str | None:
 
     :param url: The URL.
     """
-    target = url.query.get("target_session_attrs")
-    return target if target is None or isinstance(target, str) else ",".join(target)
+    target = url.normalized_query.get("target_session_attrs")
+    return None if target is None else ",".join(target)
 
 
 def one_url_per_host(url: URL, which: str) -> list[URL]:
@@ -124,10 +125,6 @@ def one_url_per_host(url: URL, which: str) -> list[URL]:
 
 def _is_for_libpq(url: URL) -> bool:
     return url.get_backend_name() == "postgresql" and url.get_driver_name() in PSYCOPG
-
-
-def _is_one(value: str | tuple[str, ...]) -> TypeGuard[str]:
-    return isinstance(value, str)
 
 
 def _hosts(url: URL, what: str) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy.engine import Dialect
 from sqlalchemy.pool import PoolProxiedConnection
 
-from .errors import was_refused
+from .errors import reported_to, was_refused
 
 #: Key in the ``info`` of a pool's entry: whether the session or the user still needs the connection
 #: that has refused a write, for a savepoint, a stream or a lock.
@@ -76,7 +76,4 @@ def is_standby(driver_connection: Any) -> bool:
 
     :param driver_connection: The driver's connection, or ``None``.
     """
-    try:
-        return bool(driver_connection.info.parameter_status("in_hot_standby") == "on")
-    except Exception:  # the connection is gone, or the driver can't tell
-        return False
+    return reported_to(driver_connection, "in_hot_standby") == "on"
