@@ -1,1 +1,1 @@
-"""Benchmarks beside stock Flask-SQLAlchemy: ``python -m nox -s bench -- core`` runs the first."""
+"""Benchmarks of this package beside its peers: ``python -m nox -s bench`` runs all of them."""

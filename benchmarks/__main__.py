@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 MEASURED = ROOT / "build" / "benchmarks.json"
 OTHERS = ("Flask-SQLAlchemy-Lite", "Django", "peewee")
 
-#: The peers without the one that only writes in another way than the one before it.
+#: All peers but ``by_hand_alone``, which reads as ``by_hand`` does, and differs only in its writes.
 READERS = [peer for peer in PEERS if peer != "by_hand_alone"]
 
 OBJECTS = 20_000
@@ -38,7 +38,7 @@ class Effort:
     generations: int
     """How many generations of processes compare the CPU time."""
     batches: int
-    """How many batches of each operation each of them does."""
+    """How many batches of each operation each process does."""
     processes: int
     """In how many processes the memory of a request is measured."""
     rows: int
@@ -46,13 +46,13 @@ class Effort:
     delays: int
     """How often the peers take turns at each delay."""
     turns: int
-    """How often they take turns to serve."""
+    """How often the peers take turns to serve requests."""
     seconds: float
-    """How long each serves in its turn."""
+    """How many seconds each peer serves in its turn."""
     updates: int
-    """How often they take turns to update one row, each as long as it serves."""
+    """How often the peers take turns to update one row, each for ``seconds``."""
     growths: int
-    """How many generations of processes show how it grows."""
+    """How many generations of processes show how the CPU time grows."""
 
 
 FULL = Effort(

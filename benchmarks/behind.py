@@ -1,4 +1,4 @@
-"""Where this package is behind a peer, found in the figures, and why, which is for us to know."""
+"""The list of figures in which this package is behind a peer, with reasons written by hand."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from benchmarks import contention, cpu, growth, latency, memory, round_trips, wa
 from benchmarks.figures import Figure
 from benchmarks.peers import DRIVER_TITLES, load_peer
 
-#: Where more is better. Everywhere else less is.
+#: The kinds of figures for which more is better. For all other kinds, less is better.
 MORE = {waiting.SHARE, contention.RATIO}
 
-#: Why, by the names of the peers.
+#: The reasons, by the names of the peers.
 Reasons: TypeAlias = dict[tuple[str, ...], str]
 
-#: A figure counts when the spreads do not overlap and it differs by more than this.
+#: A figure counts if the spreads do not overlap and the figures differ by more than this factor.
 LEAST = 1.05
 
 _FLASK = ("stock", "lite")
@@ -27,39 +27,43 @@ _ALL = (*_SQLALCHEMY, *_OTHER_ORMS, *_BY_HAND)
 
 _CPU: Reasons = {
     _SQLALCHEMY: (
-        "a flush finds out whether one statement is all of the transaction; if it is not, the "
-        "transaction takes a connection out of autocommit and back; before it the session checks "
-        "that the server is still there, and after it calls the callbacks; a statement outside "
-        "asks whether the pool needs the connection, and `filter_by_or_create` checks what it is "
-        "called with"
+        "A flush finds out whether the transaction is a single statement. If it is not, the "
+        "connection leaves autocommit and returns to it. Before a transaction, the session checks "
+        "that the server is still connected. After the transaction, the session calls the "
+        "callbacks. After a statement outside a transaction, the session asks whether the pool "
+        "needs the connection. `filter_by_or_create` checks its arguments."
     ),
     _OTHER_ORMS: (
-        "SQLAlchemy's session keeps track of each object, which theirs do not have, and Flask's "
-        "context is part of the request"
+        "SQLAlchemy's session keeps track of each object. Django and peewee have no such session. "
+        "Flask's context is part of the request, too."
     ),
-    _BY_HAND: "there is no ORM and no Flask: this is the floor",
+    _BY_HAND: "Without an ORM and without Flask, this is the lowest cost possible.",
 }
 _THREADS: Reasons = {
     _ALL: (
-        "Python runs one thread of a process at a time, so what counts with many threads is the "
-        "client's CPU; where the pool has no spare connection, giving it back after each "
-        "statement costs some, too. Who has a connection for each thread need not wait for one"
+        "Python runs one thread of a process at a time, so the client's CPU time decides when "
+        "there are many threads. If the pool has no spare connection, this package gives the "
+        "connection back after each statement, which costs CPU time, too. A peer that has a "
+        "connection for each thread never waits for one."
     ),
 }
 
-#: Figures that belong together, and the reasons, for some peers each.
+#: The kinds of figures that belong together, and the reasons for groups of peers.
 KINDS: dict[str, tuple[tuple[str, ...], Reasons]] = {
     "Round trips": (
         (round_trips.ROUND_TRIPS,),
         {
             _SQLALCHEMY: (
-                "in autocommit there is no BEGIN and no COMMIT, and so nothing to undo; here there "
-                "are both, unless the transaction is the one INSERT or UPDATE of a flush"
+                "In autocommit there is no BEGIN and no COMMIT, and nothing can be rolled back. "
+                "This package sends both, unless the transaction is the single INSERT or UPDATE of "
+                "a flush."
             ),
-            _OTHER_ORMS: "SQLAlchemy inserts with several statements what they insert with one",
+            _OTHER_ORMS: (
+                "SQLAlchemy inserts many rows with several statements, and these peers with one."
+            ),
             _BY_HAND: (
-                "who writes by hand knows that a statement is the only one, and that an INSERT "
-                "gives way without a savepoint; a COPY brings all rows at once"
+                "SQL that is written by hand needs no savepoint for an INSERT … ON CONFLICT, and "
+                "its author knows that no statement follows. One COPY sends all rows."
             ),
         },
     ),
@@ -69,25 +73,30 @@ KINDS: dict[str, tuple[tuple[str, ...], Reasons]] = {
     "Memory": (
         (memory.HELD, memory.STREAMED),
         {
-            _SQLALCHEMY: "the objects are the same; a stream outside has a cursor of our own",
-            _OTHER_ORMS: "a session keeps a state for each object, and the portion is of those",
-            _BY_HAND: "a row is a tuple",
+            _SQLALCHEMY: (
+                "The objects are the same. For a stream outside a transaction, this package has a "
+                "cursor class of its own."
+            ),
+            _OTHER_ORMS: ("SQLAlchemy's session keeps a state for each object of a portion."),
+            _BY_HAND: "Without an ORM, a row is a tuple.",
         },
     ),
     "Latency": (
         (latency.LATENCY,),
         {
             _ALL: (
-                "with as many round trips, or without a delay, what counts is the client's CPU, as "
-                "above"
+                "If the number of round trips is the same, or if there is no delay, the client's "
+                "CPU time decides, as above."
             ),
         },
     ),
     "One hot row": (
         (contention.RATIO,),
         {
-            _SQLALCHEMY: "in autocommit an UPDATE is sent alone, too; what counts is the CPU",
-            _BY_HAND: "the UPDATE alone, without an ORM: what counts is the client's CPU",
+            _SQLALCHEMY: (
+                "In autocommit an UPDATE is sent alone, too, so the client's CPU time decides."
+            ),
+            _BY_HAND: ("By hand, the UPDATE is sent alone, too, so the client's CPU time decides."),
         },
     ),
     "Requests that wait": ((waiting.SHARE, waiting.P99), _THREADS),
@@ -96,10 +105,10 @@ KINDS: dict[str, tuple[tuple[str, ...], Reasons]] = {
         {
             _SQLALCHEMY: _CPU[_SQLALCHEMY],
             _OTHER_ORMS: (
-                "as for the client's CPU; and a commit expires each object that the session has, "
-                "as it does on Flask-SQLAlchemy"
+                "The reasons are those for the client's CPU. In addition, a commit expires each "
+                "object of the session, as with Flask-SQLAlchemy."
             ),
-            _BY_HAND: "there is no ORM and no Flask: this is the floor",
+            _BY_HAND: "Without an ORM and without Flask, this is the lowest cost possible.",
         },
     ),
 }
@@ -131,7 +140,7 @@ def _lines(figures: Sequence[Figure], reasons: Reasons) -> Iterator[str]:
                     f"{most:.2f} times ({_place(where)})"
                 )
         if places:
-            yield f"- {'; '.join(places)}. *Why:* {reason}."
+            yield f"- {'; '.join(places)}. *Why:* {reason}"
 
 
 def _key(figure: Figure) -> tuple[object, ...]:
@@ -139,10 +148,10 @@ def _key(figure: Figure) -> tuple[object, ...]:
 
 
 def times(ours: Figure, other: Figure) -> float | None:
-    """Return how many times worse ours is; nothing where we are not behind.
+    """Return how many times worse our figure is; ``None`` if this package is not behind.
 
     :param ours: Our figure.
-    :param other: A peer's.
+    :param other: The figure of a peer.
     """
     if ours.value is None or not other.value:
         return None

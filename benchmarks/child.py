@@ -1,7 +1,8 @@
-"""A process that one peer has to itself, and what is measured in it.
+"""The process of one peer, and the functions that measure in this process.
 
-It reads tasks, one JSON array per line: the name of a function below and its arguments; and answers
-each with one line of JSON. :class:`benchmarks.worker.Worker` is the other end.
+The process reads tasks, one JSON array per line, with the name of a function of this module and its
+arguments. It answers each task with one line of JSON. :class:`benchmarks.worker.Worker` is the
+other end.
 
 python -m benchmarks.child PEER URL OPTIONS
 """
@@ -28,7 +29,7 @@ _warm: set[Operation] = set()
 
 
 def main(name: str, url: str, options: str) -> None:
-    """Do what the other end asks for, until it closes."""
+    """Do what the other end asks for, until the other end closes the input."""
     peer = load_peer(name)(url, **json.loads(options))
     for line in sys.stdin:
         task, *arguments = json.loads(line)
@@ -37,17 +38,17 @@ def main(name: str, url: str, options: str) -> None:
 
 
 def repeat(peer: Peer, operation: list[Any], count: int) -> None:
-    """Do an operation some times, and nothing before."""
+    """Do an operation several times, without a warm-up."""
     _repeat(peer, _operation(operation), count)
 
 
 def warm_up(peer: Peer, operation: list[Any]) -> None:
-    """Do an operation until Python, the library, the driver and the server have cached all."""
+    """Do an operation until Python, the library, the driver and the server have warm caches."""
     _warmed_up(peer, operation)
 
 
 def cpu(peer: Peer, operation: list[Any]) -> float:
-    """Do a batch of an operation; return the thread's CPU time for one, in seconds.
+    """Do a batch of an operation; return the thread's CPU time for one operation, in seconds.
 
     The kernel's share is included; background threads of a pool are not counted.
     """
@@ -59,7 +60,7 @@ def cpu(peer: Peer, operation: list[Any]) -> float:
 
 
 def wall(peer: Peer, operation: list[Any], count: int) -> float:
-    """Do an operation some times; return how many seconds one takes."""
+    """Do an operation several times; return how many seconds one operation takes."""
     known = _warmed_up(peer, operation)
     start = time.perf_counter()
     _repeat(peer, known, count)
@@ -86,7 +87,8 @@ def calls(peer: Peer, operation: list[Any]) -> float:
 def among(peer: Peer, count: int, repetitions: int) -> tuple[float, float]:
     """Return the CPU time of work in a request that has read many objects before.
 
-    :returns: the seconds of a read of one more by its key, and of an update of one of them.
+    :returns: The seconds for a read of one more object by its key, and for an update of one of the
+        objects.
     """
     found: list[tuple[float, float]] = []
     for _ in range(repetitions + 1):
@@ -98,7 +100,7 @@ def among(peer: Peer, count: int, repetitions: int) -> tuple[float, float]:
 
 def hold(peer: Peer, count: int) -> int:
     """Return by how many bytes this process grows at most while it reads and holds objects."""
-    peer.load_many(10)  # what the first statement needs is not theirs
+    peer.load_many(10)  # the memory that the first statement needs does not count
     before = _memory()
     with peer.request():
         objects = peer.load(count)
@@ -109,7 +111,7 @@ def hold(peer: Peer, count: int) -> int:
 def stream(peer: Peer, method: str) -> tuple[int, int]:
     """Stream all rows.
 
-    :returns: how many rows, and by how many bytes this process has grown meanwhile, at most.
+    :returns: The number of rows, and by how many bytes this process has grown at most meanwhile.
     """
     peer.load_many(10)
     before = _memory()
@@ -122,8 +124,8 @@ def serve(peer: Peer, threads: int, wait: float, seconds: float) -> tuple[int, f
 
     :param threads: How many threads.
     :param wait: How many seconds a request waits.
-    :param seconds: For how long.
-    :returns: how many requests were served, when that began and when it ended, and the seconds
+    :param seconds: How many seconds the threads serve.
+    :returns: The number of requests, the times at which serving began and ended, and the seconds
         within which 99 of 100 requests were done.
     """
     return _serve(
@@ -139,8 +141,8 @@ def contend(peer: Peer, threads: int, seconds: float) -> float:
     """Update the same row in some threads.
 
     :param threads: How many threads.
-    :param seconds: For how long.
-    :returns: how many updates a second.
+    :param seconds: How many seconds the threads update.
+    :returns: The number of updates per second.
     """
     update = peer.update_known
     served, start, end, _ = _serve(peer, threads, seconds, connect=update, request=update)
@@ -156,9 +158,9 @@ def _serve(
 ) -> tuple[int, float, float, float]:
     """Serve requests, one after the other in each of some threads.
 
-    :param connect: Makes the thread's connection, before the time begins.
-    :param request: The request.
-    :returns: what :func:`serve` returns.
+    :param connect: A function that makes the thread's connection before the time begins.
+    :param request: A function that does the request.
+    :returns: What :func:`serve` returns.
     """
     barrier = threading.Barrier(threads + 1)
     times: list[float] = []
@@ -203,11 +205,11 @@ def _operation(plain: list[Any]) -> Operation:
 def _warmed_up(peer: Peer, plain: list[Any]) -> Operation:
     operation = _operation(plain)
     if operation not in _warm:
-        # psycopg 3 prepares what comes a sixth time.
+        # psycopg 3 prepares a statement when it is executed for the sixth time.
         _repeat(peer, operation, max(8, 3 * operation.batch))
         _warm.add(operation)
         gc.collect()
-        gc.freeze()  # a collection looks only at what comes now
+        gc.freeze()  # from now on, a collection looks only at new objects
     return operation
 
 
@@ -218,7 +220,7 @@ def _repeat(peer: Peer, operation: Operation, count: int) -> None:
 
 
 def _memory(peak: bool = False) -> int:
-    """Return the bytes of memory that this process has, or the most since the last call."""
+    """Return the resident memory of this process in bytes, or its peak since the last call."""
     status = Path("/proc/self/status")
     if not status.exists():
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -226,7 +228,7 @@ def _memory(peak: bool = False) -> int:
     fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
     if not peak:
         with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     return int(fields["VmHWM" if peak else "VmRSS"].split()[0]) * 1024
 
 

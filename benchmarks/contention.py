@@ -35,9 +35,9 @@ def measure(
     :param driver: The driver's name.
     :param url: The database, through the proxy.
     :param peers: The names of the peers.
-    :param reference: The name of the one that the others are compared with, in each turn.
+    :param reference: The name of the peer that the others are compared with, in each turn.
     :param turns: How often the peers take turns.
-    :param seconds: For how long each updates in its turn.
+    :param seconds: How many seconds each peer updates in its turn.
     """
     progress(f"one hot row, {driver}")
     with workers(peers, url, pool_size=THREADS, max_overflow=0) as all_workers:

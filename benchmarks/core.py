@@ -28,16 +28,17 @@ from tests.wire import WireProxy
 SIDES = ("ours", "stock")
 OPERATIONS = (READ, TEN_READS, READ_THEN_UPDATE, STORE, BLOCK_OF_TWO, LAZY_LOADS, PAGINATE)
 
-#: The aims for the round trips of an operation, by its title: at most so many.
+#: The aims for the round trips: how many an operation makes at most, by the title of the operation.
 ROUND_TRIPS = {READ.title: 1, READ_THEN_UPDATE.title: 2, STORE.title: 1}
-#: The aims for the Python calls and the CPU time, as a ratio to stock's: at most so much.
+#: The aims for the Python calls and the CPU time: how large the ratio to stock's is at most.
 CPU = {one.title: 1.0 for one in OPERATIONS} | {READ.title: 0.9, BLOCK_OF_TWO.title: 1.05}
 
-#: How many threads serve requests that wait, with how many connections.
+#: How many threads serve requests that wait, and with how many connections.
 THREADS, POOL = 20, 5
-#: The aim for these: at least this share of what they would serve if only the wait took time.
+#: The aim for these threads: at least this share of what they could serve if only the wait took
+#: time.
 SHARE = 0.9
-#: The aim for the memory of a stream, in bytes: less than this.
+#: The aim for the memory of a stream: less than this number of bytes.
 GROWTH = 64 * 1000**2
 
 
@@ -48,11 +49,11 @@ class Effort:
     pairs: int
     """How many pairs of processes compare the CPU time."""
     rounds: int
-    """How many batches of each operation they compare."""
+    """How many batches of each operation a pair compares."""
     turns: int
     """How often the sides take turns to serve."""
     seconds: float
-    """How long a side serves in its turn."""
+    """How many seconds a side serves in its turn."""
     rows: int
     """How many rows are streamed."""
 
@@ -215,10 +216,10 @@ def measure_growth(driver: str, url: str, method: str, rows: int) -> Iterator[Ro
 
 
 def pairs(figures: Iterable[Figure], kind: str) -> Iterator[tuple[str, float, float]]:
-    """Give what was measured, and its value on both sides.
+    """Give the name of what was measured, and the values of both sides.
 
     :param figures: The figures.
-    :param kind: Of which kind.
+    :param kind: The kind of the figures that are given.
     """
     found: dict[str, dict[str, float]] = {}
     for figure in figures:
@@ -230,7 +231,7 @@ def pairs(figures: Iterable[Figure], kind: str) -> Iterator[tuple[str, float, fl
 
 
 def notes(where: Setting, quick: bool) -> Iterator[str]:
-    """Say what was measured with what, and how to measure it again."""
+    """Say with which versions and how the figures were measured, and how to measure again."""
     yield where.versions()
     yield (
         "Each operation is a whole request: it pushes an application context, at whose end the "

@@ -26,16 +26,16 @@ def measure_time(
     generations: int,
     turns: int,
 ) -> Iterator[Figure]:
-    """Compare the CPU time that the client takes for each operation, the kernel's for it included.
+    """Compare the CPU time that the client takes for each operation, the kernel's share included.
 
-    A batch of operations on one peer is followed by a batch on the next. What the caches make of a
-    program differs by some percent from one process to the next and stays for its life: that is
-    why there are several generations of processes. The spread is from one to the other.
+    A batch of operations on one peer is followed by a batch on the next. The effect of the caches
+    on a program differs by some percent between processes, and stays the same for the life of a
+    process. So there are several generations of processes, and the spread is that between them.
 
     :param driver: The driver's name.
     :param url: The database.
     :param peers: The names of the peers.
-    :param reference: The name of the one that the others are compared with.
+    :param reference: The name of the peer that the others are compared with.
     :param operations: The operations.
     :param generations: How many generations of processes.
     :param turns: How many batches each process does of each operation.
@@ -61,7 +61,7 @@ def measure_time(
 def measure_calls(
     driver: str, url: str, peers: Sequence[str], operations: Sequence[Operation]
 ) -> Iterator[Figure]:
-    """Count the calls of Python functions: most of the CPU time is those, and they are exact.
+    """Count the calls of Python functions: they take most of the CPU time, and the count is exact.
 
     :param driver: The driver's name.
     :param url: The database.
@@ -80,13 +80,13 @@ def measure_calls(
 def measure_instructions(
     driver: str, url: str, peers: Sequence[str], operations: Sequence[Operation], batches: int
 ) -> Iterator[Figure]:
-    """Count the instructions that the client executes, the kernel's apart, if the machine can.
+    """Count the instructions that the client executes, without the kernel's, if the machine can.
 
     :param driver: The driver's name.
     :param url: The database.
     :param peers: The names of the peers.
     :param operations: The operations.
-    :param batches: How many batches of each to count.
+    :param batches: How many batches of each operation to count.
     """
     progress(f"instructions, {driver}")
     for operation in operations:
@@ -100,16 +100,17 @@ def measure_instructions(
 
 
 def instructions(peer: str, url: str, operation: Operation, count: int) -> float | None:
-    """Count the instructions that the client executes for an operation, the kernel's apart.
+    """Count the instructions that the client executes for an operation, without the kernel's.
 
     :param peer: The name of the peer.
     :param url: The database.
     :param operation: The operation.
     :param count: How many operations to count.
-    :returns: their mean, or ``None`` where there is no ``perf`` or the machine does not count.
+    :returns: The mean for one operation; ``None`` if there is no ``perf``, or if the machine does
+        not count.
     """
     counted: list[int] = []
-    for repetitions in (0, count):  # what both have in common is not counted
+    for repetitions in (0, count):  # what both runs have in common is not counted
         tasks = [line("warm_up", operation), line("repeat", operation, repetitions)]
         try:
             done = subprocess.run(

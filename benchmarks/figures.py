@@ -1,5 +1,7 @@
-"""What was measured, and how peers are compared: they take turns, so that what else the machine
-does meets all of them."""
+"""The figures that are measured, and how peers are compared.
+
+Peers take turns, so that other work of the machine affects all of them.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +20,17 @@ class Figure:
     """One number, with its spread."""
 
     kind: str
-    """What is measured: the pages have a table for each."""
+    """What is measured: the pages have a table for each kind."""
     what: str
-    """Of which operation."""
+    """The operation that is measured."""
     driver: str
     peer: str
     value: float | None
-    """``None`` where it cannot work."""
+    """The number; ``None`` if the operation cannot work on the peer."""
     low: float | None = None
     high: float | None = None
     at: float | None = None
-    """The size at which it is measured, of a figure that depends on one."""
+    """The size at which the figure is measured, if the figure depends on a size."""
 
 
 def spread(
@@ -49,7 +51,7 @@ def in_turns(
 ) -> dict[str, list[Any]]:
     """Let some processes do the same task in turns, each turn in another order.
 
-    :returns: the results of each peer, one for each turn.
+    :returns: The results of each peer, one for each turn.
     """
     results: dict[str, list[Any]] = {worker.peer: [] for worker in workers}
     for turn in range(turns):
@@ -65,7 +67,7 @@ def ratio(values: Sequence[float], reference: Sequence[float]) -> float:
 
 
 def able(peers: Iterable[str], method: str) -> list[str]:
-    """Return the names of those peers on which a method works."""
+    """Return the names of the peers on which a method works."""
     return [peer for peer in peers if method not in load_peer(peer).fails]
 
 
@@ -77,7 +79,7 @@ def unable(
     method: str,
     at: float | None = None,
 ) -> Iterator[Figure]:
-    """Say which peers have no figure, for the method fails on them."""
+    """Yield a figure without a number for each peer on which the method fails."""
     for peer in peers:
         if method in load_peer(peer).fails:
             yield Figure(kind, what, driver, peer, None, at=at)

@@ -1,5 +1,8 @@
-"""How the client's CPU time grows: with the reads of a request, the objects in the session, and the
-rows of a result. The unit is one read by key by hand, measured in the same turns."""
+"""The growth of the client's CPU time with the size of what is done.
+
+The size is the number of reads in a request, of objects in the session, or of rows in a result. The
+unit is one read by key by hand, which is measured in the same turns.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +27,13 @@ SIZES = {READS: _READS, ROWS: _OBJECTS, READ_AMONG: _OBJECTS, UPDATE_AMONG: _OBJ
 def measure(
     driver: str, url: str, peers: Sequence[str], floor: str, generations: int
 ) -> Iterator[Figure]:
-    """Measure all of them.
+    """Measure the CPU time at all sizes.
 
     :param driver: The driver's name.
     :param url: The database.
     :param peers: The names of the peers.
-    :param floor: The name of the one that reads by hand.
-    :param generations: How many generations of processes; the spread is from one to the other.
+    :param floor: The name of the peer that reads by hand.
+    :param generations: How many generations of processes; the spread is that between them.
     """
     costs: dict[tuple[str, int, str], list[float]] = {}
     for generation in range(generations):

@@ -12,7 +12,7 @@ from tests.wire import WireProxy
 LATENCY = "latency"
 OPERATIONS = (READ, TEN_READS, READ_THEN_UPDATE, TEN_READS_AND_UPDATE)
 DELAYS = (0, 1, 10)
-"""Milliseconds that a round trip takes longer, half of it each way."""
+"""The delays that are added to a round trip, in milliseconds, half of each in each direction."""
 
 
 def measure(
@@ -29,7 +29,7 @@ def measure(
     :param driver: The driver's name.
     :param url: The database, through the proxy.
     :param peers: The names of the peers.
-    :param floor: The name of the one that the others are compared with, in each turn.
+    :param floor: The name of the peer that the others are compared with, in each turn.
     :param turns: How often the peers take turns.
     """
     with workers(peers, url) as all_workers:

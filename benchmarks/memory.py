@@ -1,4 +1,4 @@
-"""Memory: what a process grows by, each measurement in a new one."""
+"""Memory: by how much a process grows. Each measurement has a new process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from benchmarks.figures import Figure, able, progress, spread, unable
 from benchmarks.worker import Worker
 
 HELD, STREAMED = "memory of a request", "memory of a stream"
-#: The methods that stream, and what a reader calls what they give.
+#: The methods that stream, and the names in the pages for what they give.
 STREAMS = {"stream_objects": "objects", "stream_rows": "rows, without the ORM"}
 
 
@@ -21,8 +21,8 @@ def measure_held(
     :param url: The database.
     :param peers: The names of the peers.
     :param count: How many objects.
-    :param processes: How many times, each in a new process.
-    :returns: the bytes for one object.
+    :param processes: How many times to measure, each time in a new process.
+    :returns: The figures, in bytes for one object.
     """
     progress(f"memory of a request, {driver}")
     found: dict[str, list[float]] = {peer: [] for peer in peers}

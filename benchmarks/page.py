@@ -18,13 +18,16 @@ from benchmarks import (
     latency,
     memory,
     plots,
-    readme,
     round_trips,
+    summary,
     waiting,
 )
 from benchmarks.figures import Figure
 from benchmarks.peers import DRIVER_TITLES, PEERS, READING, WRITING, load_peer
 from benchmarks.places import fill
+
+#: How many columns with figures a table has at most, so that a phone can show the whole table.
+MOST_COLUMNS = 3
 
 
 def write(root: Path, facts: Sequence[str], figures: Sequence[Figure]) -> None:
@@ -36,7 +39,9 @@ def write(root: Path, facts: Sequence[str], figures: Sequence[Figure]) -> None:
     """
     plots.draw(root / "docs" / "images", figures)
     fill(root / "docs" / "benchmarks.md", parts(facts, figures))
-    fill(root / "README.md", {"figures": "\n\n".join([readme.table(figures), *facts])})
+    fill(
+        root / "README.md", {"figures": "\n\n".join([summary.table(figures, summary.ROWS), *facts])}
+    )
 
 
 def parts(facts: Sequence[str], figures: Sequence[Figure]) -> dict[str, str]:
@@ -86,6 +91,7 @@ def parts(facts: Sequence[str], figures: Sequence[Figure]) -> dict[str, str]:
     }
     for name, columns in tables.items():
         written[name] = "\n\n".join(_tables(figures, columns))
+    written["first"] = summary.table(figures, summary.FIRST)
     if not any(one.kind == cpu.INSTRUCTIONS for one in figures):
         written["instructions"] = "`perf` could not count instructions in this run."
     written["facts"] = "\n\n".join(facts)
@@ -154,14 +160,21 @@ def _by_operation(figures: Sequence[Figure], kind: str, form: Callable[[Figure],
 
 
 def _tables(figures: Sequence[Figure], columns: Sequence[Column]) -> Iterator[str]:
-    """Yield a table for each driver, with a line for each peer that has figures."""
+    """Yield tables for each driver, with a line for each peer that has figures."""
+    number = -(-len(columns) // MOST_COLUMNS)
+    size = -(-len(columns) // number)
     for driver, title in DRIVER_TITLES.items():
-        lines = [
-            f"| {title} | {' | '.join(column.title for column in columns)} |",
-            f"|---|{'---|' * len(columns)}",
-        ]
-        for peer in PEERS:
-            cells = [column.cell(figures, driver, peer) for column in columns]
-            if any(cells):
-                lines.append(f"| {load_peer(peer).title} | {' | '.join(cells)} |")
-        yield "\n".join(lines)
+        for start in range(0, len(columns), size):
+            yield _table(figures, columns[start : start + size], driver, title)
+
+
+def _table(figures: Sequence[Figure], columns: Sequence[Column], driver: str, title: str) -> str:
+    lines = [
+        f"| {title} | {' | '.join(column.title for column in columns)} |",
+        f"|---|{'---|' * len(columns)}",
+    ]
+    for peer in PEERS:
+        cells = [column.cell(figures, driver, peer) for column in columns]
+        if any(cells):
+            lines.append(f"| {load_peer(peer).title} | {' | '.join(cells)} |")
+    return "\n".join(lines)

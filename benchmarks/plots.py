@@ -1,6 +1,6 @@
-"""The plots of the page: SVG, narrow enough for a phone, on a ground of their own.
+"""The plots of the page: SVG, narrow enough for a phone, with a background of their own.
 
-The same figures make the same files: no date, no random names, and text that stays text.
+The same figures make the same files: a file has no date and no random names. Text stays text.
 """
 
 from __future__ import annotations
@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import matplotlib
 from matplotlib import pyplot
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-from benchmarks import cpu, growth, latency, waiting
+from benchmarks import cpu, growth, latency, summary, waiting
 from benchmarks.figures import Figure
 from benchmarks.peers import (
     BLOCK_OF_TWO,
@@ -42,7 +43,8 @@ STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "benchmarks",
 }
-WIDTH = 6.0
+#: In inches. A phone shows a plot of this width almost as it is, so that its text can be read.
+WIDTH = 4.4
 
 LOOKS: dict[str, dict[str, Any]] = {
     "ours": {"color": "#c2185b", "linewidth": 2.6, "zorder": 3},
@@ -55,18 +57,22 @@ LOOKS: dict[str, dict[str, Any]] = {
     "by_hand_alone": {"color": "#8a8a8a", "linestyle": ":"},
 }
 
-#: The operations with bars for their CPU time; the page's tables have all.
+#: The peers in the first picture, without those by hand.
+KNOWN = ("ours", "stock", "django", "peewee")
+
+#: The operations with bars for their CPU time. The page's tables have all operations.
 BARS = (READ, TEN_READS, LAZY_LOADS, STORE, READ_THEN_UPDATE, BLOCK_OF_TWO)
 
 
 def draw(directory: Path, figures: Sequence[Figure]) -> None:
     """Draw all plots.
 
-    :param directory: Where to.
+    :param directory: The directory of the files.
     :param figures: What was measured.
     """
     directory.mkdir(exist_ok=True)
     with matplotlib.rc_context(STYLE):
+        draw_first(directory / "benchmarks.svg", "psycopg2", figures)
         for driver, title in DRIVER_TITLES.items():
             own = [one for one in figures if one.driver == driver and one.value is not None]
             draw_cpu(directory / f"benchmarks-cpu-{driver}.svg", title, own)
@@ -75,13 +81,33 @@ def draw(directory: Path, figures: Sequence[Figure]) -> None:
             draw_growth(directory / f"benchmarks-growth-{driver}.svg", title, own)
 
 
+def draw_first(file: Path, driver: str, figures: Sequence[Figure]) -> None:
+    """Draw bars for the figures at the top of the page."""
+    rows = summary.FIRST
+    title = f"{DRIVER_TITLES[driver]}, beside what you may use now"
+    with _panels(file, title, len(rows), height=1.5, legend=False) as panels:
+        for panel, row in zip(panels, rows, strict=True):
+            _title(panel, row.title)
+            panel.grid(axis="y", visible=False)
+            values = {peer: row.value(figures, driver, peer) for peer in reversed(KNOWN)}
+            shown = {peer: value for peer, value in values.items() if value is not None}
+            bars = panel.barh(
+                [_short_title(peer) for peer in shown],
+                list(shown.values()),
+                color=[LOOKS[peer]["color"] for peer in shown],
+                height=0.7,
+            )
+            panel.bar_label(bars, [row.form(value) for value in shown.values()], padding=3)
+            panel.margins(x=0.12)
+
+
 def draw_cpu(file: Path, driver: str, figures: Sequence[Figure]) -> None:
     """Draw bars for the CPU time of some operations."""
     operations = [one.title for one in BARS]
     title = f"{driver}: client CPU, Flask-SQLAlchemy = 1"
     with _panels(file, title, len(operations), height=1.6, legend=False) as panels:
         for panel, operation in zip(panels, operations, strict=True):
-            panel.set_title(operation)
+            _title(panel, operation, 24)
             panel.grid(axis="y", visible=False)
             panel.axvline(1.0, color="#888888", linewidth=1)
             bars = [one for one in figures if (one.kind, one.what) == (cpu.CPU, operation)]
@@ -104,7 +130,7 @@ def draw_latency(file: Path, driver: str, figures: Sequence[Figure]) -> None:
     operations = [one.title for one in latency.OPERATIONS]
     with _panels(file, f"{driver}: time, by hand = 1", len(operations)) as panels:
         for panel, operation in zip(panels, operations, strict=True):
-            panel.set_title(operation)
+            _title(panel, operation)
             _lines(panel, figures, latency.LATENCY, operation, evenly=True)
             panel.set_xticks(range(len(latency.DELAYS)), [f"{one} ms" for one in latency.DELAYS])
             panel.set_ylim(bottom=0)
@@ -121,12 +147,12 @@ def draw_waiting(file: Path, driver: str, figures: Sequence[Figure]) -> None:
     }
     with _panels(file, driver, len(kinds)) as panels:
         for panel, (kind, title) in zip(panels, kinds.items(), strict=True):
-            panel.set_title(title)
+            _title(panel, title)
             _lines(panel, figures, kind, evenly=True)
             numbers = waiting.NUMBERS_OF_THREADS
             panel.set_xticks(range(len(numbers)), [str(one) for one in numbers])
             panel.set_ylim(bottom=0)
-        panels[-1].set_xlabel("threads, each 50 ms of other work between two reads; pool of 5 + 10")
+        panels[-1].set_xlabel("threads; 50 ms between two reads; pool of 5 + 10")
 
 
 def draw_growth(file: Path, driver: str, figures: Sequence[Figure]) -> None:
@@ -134,7 +160,7 @@ def draw_growth(file: Path, driver: str, figures: Sequence[Figure]) -> None:
     title = f"{driver}: client CPU, one read by hand = 1"
     with _panels(file, title, len(growth.SIZES)) as panels:
         for panel, (kind, sizes) in zip(panels, growth.SIZES.items(), strict=True):
-            panel.set_title(kind)
+            _title(panel, kind)
             _lines(panel, figures, kind)
             panel.set_xscale("log")
             panel.set_yscale("log")
@@ -144,8 +170,13 @@ def draw_growth(file: Path, driver: str, figures: Sequence[Figure]) -> None:
             panel.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
 
 
+def _title(panel: Any, title: str, width: int = 36) -> None:
+    """Set the title of a panel, in lines of so many letters."""
+    panel.set_title("\n".join(wrap(title, width)))
+
+
 def _short_title(peer: str) -> str:
-    return load_peer(peer).title.removeprefix("Flask-SQLAlchemy, ")
+    return load_peer(peer).title.removeprefix("Flask-SQLAlchemy, ").removeprefix("psycopg ")
 
 
 def _lines(
@@ -155,9 +186,9 @@ def _lines(
     what: str | None = None,
     evenly: bool = False,
 ) -> None:
-    """Draw a line for each peer over what the figures depend on.
+    """Draw a line for each peer over the size that the figures depend on.
 
-    :param evenly: Whether the sizes are as far from each other, whatever they are.
+    :param evenly: Whether all sizes have the same distance from each other.
     """
     own = [one for one in figures if one.kind == kind and what in (None, one.what)]
     places = {at: place for place, at in enumerate(sorted({one.at or 0.0 for one in own}))}
@@ -177,7 +208,7 @@ def _lines(
 def _panels(
     file: Path, title: str, count: int, height: float = 2.5, legend: bool = True
 ) -> Iterator[Sequence[Any]]:
-    """Panels one below the other, in a file."""
+    """Give panels, one below the other, and store them in a file at the end of the block."""
     figure, panels = pyplot.subplots(
         count, figsize=(WIDTH, height * count + 1.2), layout="constrained", squeeze=False
     )
@@ -185,6 +216,14 @@ def _panels(
     yield list(panels[:, 0])
     if legend:
         handles, titles = panels[0, 0].get_legend_handles_labels()
-        figure.legend(handles, titles, loc="outside lower left", ncols=2, frameon=False)
+        figure.legend(
+            handles,
+            titles,
+            loc="outside lower left",
+            ncols=2,
+            frameon=False,
+            fontsize=9,
+            columnspacing=1.0,
+        )
     figure.savefig(file, metadata={"Date": None, "Creator": None})
     pyplot.close(figure)

@@ -1,8 +1,8 @@
 """Tells whether other programs use the machine, which makes the measured times less exact.
 
-Before a run, the load average of the last minute tells. During a run, the load is our own, so we
-measure how busy the CPUs are while nothing is being measured. A server named by ``DATABASE_URL`` on
-the same machine counts as another program.
+Before a run, we look at the load average of the last minute. During a run, the load is our own, so
+we measure how busy the CPUs are while nothing is being measured. If ``DATABASE_URL`` names a server
+on the same machine, this server counts as another program.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from benchmarks.figures import progress
 
 #: The load average up to which the machine counts as quiet.
 LOAD = 0.3
-#: How many seconds to wait for that before a run.
+#: How many seconds to wait for a quiet machine before a run.
 PATIENCE = 300.0
 #: How many CPUs other programs may use during a run.
 CPUS = 0.2

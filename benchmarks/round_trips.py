@@ -1,4 +1,4 @@
-"""Round trips: how often a request waits for the server, counted by a proxy before it."""
+"""Round trips: how often a request waits for the server, counted by a proxy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all measurements of a run share: a server, a database with the rows, a proxy before it."""
+"""What all measurements of a run share: a server, a database with the rows, and a proxy."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ class Setting:
     """Where a run measures."""
 
     urls: dict[str, str]
-    """The database, by the name of the driver."""
+    """The URL of the database, by the name of the driver."""
     proxy: WireProxy
-    """A proxy before the server."""
+    """A proxy in front of the server."""
     proxied: dict[str, str]
-    """The database through the proxy."""
+    """The URL of the database through the proxy, by the name of the driver."""
     server: int
     """The server's version."""
 
     def versions(self, *others: str) -> str:
-        """Say what is measured with what.
+        """Say with which versions, and on which system, the figures are measured.
 
-        :param others: The names of more distributions.
+        :param others: The names of further distributions.
         """
         distributions = ("Flask-SQLAlchemy", *others, "SQLAlchemy", "Flask")
-        # The driver itself is asked: which of its distributions is installed is the user's choice.
+        # The driver itself is asked, because the user chooses which of its distributions is there.
         drivers = (f"{name} {import_module(name).__version__.split()[0]}" for name in DRIVERS)
         return (
             f"fictive-sqlalchemy {fictive_sqlalchemy.__version__}, "
@@ -54,7 +54,7 @@ class Setting:
 def setting(rows: int) -> Iterator[Setting]:
     """Make a database for a run.
 
-    :param rows: How many documents there are in it.
+    :param rows: How many documents the database has.
     """
     with server_from_environment() as server, WireProxy(server.host, server.port) as proxy:
         database = server.create_database()

@@ -1,7 +1,7 @@
 """Requests that wait for something else between two reads, on a pool that has too few connections.
 
-The ideal is what threads could serve if only the wait took time: 20 requests per second each when
-the wait is 50 ms.
+The ideal is what threads could serve if only the wait took time: if the wait is 50 ms, each thread
+could serve 20 requests per second.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def measure(
     :param url: The database.
     :param peers: The names of the peers.
     :param threads: The numbers of threads.
-    :param turns: How often each serves.
-    :param seconds: For how long.
-    :param pool: The pool's size, if not the default.
+    :param turns: How often each peer serves.
+    :param seconds: How many seconds each peer serves in its turn.
+    :param pool: The pool's size, if it is not the default.
     """
     found: dict[tuple[str, str, int], list[float]] = {}
     with workers(peers, url, **pool) as all_workers, Onlooker(url) as onlooker:
@@ -88,9 +88,9 @@ class Onlooker:
         self._connection = psycopg.connect(dsn, autocommit=True)
 
     def watch(self, peer: str) -> Sight:
-        """Look until the end of a ``with`` block.
+        """Return a context manager that looks at connections until the end of its block.
 
-        :param peer: Whose connections to look at.
+        :param peer: The name of the peer whose connections are looked at.
         """
         return Sight(lambda: self._connection.execute(self._LOOK, (peer,)).fetchone())
 
@@ -107,7 +107,7 @@ class Sight:
     :param look: Returns how many connections there are, and how many are idle in a transaction.
     """
 
-    _PAUSE = 0.017  # no divisor of the wait, so that it does not look at always the same moment
+    _PAUSE = 0.017  # no divisor of the wait, so that the looks are not always at the same moment
 
     def __init__(self, look: Any) -> None:
         self._look = look
@@ -116,16 +116,16 @@ class Sight:
         self._thread = threading.Thread(target=self._watch)
 
     def idle(self, start: float, end: float) -> float:
-        """Return how many connections were idle in a transaction, the mean of some time.
+        """Return the mean number of connections that were idle in a transaction.
 
         :param start: When the time began, by :func:`time.monotonic`, which all processes share.
-        :param end: When it ended.
+        :param end: When the time ended.
         """
         return statistics.mean(idle for at, _, idle in self._looks if start <= at <= end)
 
     @property
     def connections(self) -> int:
-        """How many connections there were at most."""
+        """The largest number of connections that there were."""
         return max(connections for _, connections, _ in self._looks)
 
     def _watch(self) -> None:

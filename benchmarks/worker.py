@@ -1,6 +1,6 @@
-"""The processes in which the peers work, told what to do from here.
+"""The processes in which the peers work. This module tells them what to do.
 
-Each peer has one of its own, for in one process they would take turns in Python's caches, too.
+Each peer has a process of its own, because in one process the peers would share Python's caches.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from benchmarks.peers import Operation
 class Worker:
     """A process that does tasks on one peer.
 
-    :param peer: Its name.
+    :param peer: The name of the peer.
     :param url: The database.
-    :param options: What else the peer is made with.
+    :param options: Further arguments of the peer.
     """
 
     def __init__(self, peer: str, url: str, **options: int) -> None:
@@ -38,7 +38,7 @@ class Worker:
         )
 
     def do(self, task: str, *arguments: Any) -> Any:
-        """Do a task; return what it returns.
+        """Have the process do a task, and return the result.
 
         :param task: The name of a function in :mod:`benchmarks.child`.
         :param arguments: Its arguments.
@@ -55,12 +55,12 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.communicate()  # closes its input, which ends it
+        self._process.communicate()  # closes the input of the process, which ends the process
 
 
 @contextmanager
 def workers(peers: Iterable[str], url: str, **options: int) -> Iterator[dict[str, Worker]]:
-    """A process for each of some peers, by the name of the peer."""
+    """Start a process for each of some peers, and give the processes by the names of the peers."""
     with ExitStack() as stack:
         yield {peer: stack.enter_context(Worker(peer, url, **options)) for peer in peers}
 

@@ -1,4 +1,4 @@
-"""What is compared: one application, written for each peer as its documentation has it.
+"""The peers that are compared: one application, written for each as its documentation has it.
 
 Five tables: ``document`` is read and updated, ``tag`` has unique names, ``note`` takes new rows,
 and each ``book`` has one of the ``author`` rows. An operation is what a request does with the
@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 POOL_SIZE, MAX_OVERFLOW = 5, 10
 
-#: Made once for all peers, with plain SQL.
+#: The tables, which are made once for all peers, with plain SQL.
 TABLES = """
 CREATE TABLE document (id serial PRIMARY KEY, title text NOT NULL);
 CREATE TABLE tag (id serial PRIMARY KEY, name text NOT NULL UNIQUE);
@@ -42,13 +42,14 @@ class Operation:
     """What one request does."""
 
     title: str
-    """What a reader calls it."""
+    """The name of the operation in the pages."""
     method: str
     """The method of a peer."""
     arguments: tuple[int, ...] = ()
-    """Its arguments."""
+    """The arguments of the method."""
     batch: int = 1
-    """How many are measured at once: about as long as the scheduler lets a process run."""
+    """How many operations are measured at once. A batch takes about as long as the scheduler lets a
+    process run."""
 
 
 READ = Operation("read by key", "reads", (1,), batch=20)
@@ -83,11 +84,11 @@ PAGE, PER_PAGE = 2, 20
 
 
 class Peer(ABC):
-    """One of the applications: the primitives are its own, the operations are the same for all.
+    """One of the applications. It has its own primitives, and the same operations as all others.
 
-    :param url: The database, as SQLAlchemy has it; the URL names the driver.
-    :param pool_size: How many connections the pool keeps, if it makes a difference.
-    :param max_overflow: How many more it may open.
+    :param url: The URL of the database, in SQLAlchemy's form, which names the driver.
+    :param pool_size: How many connections the pool keeps, if it distinguishes these from others.
+    :param max_overflow: How many more connections the pool may open.
     """
 
     title: ClassVar[str]
@@ -130,11 +131,11 @@ class Peer(ABC):
 
     @abstractmethod
     def get_or_create(self, name: str) -> Any:
-        """Return the tag with a name; make it if there is none. Others may make it meanwhile."""
+        """Return the tag with a name, or make the tag, which others may do at the same time."""
 
     @abstractmethod
     def get_or_create_inside(self, name: str) -> Any:
-        """Do the same in a transaction that could hold more."""
+        """Do what :meth:`get_or_create` does, in a transaction that could hold more."""
 
     @abstractmethod
     def insert(self, titles: Sequence[str]) -> None:
@@ -164,7 +165,7 @@ class Peer(ABC):
     def close(self) -> None:
         """Close the connections."""
 
-    def end_thread(self) -> None:  # noqa: B027  # most have nothing of the kind
+    def end_thread(self) -> None:  # noqa: B027  # most peers have nothing to close
         """Close what belongs to the thread that ends now."""
 
     def reads(self, count: int) -> None:
@@ -179,14 +180,14 @@ class Peer(ABC):
             self.update(self.get(1), self._new())
 
     def reads_then_update(self, count: int) -> None:
-        """Read some documents by their keys and store a change of the last."""
+        """Read some documents by their keys, and store a change of the last document."""
         with self.request():
             for key in range(1, count):
                 self.get(key)
             self.update(self.get(count), self._new())
 
     def update_known(self) -> None:
-        """Store a change of one document that need not be read: the UPDATE is all."""
+        """Store a change of one document that need not be read, with the UPDATE alone."""
         with self.request():
             self.update(self.known(1), self._new())
 
@@ -194,8 +195,8 @@ class Peer(ABC):
         """Change one document by its key, without an object for it.
 
         :meth:`read_then_update` changes an object in a block, and the flush at the end knows that
-        nothing else is sent. Here the block itself executes an UPDATE, and more may follow: so what
-        is sent is BEGIN, UPDATE and COMMIT, also where a flush is one statement.
+        nothing else is sent. Here the block itself executes an UPDATE, and more may follow. So
+        BEGIN, UPDATE and COMMIT are sent, even by a peer whose flush is one statement.
         """
         with self.request():
             self.update_by_key(1, self._new())
@@ -206,12 +207,12 @@ class Peer(ABC):
             self.create(self._new())
 
     def block_of_two(self) -> None:
-        """Read one document by its key; in one transaction store a change of it and a note."""
+        """Read one document by its key; store a change of it and a note in one transaction."""
         with self.request():
             self.update_and_create(self.get(1), self._new())
 
     def lazy_loads(self, count: int, loads: int) -> None:
-        """Read some books with one statement, and the authors of the first ones each with one."""
+        """Read some books with one statement, and the author of each of the first with another."""
         with self.request():
             for book in self.books(count)[:loads]:
                 self.author(book)
@@ -222,17 +223,17 @@ class Peer(ABC):
             self.page(PAGE, PER_PAGE)
 
     def found(self) -> None:
-        """Get or create what is there."""
+        """Get or create a tag that exists."""
         with self.request():
             self.get_or_create("found")
 
     def created(self) -> None:
-        """Get or create what is not there."""
+        """Get or create a tag that does not exist."""
         with self.request():
             self.get_or_create(self._new())
 
     def created_inside(self) -> None:
-        """Get or create what is not there, in a transaction that could hold more."""
+        """Get or create a tag that does not exist, in a transaction that could hold more."""
         with self.request():
             self.get_or_create_inside(self._new())
 
@@ -259,10 +260,10 @@ class Peer(ABC):
             yield from self.stream()
 
     def read_then_update_among(self, count: int, clock: Callable[[], float]) -> list[float]:
-        """Read many documents; then one more by its key, and change one.
+        """Read many documents, then one more by its key, and change one of them.
 
-        :param clock: Tells the time.
-        :returns: what it told before the read, after it, and after the update.
+        :param clock: A function that tells the time.
+        :returns: The times before the read by key, after this read, and after the update.
         """
         with self.request():
             documents = self.load(count)
@@ -275,13 +276,13 @@ class Peer(ABC):
         return times
 
     def _new(self) -> str:
-        """Return a text that is nowhere yet: what sets the same again may send no UPDATE."""
+        """Return a text that is not stored yet: a change to the same text may send no UPDATE."""
         self._count += 1
         return f"{os.getpid()}-{self._count}"
 
 
-#: Where each peer is, by the name that the processes call it. One that is not installed may be
-#: named, but not loaded.
+#: The module and the class of each peer, by the peer's name. A peer whose library is not installed
+#: may be named, but not loaded.
 PEERS = {
     "ours": "flask_sqlalchemy:Ours",
     "stock": "flask_sqlalchemy:Stock",
@@ -292,15 +293,15 @@ PEERS = {
     "by_hand": "by_hand:ByHand",
     "by_hand_alone": "by_hand:ByHandAlone",
 }
-#: The drivers, and what a reader calls them.
+#: The drivers, and their names in the pages.
 DRIVER_TITLES = {"psycopg2": "psycopg2", "psycopg": "psycopg 3"}
 DRIVERS = tuple(DRIVER_TITLES)
 
 
 def load_peer(name: str) -> type[Peer]:
-    """Import a peer, and with it the library that it is about.
+    """Import a peer, and with it the peer's library.
 
-    :param name: Its name in :data:`PEERS`.
+    :param name: The name of the peer in :data:`PEERS`.
     """
     module, _, peer = PEERS[name].partition(":")
     loaded: type[Peer] = getattr(import_module(f"{__name__}.{module}"), peer)

@@ -1,8 +1,8 @@
 """psycopg2 or psycopg 3 by hand: what the driver and the server need is the floor.
 
 Rows are tuples. A request that needs no transaction takes a connection of the pool for a statement.
-There are two of them: one has BEGIN and COMMIT around each change, as any transaction may need, and
-one sends a change alone, which is enough where the transaction is one statement.
+There are two peers. One sends BEGIN and COMMIT around each change, as any transaction may need. The
+other sends a change alone, which is enough if the transaction is one statement.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class ByHand(Peer):
     """The driver alone, its connections in autocommit, in the simplest pool.
 
     :param url: The database; the URL names the driver.
-    :param pool_size: How many connections the pool has,
-    :param max_overflow: with these.
+    :param pool_size: How many connections the pool has, together with ``max_overflow``.
+    :param max_overflow: How many connections the pool has in addition.
     """
 
     title = "psycopg by hand"
@@ -45,7 +45,7 @@ class ByHand(Peer):
 
     @contextmanager
     def connection(self) -> Iterator[Any]:
-        """A connection of the pool; it goes back without a transaction."""
+        """Give a connection of the pool; it goes back without a transaction."""
         connection = self._pool.get()
         try:
             if connection is None:
@@ -56,18 +56,18 @@ class ByHand(Peer):
             self._pool.put(connection)
 
     def request(self) -> AbstractContextManager[Any]:
-        """Nothing."""
+        """Return a context manager that does nothing."""
         return nullcontext()
 
     @contextmanager
     def statement(self) -> Iterator[Any]:
-        """A cursor for a statement that is its own transaction."""
+        """Give a cursor for a statement that is a transaction of its own."""
         with self.connection() as connection, connection.cursor() as cursor:
             yield cursor
 
     @contextmanager
     def transaction(self) -> Iterator[Any]:
-        """A cursor for what is sent between BEGIN and COMMIT."""
+        """Give a cursor for what is sent between BEGIN and COMMIT."""
         with self.statement() as cursor:
             cursor.execute("BEGIN")
             try:
@@ -78,11 +78,11 @@ class ByHand(Peer):
             cursor.execute("COMMIT")
 
     def change(self) -> AbstractContextManager[Any]:
-        """A cursor for the only statement of a transaction, here between BEGIN and COMMIT."""
+        """Give a cursor for the only statement of a transaction, here between BEGIN and COMMIT."""
         return self.transaction()
 
     def get(self, key: int) -> Any:
-        """A SELECT."""
+        """Send a SELECT."""
         with self.statement() as cursor:
             cursor.execute("SELECT id, title FROM document WHERE id = %s", (key,))
             row = cursor.fetchone()
@@ -90,38 +90,38 @@ class ByHand(Peer):
         return row
 
     def update(self, document: Any, title: str) -> None:
-        """An UPDATE."""
+        """Send an UPDATE."""
         self.update_by_key(document[0], title)
 
     def known(self, key: int) -> Any:
-        """A row with the key."""
+        """Return a row with the key."""
         return key, ""
 
     def update_by_key(self, key: int, title: str) -> None:
-        """An UPDATE."""
+        """Send an UPDATE."""
         with self.change() as cursor:
             cursor.execute(_UPDATE, (title, key))
 
     def create(self, title: str) -> None:
-        """An INSERT that returns the key."""
+        """Send an INSERT that returns the key."""
         with self.change() as cursor:
             cursor.execute(_CREATE, (title,))
             cursor.fetchone()
 
     def update_and_create(self, document: Any, title: str) -> None:
-        """An UPDATE and an INSERT between BEGIN and COMMIT."""
+        """Send an UPDATE and an INSERT between BEGIN and COMMIT."""
         with self.transaction() as cursor:
             cursor.execute(_UPDATE, (title, document[0]))
             cursor.execute(_CREATE, (title,))
             cursor.fetchone()
 
     def get_or_create(self, name: str) -> Any:
-        """A SELECT, and an INSERT that gives way; each is stored alone."""
+        """Send a SELECT, and an INSERT that gives way to an existing row; each is stored alone."""
         with self.statement() as cursor:
             return self._get_or_create(cursor, name)
 
     def get_or_create_inside(self, name: str) -> Any:
-        """The same between BEGIN and COMMIT."""
+        """Send the same between BEGIN and COMMIT."""
         with self.transaction() as cursor:
             return self._get_or_create(cursor, name)
 
@@ -141,7 +141,7 @@ class ByHand(Peer):
         return row
 
     def insert(self, titles: Sequence[str]) -> None:
-        """A COPY."""
+        """Send a COPY."""
         copy = "COPY note (title) FROM STDIN"
         with self.statement() as cursor:
             if self._driver.__name__ == "psycopg2":
@@ -152,7 +152,7 @@ class ByHand(Peer):
                         rows.write_row((title,))
 
     def load(self, count: int) -> list[Any]:
-        """A SELECT."""
+        """Send a SELECT."""
         with self.statement() as cursor:
             cursor.execute(
                 "SELECT id, title FROM document WHERE id <= %s ORDER BY id",
@@ -162,7 +162,7 @@ class ByHand(Peer):
             return rows
 
     def books(self, count: int) -> list[Any]:
-        """A SELECT."""
+        """Send a SELECT."""
         with self.statement() as cursor:
             cursor.execute(
                 "SELECT id, title, author_id FROM book WHERE id <= %s ORDER BY id", (count,)
@@ -171,13 +171,13 @@ class ByHand(Peer):
             return rows
 
     def author(self, book: Any) -> Any:
-        """A SELECT."""
+        """Send a SELECT."""
         with self.statement() as cursor:
             cursor.execute("SELECT id, name FROM author WHERE id = %s", (book[2],))
             return cursor.fetchone()
 
     def page(self, number: int, per_page: int) -> list[Any]:
-        """A SELECT with LIMIT and OFFSET, and one that counts."""
+        """Send a SELECT with LIMIT and OFFSET, and a SELECT that counts."""
         with self.statement() as cursor:
             cursor.execute(
                 "SELECT id, title, author_id FROM book ORDER BY id LIMIT %s OFFSET %s",
@@ -189,7 +189,7 @@ class ByHand(Peer):
             return rows
 
     def stream(self) -> Iterator[Any]:
-        """A cursor WITH HOLD."""
+        """Use a cursor WITH HOLD."""
         with (
             self.connection() as connection,
             connection.cursor(name="stream", withhold=True) as cursor,
@@ -208,7 +208,7 @@ class ByHand(Peer):
 
 
 class ByHandAlone(ByHand):
-    """The same, but a change is sent alone: PostgreSQL makes a transaction of the statement."""
+    """The driver alone, with each change sent alone: PostgreSQL makes it a transaction."""
 
     title = "psycopg by hand, one statement"
     fails: ClassVar[Mapping[str, str]] = {
@@ -217,9 +217,9 @@ class ByHandAlone(ByHand):
     }
 
     def change(self) -> AbstractContextManager[Any]:
-        """A cursor for the only statement of a transaction, which is sent alone."""
+        """Give a cursor for the only statement of a transaction, which is sent alone."""
         return self.statement()
 
     def transaction(self) -> NoReturn:
-        """Nothing: that is what the other one is for."""
+        """Refuse: transactions of several statements are for :class:`ByHand`."""
         raise NotImplementedError("More than one statement needs a transaction.")

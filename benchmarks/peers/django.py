@@ -1,6 +1,6 @@
 """Django's ORM; a request is what the signals at its begin and end do, without a view.
 
-With psycopg 3 it has the pool that Django has for it; with psycopg2 it has none, and each thread
+With psycopg 3, this peer uses Django's pool. With psycopg2, Django has no pool, and each thread
 keeps a connection (``CONN_MAX_AGE = None``).
 """
 
@@ -17,7 +17,7 @@ from benchmarks.peers import MAX_OVERFLOW, POOL_SIZE, Peer
 
 
 class Django(Peer):
-    """Django as it is; there can be one in a process, for it is configured once.
+    """Django as it is. There can be one in a process, because Django is configured once.
 
     :param url: The database.
     :param pool_size: How many connections the pool keeps.
@@ -33,7 +33,8 @@ class Django(Peer):
         at = make_url(url)
         options: dict[str, Any] = dict(at.query)
         if at.get_driver_name() == "psycopg2":
-            sys.modules["psycopg"] = None  # type: ignore[assignment]  # it takes what it can import
+            # Django takes psycopg 3 if it can import it.
+            sys.modules["psycopg"] = None  # type: ignore[assignment]
         else:
             options["pool"] = {"min_size": 0, "max_size": pool_size + max_overflow}
 
@@ -104,7 +105,7 @@ class Django(Peer):
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        """The signals, to which Django gives its connections back."""
+        """Send the signals at which Django gives its connections back."""
         self._signals.request_started.send(sender=type(self))
         try:
             yield
@@ -112,67 +113,67 @@ class Django(Peer):
             self._signals.request_finished.send(sender=type(self))
 
     def get(self, key: int) -> Any:
-        """``objects.get()``."""
+        """Call ``objects.get()``."""
         return self.document.objects.get(pk=key)
 
     def update(self, document: Any, title: str) -> None:
-        """``save()`` in an ``atomic()`` block."""
+        """Call ``save()`` in an ``atomic()`` block."""
         with self._atomic():
             document.title = title
             document.save(force_update=True)
 
     def known(self, key: int) -> Any:
-        """A model instance with the key."""
+        """Return a model instance with the key."""
         return self.document(pk=key)
 
     def update_by_key(self, key: int, title: str) -> None:
-        """``objects.filter().update()`` in an ``atomic()`` block."""
+        """Call ``objects.filter().update()`` in an ``atomic()`` block."""
         with self._atomic():
             self.document.objects.filter(pk=key).update(title=title)
 
     def create(self, title: str) -> None:
-        """``objects.create()``, in autocommit as Django is without a block."""
+        """Call ``objects.create()`` in autocommit, as Django does without a block."""
         self.note.objects.create(title=title)
 
     def update_and_create(self, document: Any, title: str) -> None:
-        """``save()`` and ``objects.create()`` in an ``atomic()`` block."""
+        """Call ``save()`` and ``objects.create()`` in an ``atomic()`` block."""
         with self._atomic():
             document.title = title
             document.save(force_update=True)
             self.note.objects.create(title=title)
 
     def get_or_create(self, name: str) -> Any:
-        """``objects.get_or_create()``."""
+        """Call ``objects.get_or_create()``."""
         found, _ = self.tag.objects.get_or_create(name=name)
         return found
 
     def get_or_create_inside(self, name: str) -> Any:
-        """The same in an ``atomic()`` block."""
+        """Call ``objects.get_or_create()`` in an ``atomic()`` block."""
         with self._atomic():
             return self.get_or_create(name)
 
     def insert(self, titles: Sequence[str]) -> None:
-        """``objects.bulk_create()``, which is atomic."""
+        """Call ``objects.bulk_create()``, which is atomic."""
         self.note.objects.bulk_create([self.note(title=title) for title in titles])
 
     def load(self, count: int) -> list[Any]:
-        """``objects.filter()``."""
+        """Call ``objects.filter()``."""
         return list(self.document.objects.filter(pk__lte=count).order_by("pk"))
 
     def books(self, count: int) -> list[Any]:
-        """``objects.filter()``."""
+        """Call ``objects.filter()``."""
         return list(self.book.objects.filter(pk__lte=count).order_by("pk"))
 
     def author(self, book: Any) -> Any:
-        """The attribute, which reads."""
+        """Get the attribute, which reads."""
         return book.author
 
     def page(self, number: int, per_page: int) -> list[Any]:
-        """``Paginator``."""
+        """Use ``Paginator``."""
         return list(self._paginator(self.book.objects.order_by("pk"), per_page).page(number))
 
     def stream(self) -> Iterator[Any]:
-        """``iterator()``."""
+        """Call ``iterator()``."""
         yield from self.document.objects.iterator(chunk_size=1000)
 
     def end_thread(self) -> None:

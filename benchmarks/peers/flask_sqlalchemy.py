@@ -24,7 +24,7 @@ from fictive_sqlalchemy.ext.flask import builtins
 
 
 class OnSQLAlchemy(Peer):
-    """What all that use SQLAlchemy's ORM in Flask have in common."""
+    """What all peers that use SQLAlchemy's ORM in Flask have in common."""
 
     app: Flask
     document: Any
@@ -78,29 +78,29 @@ class OnSQLAlchemy(Peer):
         self.document, self.tag, self.note, self.book = Document, Tag, Note, Book
 
     def request(self) -> AbstractContextManager[Any]:
-        """An application context, whose end ends the session."""
+        """Return an application context, whose end ends the session."""
         return self.app.app_context()
 
     def get(self, key: int) -> Any:
-        """``Session.get()``."""
+        """Call ``Session.get()``."""
         found = self.session.get(self.document, key)
         assert found is not None
         return found
 
     def update(self, document: Any, title: str) -> None:
-        """Set the attribute and commit."""
+        """Set the attribute, and commit."""
         document.title = title
         self.session.commit()
 
     def known(self, key: int) -> Any:
-        """``make_transient_to_detached()``, which takes an object for stored."""
+        """Call ``make_transient_to_detached()``, which takes an object for stored."""
         document = self.document(id=key)
         make_transient_to_detached(document)
         self.session.add(document)
         return document
 
     def update_by_key(self, key: int, title: str) -> None:
-        """An ORM-enabled UPDATE, and commit."""
+        """Execute an ORM-enabled UPDATE, and commit."""
         self.session.execute(self.update_statement(key, title))
         self.session.commit()
 
@@ -110,7 +110,7 @@ class OnSQLAlchemy(Peer):
         return update(document).where(document.id == key).values(title=title)
 
     def create(self, title: str) -> None:
-        """Add an object and commit."""
+        """Add an object, and commit."""
         self.session.add(self.note(title=title))
         self.session.commit()
 
@@ -121,7 +121,7 @@ class OnSQLAlchemy(Peer):
         self.session.commit()
 
     def get_or_create(self, name: str) -> Any:
-        """Look; insert in a savepoint; look again if somebody was faster."""
+        """Search, insert in a savepoint, and search again if somebody was faster."""
         session, query = self.session, select(self.tag).filter_by(name=name)
         found = session.scalar(query)
         if found is None:
@@ -135,36 +135,36 @@ class OnSQLAlchemy(Peer):
         return found
 
     def get_or_create_inside(self, name: str) -> Any:
-        """The same: the session has begun a transaction with the read."""
+        """Do the same: the session has begun a transaction with the read."""
         return self.get_or_create(name)
 
     def insert(self, titles: Sequence[str]) -> None:
-        """An ORM bulk insert."""
+        """Execute an ORM bulk insert."""
         self.session.execute(insert(self.note), [{"title": title} for title in titles])
         self.session.commit()
 
     def load(self, count: int) -> list[Any]:
-        """``Session.scalars()``."""
+        """Call ``Session.scalars()``."""
         document = self.document
         statement = select(document).where(document.id <= count).order_by(document.id)
         return list(self.session.scalars(statement))
 
     def books(self, count: int) -> list[Any]:
-        """``Session.scalars()``."""
+        """Call ``Session.scalars()``."""
         book = self.book
         return list(self.session.scalars(select(book).where(book.id <= count).order_by(book.id)))
 
     def author(self, book: Any) -> Any:
-        """The attribute, which reads."""
+        """Get the attribute, which reads."""
         return book.author
 
     def stream(self) -> Iterator[Any]:
-        """``yield_per``."""
+        """Use ``yield_per``."""
         statement = select(self.document).execution_options(yield_per=1000)
         yield from self.session.scalars(statement)
 
     def stream_rows(self) -> Iterator[Any]:
-        """Read all rows a thousand at a time, without the ORM."""
+        """Read all rows, a thousand at a time, without the ORM."""
         with self.app.app_context(), self.engine.connect() as connection:
             statement = select(self.document.__table__).execution_options(yield_per=1000)
             yield from connection.execute(statement)
@@ -208,7 +208,7 @@ class OnFlaskSQLAlchemy(OnSQLAlchemy):
         return self.db.engine
 
     def page(self, number: int, per_page: int) -> list[Any]:
-        """``db.paginate()``."""
+        """Call ``db.paginate()``."""
         statement = select(self.book).order_by(self.book.id)
         return list(self.db.paginate(statement, page=number, per_page=per_page))
 
@@ -220,32 +220,32 @@ class Ours(OnFlaskSQLAlchemy):
     extension = builtins.SQLAlchemy
 
     def update(self, document: Any, title: str) -> None:
-        """A ``begin()`` block."""
+        """Set the attribute in a ``begin()`` block."""
         with self.session.begin():
             document.title = title
 
     def update_by_key(self, key: int, title: str) -> None:
-        """The same UPDATE in a ``begin()`` block."""
+        """Execute the same UPDATE in a ``begin()`` block."""
         with self.session.begin():
             self.session.execute(self.update_statement(key, title))
 
     def update_and_create(self, document: Any, title: str) -> None:
-        """Both in a ``begin()`` block."""
+        """Set the attribute and add an object in a ``begin()`` block."""
         with self.session.begin():
             document.title = title
             self.session.add(self.note(title=title))
 
     def get_or_create(self, name: str) -> Any:
-        """``filter_by_or_create``."""
+        """Call ``filter_by_or_create()``."""
         return self.tag.filter_by_or_create(name=name)
 
     def get_or_create_inside(self, name: str) -> Any:
-        """``filter_by_or_create`` in a ``begin()`` block."""
+        """Call ``filter_by_or_create()`` in a ``begin()`` block."""
         with self.session.begin():
             return self.tag.filter_by_or_create(name=name)
 
     def insert(self, titles: Sequence[str]) -> None:
-        """The same bulk insert, in a ``begin()`` block."""
+        """Execute the same bulk insert in a ``begin()`` block."""
         with self.session.begin():
             self.session.execute(insert(self.note), [{"title": title} for title in titles])
 

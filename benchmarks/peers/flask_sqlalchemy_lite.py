@@ -45,5 +45,5 @@ class Lite(OnSQLAlchemy):
         return self.db.engine
 
     def page(self, number: int, per_page: int) -> list[Any]:
-        """Nothing: it has no paginator."""
+        """Refuse: Flask-SQLAlchemy-Lite has no paginator."""
         raise NotImplementedError("Flask-SQLAlchemy-Lite has no paginate().")

@@ -12,7 +12,7 @@ from sqlalchemy import make_url
 
 from benchmarks.peers import MAX_OVERFLOW, POOL_SIZE, Peer
 
-#: By its name, for type checkers know another playhouse, which has none.
+#: Imported by its name, because type checkers know another playhouse, which has no such module.
 postgres_ext: Any = import_module("playhouse.postgres_ext")
 
 
@@ -20,8 +20,8 @@ class Peewee(Peer):
     """peewee as it is.
 
     :param url: The database.
-    :param pool_size: How many connections the pool has,
-    :param max_overflow: with these.
+    :param pool_size: How many connections the pool has, together with ``max_overflow``.
+    :param max_overflow: How many connections the pool has in addition.
     """
 
     title = "peewee"
@@ -81,78 +81,78 @@ class Peewee(Peer):
         self.book: Any = Book
 
     def request(self) -> AbstractContextManager[Any]:
-        """A connection of the pool, for as long as the request takes."""
+        """Return a context with a connection of the pool, for as long as the request takes."""
         context: AbstractContextManager[Any] = self.db.connection_context()
         return context
 
     def get(self, key: int) -> Any:
-        """``get_by_id()``."""
+        """Call ``get_by_id()``."""
         return self.document.get_by_id(key)
 
     def update(self, document: Any, title: str) -> None:
-        """``save()`` in an ``atomic()`` block."""
+        """Call ``save()`` in an ``atomic()`` block."""
         with self.db.atomic():
             document.title = title
             document.save()
 
     def known(self, key: int) -> Any:
-        """A model instance with the key."""
+        """Return a model instance with the key."""
         return self.document(id=key)
 
     def update_by_key(self, key: int, title: str) -> None:
-        """``set_by_id()`` in an ``atomic()`` block."""
+        """Call ``set_by_id()`` in an ``atomic()`` block."""
         with self.db.atomic():
             self.document.set_by_id(key, {"title": title})
 
     def create(self, title: str) -> None:
-        """``create()``, in autocommit as peewee is without a block."""
+        """Call ``create()`` in autocommit, as peewee does without a block."""
         self.note.create(title=title)
 
     def update_and_create(self, document: Any, title: str) -> None:
-        """``save()`` and ``create()`` in an ``atomic()`` block."""
+        """Call ``save()`` and ``create()`` in an ``atomic()`` block."""
         with self.db.atomic():
             document.title = title
             document.save()
             self.note.create(title=title)
 
     def get_or_create(self, name: str) -> Any:
-        """``get_or_create()``."""
+        """Call ``get_or_create()``."""
         found, _ = self.tag.get_or_create(name=name)
         return found
 
     def get_or_create_inside(self, name: str) -> Any:
-        """The same in an ``atomic()`` block."""
+        """Call ``get_or_create()`` in an ``atomic()`` block."""
         with self.db.atomic():
             return self.get_or_create(name)
 
     def insert(self, titles: Sequence[str]) -> None:
-        """``insert_many()`` in an ``atomic()`` block."""
+        """Call ``insert_many()`` in an ``atomic()`` block."""
         with self.db.atomic():
             self.note.insert_many([{"title": title} for title in titles]).execute()
 
     def load(self, count: int) -> list[Any]:
-        """``select()``."""
+        """Call ``select()``."""
         document = self.document
         return list(document.select().where(document.id <= count).order_by(document.id))
 
     def books(self, count: int) -> list[Any]:
-        """``select()``."""
+        """Call ``select()``."""
         book = self.book
         return list(book.select().where(book.id <= count).order_by(book.id))
 
     def author(self, book: Any) -> Any:
-        """The attribute, which reads."""
+        """Get the attribute, which reads."""
         return book.author
 
     def page(self, number: int, per_page: int) -> list[Any]:
-        """``paginate()``, and ``count()``."""
+        """Call ``paginate()`` and ``count()``."""
         query = self.book.select().order_by(self.book.id)
         rows = list(query.paginate(number, per_page))
         query.count()
         return rows
 
     def stream(self) -> Iterator[Any]:
-        """``ServerSide()``."""
+        """Use ``ServerSide()``."""
         yield from postgres_ext.ServerSide(self.document.select(), array_size=1000)
 
     def close(self) -> None:
