@@ -69,7 +69,9 @@ ONCE = [
     "tests/test_applications.py",
     "tests/test_benchmarks.py",
     "tests/test_docs.py",
+    "tests/test_docs_typing.py",
     "tests/test_example_bank.py",
+    "tests/test_extras.py",
     "tests/test_house.py",
     "tests/test_how_it_works.py",
     "tests/test_install.py",
@@ -248,11 +250,12 @@ def docs(session: nox.Session) -> None:
 
 
 def run_linters(session: nox.Session) -> None:
-    """ruff, mypy and pyright, over all files."""
+    """ruff, mypy and pyright, over all files and those of the page about typing."""
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy")
     session.run("pyright")
+    session.run("python", "-m", "pytest", "-q", "--noconftest", "tests/test_docs_typing.py")
 
 
 def build_site(session: nox.Session) -> None:

@@ -30,6 +30,7 @@ from sqlalchemy.sql import visitors
 
 from ._core.attributes import AttributeSnapshot, attribute_of, columns_of
 from ._core.describe import listed, state_of
+from ._core.errors import see
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -37,12 +38,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Q_co = TypeVar("Q_co", covariant=True)
 
-#: A form may have any number of wrong names.
+#: How many wrong names an error lists at most, because a form may have any number of them.
 _MOST_NAMED = 5
 
 
 class _HasQueryClass(Protocol[Q_co]):
-    """A model that has its own class of queries, as Flask-SQLAlchemy's have."""
+    """A model with a query class of its own, as the models of Flask-SQLAlchemy have."""
 
     @property
     def query_class(self) -> type[Q_co]: ...
@@ -76,39 +77,42 @@ class ActiveRecordMixin:
             id: Mapped[int] = mapped_column(primary_key=True)
             name: Mapped[str]
 
-    Outside a transaction each call is one of its own, committed when it returns: all of it is
-    stored or nothing. Inside it is part of the transaction. They flush the session, so all that
-    waits there is stored with them.
+    Outside a transaction, each call is a transaction of its own, which is committed when the call
+    returns: all of it is stored, or nothing. Inside a transaction, the call is part of the
+    transaction. Each call flushes the session, so all pending changes are stored with it.
 
-    An error is raised as it is. Outside everything that waited is rolled back, and the session is
-    usable at once. Inside the error ends the transaction, as ever; code that catches it and goes on
-    puts the call into ``with session.atomic():``, or ``begin_nested()`` of SQLAlchemy's session.
+    Errors are raised unchanged. Outside, all pending changes are rolled back, and the session is
+    usable at once. Inside, the error ends the transaction, as any error does. Code that catches the
+    error and goes on has to put the call into ``with session.atomic():``, or into
+    ``with session.begin_nested():`` on a session of SQLAlchemy.
 
-    On a session that begins by itself (``sqlalchemy.orm.Session``, Flask-SQLAlchemy without
-    :class:`.OptInTransactionMixin`) outside means that nobody has called ``begin()`` or
-    ``begin_nested()``: each call ends with ``commit()``, or with ``rollback()`` on an error.
+    SQLAlchemy's own session begins a transaction by itself, and so does Flask-SQLAlchemy's without
+    :class:`.OptInTransactionMixin`. On such a session, *outside* means that no code has called
+    ``begin()`` or ``begin_nested()``. There, each call outside ends with ``commit()``, or with
+    ``rollback()`` on an error.
     """
 
     __scoped_session__: ClassVar[Callable[[], Session]]
-    """Where the current session is found: a ``scoped_session``, or any callable that returns the
-    session. The models of Flask-SQLAlchemy need none, they have ``db.session``."""
+    """The source of the current session: a ``scoped_session``, or any callable that returns the
+    session. Models of Flask-SQLAlchemy do not need this attribute, because they use
+    ``db.session``."""
 
-    # Without an annotation, because that would contradict the one of Flask-SQLAlchemy's models.
+    # There is no annotation, because it would contradict the one of Flask-SQLAlchemy's models.
     query = QueryProperty()
-    """A query of the model in the current session. Flask-SQLAlchemy's own is left as it is, with
-    its ``query_class``."""
+    """A query of the model in the current session. Models of Flask-SQLAlchemy keep their own
+    ``query``, with its ``query_class``."""
 
     def save(self) -> Self:
-        """Store this object, new or changed, and all that waits in the session.
+        """Store this new or changed object, and all pending changes of the session.
 
-        Sends what a flush does: the ``INSERT`` or ``UPDATE``, outside with ``BEGIN`` before and
-        ``COMMIT`` after it if it is not the only statement; nothing if nothing has changed. An
-        object that belongs to no session is added to the current one.
+        The call sends what a flush sends: the ``INSERT`` or ``UPDATE``, or nothing if nothing has
+        changed. Outside, if more than one statement is sent, ``BEGIN`` and ``COMMIT`` surround
+        them. If the object belongs to no session, it is added to the current session.
 
         :returns: This object.
-        :raises sqlalchemy.exc.InvalidRequestError: if it belongs to a session that is not the
-            current one, or was deleted. Nothing is sent.
-        :raises sqlalchemy.exc.DBAPIError: what the database says.
+        :raises sqlalchemy.exc.InvalidRequestError: if the object belongs to a session other than
+            the current one, or was deleted. Nothing is sent.
+        :raises sqlalchemy.exc.DBAPIError: if the database reports an error.
         """
         session = _session_for(self)
         session.add(self)
@@ -125,25 +129,26 @@ class ActiveRecordMixin:
     ) -> Self:
         """Change attributes of this object and store it, as :meth:`save` does.
 
-        All names are checked before anything is changed. Without ``only`` primary keys, foreign
-        keys, relationships, hybrid properties, names with a leading underscore, and columns that
-        SQLAlchemy or the database keeps (the discriminator, the version, identity columns) are
-        refused. If an attribute refuses its value, those that were changed before it get their
-        values back.
+        All names are checked before anything is changed. Without ``only``, these are refused:
+        primary keys, foreign keys, relationships, hybrid properties, names with a leading
+        underscore, and columns that SQLAlchemy or the database maintains (the discriminator, the
+        version, identity columns). If an attribute refuses its value, the attributes that were
+        changed before it get their old values back.
 
-        :param values: The new values by the names of attributes, such as ``request.form``. Of a
-            name with several values the first counts. Values are not converted.
-        :param only: The names that may be changed, whatever they are; any other is refused. It
-            allows nothing for keywords, so that ``**form`` can't bring an ``only`` of its own.
+        :param values: The new values by the names of attributes, such as ``request.form``. If a
+            name has several values, the first one is used. Values are not converted.
+        :param only: The names that may be changed, including names that are refused without
+            ``only``. All other names are refused. Keywords are also checked as without ``only``, so
+            that ``**form`` can't bring an ``only`` of its own.
         :param names: More values.
         :returns: This object.
-        :raises sqlalchemy.exc.ArgumentError: if ``values`` is no mapping, ``only`` is no collection
-            of names or stands without a mapping, a name is given twice, or nothing is given at
-            all. Nothing is changed.
+        :raises sqlalchemy.exc.ArgumentError: if ``values`` is no mapping, if ``only`` is no
+            collection of names or is given without a mapping, if a name is given twice, or if
+            nothing is given at all. Nothing is changed.
         :raises sqlalchemy.exc.InvalidRequestError: if a name is no mapped attribute or may not be
-            changed; if the object is not stored, or belongs to another session than the current
-            one. Nothing is changed, nothing is sent.
-        :raises sqlalchemy.exc.DBAPIError: what the database says.
+            changed, or if the object is not stored or belongs to a session other than the current
+            one. Nothing is changed, and nothing is sent.
+        :raises sqlalchemy.exc.DBAPIError: if the database reports an error.
         """
         call = f"{type(self).__name__}.update()"
         session = _session_for(self)
@@ -152,7 +157,7 @@ class ActiveRecordMixin:
             raise exc.ArgumentError(
                 f"{call} got only= without a mapping. only= allows names of a mapping: give it the "
                 "form as it is: update(form, only=…), not **form. An attribute that is called "
-                "'only' goes into the mapping. Nothing was changed."
+                "'only' goes into the mapping. Nothing was changed." + see("changed-names")
             )
         mapper = class_mapper(type(self))
         given = _checked_mapping(call, values, names)
@@ -162,30 +167,31 @@ class ActiveRecordMixin:
         if values is None and not names:
             raise exc.ArgumentError(
                 f"{call} got nothing to change. Give it keywords or a mapping; save() stores what "
-                "was changed before."
+                "was changed before." + see("changed-names")
             )
         before = AttributeSnapshot(self, changes)
         try:
-            with session.no_autoflush:  # half of the changes must not go anywhere
+            with session.no_autoflush:  # an autoflush must not send half of the changes
                 for name, value in changes.items():
                     setattr(self, name, value)
         except BaseException as error:
             before.put_back()
             if isinstance(error, exc.DBAPIError) and not _is_inside(session):
-                session.rollback()  # a read has failed, in a transaction that began by itself
+                session.rollback()  # a read has failed, in an autobegun transaction
             raise
         _store(session)
         return self
 
     def delete(self) -> None:
-        """Delete the row of this object, and store all that waits in the session.
+        """Delete the row of this object, and store all pending changes of the session.
 
-        Sends ``BEGIN``, ``DELETE``, ``COMMIT`` outside, ``DELETE`` inside; before it the SELECTs,
-        with it the statements for related objects, as ``Session.delete()`` does.
+        Outside, the call sends ``BEGIN``, ``DELETE`` and ``COMMIT``. Inside, it sends ``DELETE``.
+        As with ``Session.delete()``, SELECTs for related objects are sent before, and statements
+        that write related objects are sent together with the ``DELETE``.
 
-        :raises sqlalchemy.exc.InvalidRequestError: if it is not stored, or belongs to another
-            session than the current one. Nothing is sent.
-        :raises sqlalchemy.exc.DBAPIError: what the database says.
+        :raises sqlalchemy.exc.InvalidRequestError: if the object is not stored, or belongs to a
+            session other than the current one. Nothing is sent.
+        :raises sqlalchemy.exc.DBAPIError: if the database reports an error.
         """
         session = _session_for(self)
         _check_is_stored(self, session, f"{type(self).__name__}.delete()")
@@ -202,18 +208,20 @@ class ActiveRecordMixin:
     ) -> Self:
         """Make an object of this model, and store it as :meth:`save` does.
 
-        Keywords are the constructor's, as they are. The names of a mapping are checked by the rules
-        of :meth:`update`; so a form goes in as the mapping, never as keywords.
+        Keywords are passed to the constructor without a check. The names of a mapping are checked
+        by the rules of :meth:`update`. So pass a form as the mapping, never as keywords.
 
         :param values: Values by the names of attributes, such as ``request.form``.
-        :param only: The names that the mapping may have, whatever they are; any other is refused.
+        :param only: The names that the mapping may have, including names that are refused without
+            ``only``. All other names are refused.
         :param names: Keywords of the constructor.
         :returns: The object.
-        :raises sqlalchemy.exc.ArgumentError: if ``values`` is no mapping, ``only`` is no collection
-            of names or stands without a mapping, or a name is given twice. Nothing is sent.
+        :raises sqlalchemy.exc.ArgumentError: if ``values`` is no mapping, if ``only`` is no
+            collection of names or is given without a mapping, or if a name is given twice. Nothing
+            is sent.
         :raises sqlalchemy.exc.InvalidRequestError: if a name of the mapping is no mapped attribute
             or may not be set. Nothing is sent.
-        :raises sqlalchemy.exc.DBAPIError: what the database says.
+        :raises sqlalchemy.exc.DBAPIError: if the database reports an error.
         """
         call = f"{cls.__name__}.create()"
         mapper = class_mapper(cls)
@@ -221,6 +229,7 @@ class ActiveRecordMixin:
             raise exc.ArgumentError(
                 f"{call} got only= without a mapping, and keywords are not checked. Give it the "
                 f"form as it is: {cls.__name__}.create(form, only=…), not **form."
+                + see("changed-names")
             )
         session = _current_session(cls)
         given = _checked_mapping(call, values, names)
@@ -237,19 +246,21 @@ class ActiveRecordMixin:
 def _current_session(model: type[Any]) -> Session:
     source: Any = getattr(model, "__scoped_session__", None)
     if source is None:
-        # private: the one way from a model of Flask-SQLAlchemy to the extension it belongs to
+        # private: no public name leads from a model of Flask-SQLAlchemy to its extension
         source = getattr(getattr(model, "__fsa__", None), "session", None)
     if source is None:
         raise exc.InvalidRequestError(
             f"{model.__name__} does not know which session is the current one. Set "
             "__scoped_session__ on it or on its base class, to a scoped_session or to a callable "
             "that returns the session; or derive it from Flask-SQLAlchemy's db.Model."
+            + see("current-session")
         )
     if isinstance(source, (sessionmaker, type)) or not callable(source):
         raise exc.ArgumentError(
             f"__scoped_session__ of {model.__name__} has to return the same session each time it "
-            f"is called, until that is done with. {source!r} doesn't: make it a "
+            f"is called, until the work with that session is done. {source!r} doesn't: make it a "
             "scoped_session(sessionmaker(…)), or a callable that returns the session."
+            + see("current-session")
         )
     session: Any = source()
     if isinstance(session, scoped_session):
@@ -257,7 +268,7 @@ def _current_session(model: type[Any]) -> Session:
     if not isinstance(session, Session):
         raise exc.ArgumentError(
             f"__scoped_session__ of {model.__name__} returned {session!r}, which is no "
-            "sqlalchemy.orm.Session."
+            "sqlalchemy.orm.Session." + see("current-session")
         )
     return session
 
@@ -273,8 +284,9 @@ def _session_for(instance: object) -> Session:
     if object_session(instance) not in (None, current):
         raise exc.InvalidRequestError(
             f"This {name} belongs to another session than the current one: to that of another "
-            "thread or application context, or to one made by hand. Nothing was sent. Get it from "
-            "the current session, or store it with the flush() or commit() of its own."
+            "thread or application context, or to one made by hand. Nothing was sent. Get the "
+            "object from the current session, or store it with flush() or commit() of its own "
+            "session." + see("other-session")
         )
     return current
 
@@ -286,16 +298,18 @@ def _check_is_stored(instance: object, session: Session, call: str) -> None:
     if state.was_deleted or instance in session.deleted:
         why = "is deleted"
     elif state.detached:
-        why = "belongs to no session any more: get it from the current one"
+        why = "belongs to no session any more: get it from the current session"
     else:
-        why = "is not stored yet: save() it first"
-    raise exc.InvalidRequestError(f"{call} needs a row, and this object {why}. Nothing was sent.")
+        why = "is not stored yet: call save() first"
+    raise exc.InvalidRequestError(
+        f"{call} needs a row, and this object {why}. Nothing was sent." + see("no-row")
+    )
 
 
 def _store(session: Session, deleted: object = None) -> None:
-    """Flush: in a transaction of its own outside, as a part of the transaction inside.
+    """Flush the session: outside in a transaction of its own, inside as part of the transaction.
 
-    :param deleted: An object to delete with it.
+    :param deleted: An object that the same flush deletes.
     """
     inside = _is_inside(session)
     try:
@@ -303,7 +317,7 @@ def _store(session: Session, deleted: object = None) -> None:
             session.delete(deleted)
         session.flush()
         # Outside, an OptInSession has committed now. On SQLAlchemy's own session, or on a stock
-        # bind, SQLAlchemy has begun a transaction by itself, and it is still open.
+        # bind, the transaction that SQLAlchemy has begun by itself is still open.
         if not inside and session.in_transaction():
             session.commit()
     except BaseException:
@@ -313,7 +327,7 @@ def _store(session: Session, deleted: object = None) -> None:
 
 
 def _is_inside(session: Session) -> bool:
-    """Tell whether somebody has asked for a transaction. SQLAlchemy's autobegin does not count."""
+    """Tell whether code has asked for a transaction. SQLAlchemy's autobegin does not count."""
     transaction = session.get_transaction()
     return session.get_nested_transaction() is not None or (
         transaction is not None and transaction.origin is SessionTransactionOrigin.BEGIN
@@ -331,15 +345,15 @@ def _checked_mapping(
     if not isinstance(values, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise exc.ArgumentError(
             f"{call} takes a mapping of names and values, such as request.form or a dict, not "
-            f"{type(values).__name__!r}. Nothing was changed."
+            f"{type(values).__name__!r}. Nothing was changed." + see("changed-names")
         )
     twice = [name for name in values if name in names]
     if twice:
         raise exc.ArgumentError(
             f"{call} got {listed(twice, _MOST_NAMED)} both in the mapping and as a keyword. "
-            "Nothing was changed."
+            "Nothing was changed." + see("changed-names")
         )
-    # Not dict(values), which makes lists of the values of a werkzeug MultiDict.
+    # dict(values) would make lists of the values of a werkzeug MultiDict.
     return {name: values[name] for name in values}
 
 
@@ -352,7 +366,7 @@ def _check_names(
             raise exc.ArgumentError(
                 f"{call} takes the names that may be changed as only={{'name', …}}, not as "
                 f"{only!r}. An attribute that is called 'only' goes into the "
-                "mapping. Nothing was changed."
+                "mapping. Nothing was changed." + see("changed-names")
             )
         _raise_if_any(f"{call}, only=", ((name, _why_never(mapper, name)) for name in only))
     _raise_if_any(call, ((name, _why_not(mapper, name, only)) for name in names))
@@ -361,7 +375,7 @@ def _check_names(
 def _check_keywords(
     call: str, mapper: Mapper[Any], names: Iterable[str], only: Collection[str] | None
 ) -> None:
-    """Check keywords with ``only`` and without it, because it allows names of the mapping alone."""
+    """Check keywords with and without ``only``, which allows names of the mapping alone."""
     if only is not None:
         _raise_if_any(call, ((name, _why_not(mapper, name, only)) for name in names))
     put = "give it in a mapping, and name it in only={…}"
@@ -371,7 +385,9 @@ def _check_keywords(
 def _raise_if_any(call: str, reasons: Iterable[tuple[str, str | None]]) -> None:
     wrong = islice((f"{name!r} {reason}" for name, reason in reasons if reason), _MOST_NAMED)
     if said := "; ".join(wrong):
-        raise exc.InvalidRequestError(f"{call}: {said}. Nothing was changed.")
+        raise exc.InvalidRequestError(
+            f"{call}: {said}. Nothing was changed." + see("changed-names")
+        )
 
 
 def _why_not(
@@ -382,7 +398,7 @@ def _why_not(
 ) -> str | None:
     """Say why an attribute may not be changed; ``None`` if it may.
 
-    :param put: What to do if it may be changed after all.
+    :param put: What the message tells the caller to do if the attribute may be changed after all.
     """
     reason = _why_never(mapper, name)
     if reason is not None:
@@ -419,7 +435,7 @@ def _why_never(mapper: Mapper[Any], name: str) -> str | None:
     if isinstance(descriptor, hybrid_property):
         writable = descriptor.fset is not None  # pyright: ignore[reportUnknownMemberType]
         return None if writable else "is a hybrid property without a setter"
-    return "is no attribute that stores a value of its own: set it by itself, and save()"
+    return "is no attribute that stores a value of its own: set it by itself, and call save()"
 
 
 def _why_unless_named(mapper: Mapper[Any], name: str) -> str | None:
@@ -448,7 +464,7 @@ def _why_unless_named(mapper: Mapper[Any], name: str) -> str | None:
 
 
 def _drives(discriminator: Any, column: Column[Any]) -> bool:
-    """Tell whether a column is the discriminator, or a part of the expression that is."""
+    """Tell whether a column is the discriminator, or a part of the discriminating expression."""
     return discriminator is not None and any(
         isinstance(part, ColumnElement) and part.shares_lineage(column)
         for part in visitors.iterate(discriminator)
@@ -456,7 +472,7 @@ def _drives(discriminator: Any, column: Column[Any]) -> bool:
 
 
 def _is_referring(mapper: Mapper[Any], columns: list[Column[Any]]) -> bool:
-    """Tell whether a relationship uses a column as its foreign key, though the table has none."""
+    """Tell whether a relationship uses a column as foreign key, even if the table declares none."""
     return any(
         column in relationship.local_columns
         for relationship in mapper.relationships

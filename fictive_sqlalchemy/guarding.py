@@ -1,4 +1,4 @@
-"""Nothing waits inside a transaction: it is an error in tests, and a warning in production.
+"""A guard against waiting inside a transaction: an error in tests, and a warning in production.
 
 ::
 
@@ -9,10 +9,10 @@
         with allow_waiting():
             time.sleep(0.01)  # without allow_waiting() an error: WaitingInTransaction
 
-Python tells of most of these calls by its audit events, so that no client has to be patched: see
-`PEP 578 <https://peps.python.org/pep-0578/>`_. While the first guard starts, these are wrapped,
-because no event tells of them: ``time.sleep`` before Python 3.13, ``httpx.HTTPTransport``'s
-``handle_request`` and ``celery.Celery.send_task``. Nothing is sent to the database for it.
+Python reports most calls that may wait by audit events, so that no client has to be patched: see
+`PEP 578 <https://peps.python.org/pep-0578/>`_. There is no event for these functions, so the first
+guard wraps them when it starts: ``time.sleep`` before Python 3.13, ``handle_request`` of
+``httpx.HTTPTransport``, and ``celery.Celery.send_task``. Guards send nothing to the database.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from sqlalchemy import exc
 
+from ._core.errors import see
 from ._core.flow import here
 from ._core.places import calling
 from ._core.records import Transaction
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["Guard", "WaitingInTransaction", "allow_waiting"]
 
 _log = logging.getLogger("fictive_sqlalchemy.transactions")
-"""Gets a WARNING for each call that waits inside a transaction, with the mode ``"log"``."""
+"""The logger that gets the warnings of the mode ``"log"``."""
 
 _is_allowed: ContextVar[bool] = ContextVar("waiting is allowed", default=False)
 
@@ -53,55 +54,65 @@ class WaitingInTransaction(exc.InvalidRequestError):
 
 @contextmanager
 def allow_waiting() -> Generator[None]:
-    """Allow in this block what :class:`Guard` refuses. It holds in this thread or task alone."""
+    """Allow in this block, in this thread or task alone, the calls that :class:`Guard` refuses."""
     before = _is_allowed.get()
     try:
         _is_allowed.set(True)
         yield
     finally:
-        _is_allowed.set(before)  # no token: the block of a stream may end in another context
+        _is_allowed.set(before)  # without a token: a stream's block may end in another context
 
 
 class Guard(Follower):
-    """Looks at the calls that may wait, while a transaction of the same thread is open.
+    """Refuses or logs calls that may wait, while a transaction of the same thread is open.
 
-    These are: connections to anything but the database, HTTP requests on connections that are kept
-    (of ``http.client``, on which ``urllib3`` and ``requests`` are built, and of ``httpx``),
-    ``time.sleep()``, subprocesses, and messages of Celery.
+    Such calls are connections to anything but the database, HTTP requests on connections that are
+    kept open (of ``http.client``, on which ``urllib3`` and ``requests`` are built, and of
+    ``httpx``), ``time.sleep()``, subprocesses, and messages of Celery.
 
-    A transaction is open from its first statement on, because BEGIN is sent with that. Under test
-    isolation it is that of the code under test. A transaction that is one statement never is.
+    A transaction is open from its first statement on, because BEGIN is sent with that statement.
+    Under test isolation, the transactions of the code under test count. A transaction that is one
+    statement never counts as open.
 
-    :param mode: ``"raise"``: the call raises :class:`WaitingInTransaction`, and is not made.
-        ``"log"``: it is made, and a WARNING is logged, once for each line in a transaction.
-    :param sources: What :func:`.record` takes.
-    :param allow: Hosts, by name or address, that may be called inside; a socket of the same host by
-        its path.
-    :raises sqlalchemy.exc.ArgumentError: if an argument is not as said here.
+    :param mode: With ``"raise"``, the call raises :class:`WaitingInTransaction`, and is not made.
+        With ``"log"``, the call is made, and a WARNING is logged, once for each line in a
+        transaction.
+    :param sources: The sources, as :func:`.record` takes them.
+    :param allow: Hosts that may be called inside a transaction, by name or address. A Unix socket
+        is named by its path.
+    :raises sqlalchemy.exc.ArgumentError: if an argument is not as described here.
     """
 
     def __init__(
         self, mode: Literal["raise", "log"], *sources: Any, allow: Iterable[str] = ()
     ) -> None:
         if mode not in ("raise", "log"):
-            raise exc.ArgumentError(f'The mode of a guard is "raise" or "log", and not {mode!r}.')
+            raise exc.ArgumentError(
+                f'The mode of a guard is "raise" or "log", and not {mode!r}.'
+                + see("recording-arguments")
+            )
         if isinstance(allow, str):
-            raise exc.ArgumentError(f"allow is a list of hosts: write allow=[{allow!r}].")
+            raise exc.ArgumentError(
+                f"allow is a list of hosts: write allow=[{allow!r}]." + see("recording-arguments")
+            )
         hosts: Any = list(allow) if isinstance(allow, Iterable) else None  # pyright: ignore
         if hosts is None or not all(map(_is_host, hosts)):
             raise exc.ArgumentError(
                 'allow is a list of hosts, by name or address, without a scheme and a port: ["pay.'
-                f'example", "10.0.0.1"], and not {allow!r}.'
+                f'example", "10.0.0.1"], and not {allow!r}.' + see("recording-arguments")
             )
         if not sources:
-            raise exc.ArgumentError("A Guard needs what to guard: an extension or an engine.")
+            raise exc.ArgumentError(
+                "A Guard needs something to guard: an extension or an engine."
+                + see("nothing-to-record")
+            )
         super().__init__(*sources)
         self.mode = mode
         self._allowed = {_canonical(host) for host in hosts}
         self._said: set[tuple[float | None, object]] = set()
 
     def start(self) -> Self:
-        """Begin to guard."""
+        """Start the guard."""
         if self not in _guards:
             _install()
             _hear_of_libraries()
@@ -110,22 +121,22 @@ class Guard(Follower):
         return self
 
     def stop(self) -> None:
-        """Guard no more."""
+        """Stop the guard."""
         if self in _guards:
             _guards.remove(self)
             super().stop()
 
     def add_transaction(self, transaction: Transaction) -> None:
-        """Hear of libraries that were imported meanwhile, now that a transaction begins."""
+        """Wrap the functions of libraries that were imported meanwhile: a transaction begins."""
         _hear_of_libraries()
 
-    # What the calls that may wait call
+    # What is called for each call that may wait
 
     def check(self, what: str, host: str | None) -> None:
         """Refuse a call, or log it, if a transaction of this thread is open.
 
-        :param what: The call, for the message.
-        :param host: The host that it is to.
+        :param what: The description of the call, for the message.
+        :param host: The host that the call goes to, if there is one.
         :raises WaitingInTransaction: in the mode ``"raise"``.
         """
         transaction = self._open_here()
@@ -138,7 +149,7 @@ class Guard(Follower):
             f"{place.function}. The transaction was begun by {transaction.begun_at}. While the "
             "call waits, the transaction keeps its locks and its connection. Put the call before "
             "the block, after it, or into on_commit(). If it has to be there, put it into "
-            "`with allow_waiting():`, or name its host in allow=[…]."
+            "`with allow_waiting():`, or name its host in allow=[…]." + see("guarded-call")
         )
         if self.mode == "raise":
             raise WaitingInTransaction(message)
@@ -147,11 +158,11 @@ class Guard(Follower):
             if len(self._said) > 1_000:
                 self._said.clear()
             self._said.add(said)
-            with allow_waiting():  # a handler of the log may send it to another host
+            with allow_waiting():  # a log handler may send the message to another host
                 _log.warning("%s", message)
 
     def _open_here(self) -> Transaction | None:
-        """Return a transaction that this thread, greenlet and task has open."""
+        """Return an open transaction of this thread, greenlet and task; ``None`` without one."""
         for connections in TRANSACTION_CONNECTIONS.values():
             for connection in connections:
                 recorded = getattr(connection, "recorded", None)
@@ -202,13 +213,13 @@ class _Resolved(threading.local):
 
 
 _resolved = _Resolved()
-"""What this thread has asked the address of last: a connection is made to the address."""
+"""The host whose address this thread has looked up last: a connection names only the address."""
 
 
 def _on_connect(socket: Any, address: Any) -> None:
-    if getattr(socket, "type", None) != _STREAM:  # a datagram does not wait
+    if getattr(socket, "type", None) != _STREAM:  # sending a datagram does not wait
         return
-    what, name = repr(address), address if isinstance(address, str) else None  # a path
+    what, name = repr(address), address if isinstance(address, str) else None  # a str is a path
     if isinstance(address, tuple):
         parts: tuple[Any, ...] = address  # pyright: ignore[reportUnknownVariableType]
         name, port = str(parts[0]), parts[1]
@@ -218,11 +229,11 @@ def _on_connect(socket: Any, address: Any) -> None:
     try:
         _check(f"A connection to {what}", name)
     except BaseException:
-        socket.close()  # who makes it expects nothing but an OSError
+        socket.close()  # the code that has made the socket closes it only on an OSError
         raise
 
 
-#: ``socket.SOCK_STREAM``, without an import of what may be patched later.
+#: ``socket.SOCK_STREAM``. The module is not imported, because it may be patched later.
 _STREAM = 1
 
 
@@ -274,7 +285,7 @@ _lock = threading.RLock()
 
 
 def _install() -> None:
-    """Add the audit hook, once: Python can't remove it again."""
+    """Add the audit hook once, because Python can't remove an audit hook."""
     global _is_installed
     with _lock:
         if not _is_installed:
@@ -282,23 +293,23 @@ def _install() -> None:
             sys.addaudithook(_hook)
 
 
-# Libraries whose calls are no audit events
+# Libraries whose calls raise no audit events
 
 _heard_of: set[str] = set()
 
 
 def _hear_of_libraries() -> None:
-    """Have libraries tell that were imported meanwhile."""
+    """Wrap the functions of libraries that were imported meanwhile."""
     for name, hear in _LIBRARIES.items():
         if name not in _heard_of and name in sys.modules:
             with _lock:
-                # False: another thread is importing it, and has not come that far.
+                # hear() returns False while another thread is still importing the module.
                 if name not in _heard_of and hear(sys.modules[name]):
                     _heard_of.add(name)
 
 
 def _hear_of_httpx(httpx: Any) -> bool:
-    # It sends on sockets that it keeps, and no event tells of that.
+    # httpx sends on sockets that it keeps open, and no audit event reports that.
     def guarded(handle: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(handle)
         def handle_request(self: Any, request: Any) -> Any:
@@ -315,7 +326,8 @@ def _hear_of_httpx(httpx: Any) -> bool:
 
 
 def _hear_of_celery(base: Any) -> bool:
-    # The connection to the broker is kept. Celery logs what a receiver of its signals raises.
+    # The connection to the broker is kept open, so no audit event reports a message. A receiver of
+    # Celery's signals can't refuse a message, because Celery only logs what the receiver raises.
     celery = getattr(base, "Celery", None)
     if celery is None:
         return False
@@ -332,7 +344,7 @@ def _hear_of_celery(base: Any) -> bool:
 
 
 def _hear_of_time(module: Any) -> bool:
-    # Until Python 3.13, and in that of gevent, it is no event.
+    # sleep() raises no audit event before Python 3.13, nor after gevent has replaced it.
     sleep, python = module.sleep, sys.version_info[:2]
     if python >= (3, 13) and isinstance(sleep, BuiltinFunctionType):
         return True

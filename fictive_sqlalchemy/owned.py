@@ -1,7 +1,8 @@
-"""A transaction that its owner alone may commit: a unit of work, a request, a task.
+"""Transactions that only their owner may commit: a unit of work, a request or a task.
 
-Such an owner ends its transaction itself, as a whole. If somebody committed before, a part would
-be stored although the rest fails. It works on the sessions of SQLAlchemy as well as on ours.
+The owner commits its transaction at its end, as a whole. If other code committed before, a part
+of the work would be stored even if the rest failed. This module works with SQLAlchemy's sessions
+and with ``OptInSession``.
 """
 
 from __future__ import annotations
@@ -21,19 +22,20 @@ _OWNERS = "fictive_sqlalchemy.owners"
 
 
 class Owned:
-    """While it is entered, ``commit()`` of its transaction is an error that the owner words::
+    """Lets only the owner commit a transaction, while this context manager is entered::
 
         with session.begin() as transaction, Owned(session, transaction, "…") as owned:
             session.flush()
             owned.check_not_aborted()
 
-    Leave it before the transaction is committed. Savepoints inside may be released. If one
-    owner's transaction is a savepoint in another owner's, each refuses a commit of its own. Sends
-    nothing.
+    Other code that calls ``commit()`` of the transaction gets an error. The owner leaves the
+    context manager before it commits the transaction. Savepoints in the transaction may be
+    released. If the transaction of one owner is a savepoint in the transaction of another owner,
+    each of the two refuses a commit of its own transaction. Sends nothing.
 
     :param session: The session.
     :param transaction: Its transaction, or savepoint.
-    :param refusal: What the error says to somebody else who commits it. May be changed.
+    :param refusal: The message of the error that other code gets. It may be changed later.
     """
 
     def __init__(self, session: Session, transaction: SessionTransaction, refusal: str) -> None:
@@ -44,19 +46,19 @@ class Owned:
 
     @property
     def refusal(self) -> str:
-        """What the error says to somebody else who commits the transaction."""
+        """The message of the error that other code gets if it commits the transaction."""
         return self._refusal
 
     @refusal.setter
     def refusal(self, refusal: str) -> None:
         self._refusal = refusal
-        if isinstance(self.transaction, Block):  # it refuses before SQLAlchemy calls listeners
+        if isinstance(self.transaction, Block):  # a block refuses before listeners are called
             self.transaction.refusal = refusal
 
     def __enter__(self) -> Self:
         listen_to_sessions()
         around = _owners(self.session)
-        if around:  # after_begin came for the outer transaction; a savepoint uses its connections
+        if around:  # a savepoint uses connections of the outer transaction, without after_begin
             self._stock_connections += around[-1]._stock_connections
         self.session.info[_OWNERS] = (*around, self)
         return self
@@ -65,7 +67,7 @@ class Owned:
         self.leave()
 
     def leave(self) -> None:
-        """Stop owning the transaction, which anybody may commit from here on. May be repeated."""
+        """Stop owning the transaction, so that any code may commit it. May be repeated."""
         rest = tuple(owned for owned in _owners(self.session) if owned is not self)
         if rest:
             self.session.info[_OWNERS] = rest
@@ -82,13 +84,14 @@ class Owned:
         self._stock_connections.clear()
 
     def check_not_aborted(self) -> None:
-        """Refuse to commit what PostgreSQL would roll back at COMMIT, without saying so.
+        """Refuse to commit a transaction that PostgreSQL would silently roll back at COMMIT.
 
-        Our own connections find that out at COMMIT. SQLAlchemy's are asked here, which sends
-        nothing: https://www.postgresql.org/docs/current/sql-commit.html
+        An ``OptInConnection`` notices such a transaction at COMMIT. This method asks the
+        connections of stock binds, and sends nothing:
+        https://www.postgresql.org/docs/current/sql-commit.html
 
-        :raises sqlalchemy.exc.PendingRollbackError: if a statement failed on a bind that is not
-            ours, and the error was caught.
+        :raises sqlalchemy.exc.PendingRollbackError: if a statement failed on a stock bind, and the
+            error was caught.
         """
         if any(map(is_aborted, self._stock_connections)):
             raise exc.PendingRollbackError(NOTHING_STORED)
@@ -116,18 +119,18 @@ def _after_begin(session: Session, _: SessionTransaction, connection: Connection
 
 
 def listen_to_sessions() -> None:
-    """Listen to all sessions, from when something is owned first."""
+    """Listen to the events of all sessions, from the first owner on."""
     listen_once("before_commit", _before_commit)
     listen_once("after_begin", _after_begin)
 
 
 def listen_once(name: str, listener: Callable[..., None]) -> None:
-    """Listen to an event of all sessions, unless this listener does so already.
+    """Add a listener to an event of all sessions, unless it was added before.
 
-    To listen on one session and to stop again takes longer than a transaction.
+    It would take longer than a transaction to add a listener to one session and to remove it again.
 
     :param name: The name of the event.
-    :param listener: What is called.
+    :param listener: The function that is called.
     """
     if not event.contains(Session, name, listener):
         event.listen(Session, name, listener)

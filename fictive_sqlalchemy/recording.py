@@ -9,7 +9,7 @@
     assert seen.round_trips == 4
     assert seen.transactions[0].outcome == "committed"
 
-Nothing is sent for it, and what is sent does not change. Off, it costs nothing.
+A recording sends nothing, and does not change what is sent. Without a recording, there is no cost.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import scoped_session
 
 from ._core.engine import OptInEngine
+from ._core.errors import see
 from ._core.places import Place
 from ._core.recorder import recorder
 from ._core.records import ConnectionUse, Outcome, Statement, Transaction
@@ -44,14 +45,15 @@ __all__ = [
 
 
 class Recording:
-    """What was sent while it was on. Make one with :func:`record`.
+    """What was sent while the recording was on. Make a recording with :func:`record`.
 
-    It may be read at any time, also while it is on, and from any thread. All times are in seconds.
+    A recording may be read at any time, even while it is on, and from any thread. All times are in
+    seconds.
 
-    :param dialects: The dialects of the engines that it is about.
-    :param sessions: The sessions that it is about.
-    :param keep: How many statements, transactions and uses of connections are kept, of each. The
-        first ones are; the numbers count on.
+    :param dialects: The dialects of the engines that are recorded.
+    :param sessions: The sessions that are recorded.
+    :param keep: How many statements, how many transactions and how many uses of connections are
+        kept. The first ones are kept, and all are counted.
     :param parameters: Whether the parameters of the statements are kept.
     """
 
@@ -70,11 +72,11 @@ class Recording:
         self.sent: list[Statement] = []
         """All that was sent, in order: the statements, BEGIN, COMMIT, ROLLBACK and savepoints."""
         self.transactions: list[Transaction] = []
-        """The transactions that have begun meanwhile, or had begun before and sent something."""
+        """The transactions that have begun or have sent something during the recording."""
         self.connections: list[ConnectionUse] = []
         """The uses of connections of the pool on which something was sent."""
-        # Of what is not kept, the numbers. They change without a lock, which an exception of a
-        # signal handler could leave locked: while a number is added, no thread is switched to.
+        # The numbers of what is not kept. They change without a lock, because an exception from a
+        # signal handler could leave it locked. Python switches no thread while a number is added.
         self._left_out = self._statements_left_out = self._trips_left_out = 0
         self._busy_left_out = 0.0
         self._more_transactions = _Sums(lambda each: (each.duration, each.waiting))
@@ -82,7 +84,7 @@ class Recording:
 
     @property
     def round_trips(self) -> int:
-        """How many messages waited for an answer."""
+        """The number of messages for whose answer the sender has waited."""
         return sum(statement.round_trips for statement in self.sent) + self._trips_left_out
 
     @property
@@ -92,48 +94,48 @@ class Recording:
 
     @property
     def statement_count(self) -> int:
-        """How many statements there were, those included that are not kept."""
+        """The number of statements, including those that are not kept."""
         return len(self.statements) + self._statements_left_out
 
     @property
     def duration(self) -> float:
-        """For how long the callers waited for what was sent."""
+        """How long callers have waited for the answers to what was sent."""
         return sum(statement.duration for statement in self.sent) + self._busy_left_out
 
     @property
     def transaction_count(self) -> int:
-        """How many transactions have sent something, those included that are not kept."""
+        """The number of transactions that have sent something, including those not kept."""
         begun = sum(transaction.started is not None for transaction in self.transactions)
         return begun + self._more_transactions.count
 
     @property
     def open(self) -> float:
-        """For how long transactions were open, or are."""
+        """How long transactions were open, including the time of those that are still open."""
         kept = sum(transaction.duration for transaction in self.transactions)
         return kept + self._more_transactions.totals()[0]
 
     @property
     def waiting(self) -> float:
-        """For how long transactions were open while the database was not busy for them."""
+        """How long transactions were open while the database was not busy for them."""
         kept = sum(transaction.waiting for transaction in self.transactions)
         return kept + self._more_transactions.totals()[1]
 
     @property
     def held(self) -> float:
-        """For how long connections were held, or are."""
+        """How long connections were held, including the time of those that are still held."""
         kept = sum(use.held for use in self.connections)
         return kept + self._more_connections.totals()[0]
 
     @property
     def waited(self) -> float:
-        """For how long the pool was waited for."""
+        """How long callers have waited for a connection of the pool."""
         kept = sum(use.waited for use in self.connections)
         return kept + self._more_connections.totals()[1]
 
     # What the recorder calls
 
     def covers(self, connection: TransactingConnection) -> bool:
-        """Tell whether what is sent on a connection belongs to it."""
+        """Tell whether what is sent on a connection belongs to this recording."""
         if connection.dialect in self._dialects:
             return True
         owner = getattr(connection, "owner", None)
@@ -150,7 +152,7 @@ class Recording:
             self._busy_left_out += statement.duration
 
     def note_round_trip(self, statement: Statement) -> None:
-        """Hear that a part of a stream was read, which the statement has noted."""
+        """Count the round trip for a part of a stream, unless its statement is kept."""
         if self._left_out and statement not in self.sent:
             self._trips_left_out += 1
 
@@ -162,7 +164,7 @@ class Recording:
             self._more_transactions.add(transaction)
 
     def end_transaction(self, transaction: Transaction) -> None:
-        """Nothing is done: the transaction is noted already."""
+        """Do nothing, because the transaction is noted already."""
 
     def add_use(self, use: ConnectionUse) -> None:
         """Note the use of a connection."""
@@ -172,15 +174,15 @@ class Recording:
             self._more_connections.add(use)
 
     def end(self) -> None:
-        """Let go of what it was about: who keeps a recording keeps no session."""
+        """Forget the engines and sessions, so that a kept recording keeps no session alive."""
         self._dialects, self._sessions = frozenset(), ()
 
-    # To read
+    # Methods for reading a recording
 
     def summary(self) -> str:
         """Return the numbers in one line.
 
-        It is like ``4 statements, 5 round trips, 1 transaction 3.2 ms (0.4 ms waiting)``.
+        An example is ``4 statements, 5 round trips, 1 transaction 3.2 ms (0.4 ms waiting)``.
         """
         parts = [
             counted(self.statement_count, "statement"),
@@ -206,10 +208,10 @@ class Recording:
 
 
 class Follower:
-    """Hears of what is sent, in all threads, and keeps none of it. A base class.
+    """A base class whose methods are called for what is sent, in all threads. It keeps nothing.
 
-    :param sources: What :func:`record` takes.
-    :raises sqlalchemy.exc.ArgumentError: if there is no source, or one can't be recorded.
+    :param sources: The sources, as :func:`record` takes them.
+    :raises sqlalchemy.exc.ArgumentError: if there is no source, or a source can't be recorded.
     """
 
     keeps_parameters = False
@@ -217,19 +219,20 @@ class Follower:
     def __init__(self, *sources: Any) -> None:
         if not sources:
             raise ArgumentError(
-                f"{type(self).__name__} needs what to follow: an extension or an engine."
+                f"{type(self).__name__} needs something to follow: an extension or an engine."
+                + see("nothing-to-record")
             )
         self._dialects: frozenset[Dialect] = dialects_of(sources)
 
     def start(self) -> Self:
-        """Begin to hear."""
+        """Start following what is sent."""
         if not recorder.has(self):
             recorder.use(self, self._dialects)
             recorder.add(self)
         return self
 
     def stop(self) -> None:
-        """Hear no more."""
+        """Stop following what is sent."""
         recorder.leave(self)
 
     def __enter__(self) -> Self:
@@ -241,33 +244,33 @@ class Follower:
     # What the recorder calls
 
     def covers(self, connection: TransactingConnection) -> bool:
-        """Tell whether it is about what is sent on a connection."""
+        """Tell whether what is sent on a connection is followed."""
         return connection.dialect in self._dialects
 
     def add_statement(self, statement: Statement) -> None:
-        """Hear of a statement."""
+        """Handle a statement that was sent."""
 
     def note_round_trip(self, statement: Statement) -> None:
-        """Hear that a part of a stream was read."""
+        """Handle the round trip for a part of a stream."""
 
     def add_transaction(self, transaction: Transaction) -> None:
-        """Hear of a transaction that begins."""
+        """Handle a transaction that begins."""
 
     def end_transaction(self, transaction: Transaction) -> None:
-        """Hear of a transaction that has ended."""
+        """Handle a transaction that has ended."""
 
     def add_use(self, use: ConnectionUse) -> None:
-        """Hear of the use of a connection."""
+        """Handle the use of a connection."""
 
 
-#: So many open transactions that are not kept count on. No application has as many at a time.
+#: How many open transactions are followed that are not kept. No application has as many at a time.
 _MOST_OPEN = 100
 
 
 class _Sums:
     """The numbers of the transactions, or of the uses of connections, that are not kept.
 
-    :param numbers: Returns the two numbers of one.
+    :param numbers: A function that returns the two numbers of a transaction or a use.
     """
 
     def __init__(self, numbers: Callable[[Any], tuple[float, float]]) -> None:
@@ -277,13 +280,13 @@ class _Sums:
         self._first = self._second = 0.0
 
     def add(self, one: Any) -> None:
-        """Add one, which counts on until it has ended."""
+        """Add a transaction or a use, whose numbers may grow until it has ended."""
         for each in tuple(self._open):
             if each.has_ended or len(self._open) > _MOST_OPEN:
                 first, second = self._numbers(each)
                 try:
                     self._open.remove(each)
-                except ValueError:  # another thread has done it
+                except ValueError:  # another thread has removed it
                     continue
                 self._count += each.has_begun
                 self._first += first
@@ -292,7 +295,7 @@ class _Sums:
 
     @property
     def count(self) -> int:
-        """How many there are, without transactions that have sent nothing."""
+        """The number of transactions or uses, without transactions that have sent nothing."""
         return self._count + len([each for each in tuple(self._open) if each.has_begun])
 
     def totals(self) -> tuple[float, float]:
@@ -304,7 +307,7 @@ class _Sums:
 
 
 def line(statement: Statement) -> str:
-    """Return a statement as one line: what was sent, what it took, and where.
+    """Return a statement as one line: the SQL, its time, and its place in the code.
 
     :param statement: The statement.
     """
@@ -322,26 +325,33 @@ def line(statement: Statement) -> str:
 
 @contextmanager
 def record(*sources: Any, keep: int = 1_000, parameters: bool = False) -> Generator[Recording]:
-    """Record what is sent, in all threads, until the block ends. Sends nothing.
+    """Record what is sent in all threads until the block ends. Sends nothing.
 
-    :param sources: What is recorded, one or more: an extension with ``OptInTransactionMixin`` (in
-        an application context), a session, a scoped session, or an engine of
-        :func:`fictive_sqlalchemy.create_engine`. Of a session all that it sends is recorded; of an
-        engine and of an extension what any session or connection of it sends. Replicas are
-        included. An engine that SQLAlchemy has made is not recorded where an extension has one.
-        Nor are cursors of the driver, and statements that a listener to SQLAlchemy's ``do_execute``
-        sends itself.
-    :param keep: How many statements, transactions and uses of connections are kept, of each.
+    :param sources: One or more sources: an extension with ``OptInTransactionMixin`` (in an
+        application context), a session, a scoped session, or an engine of
+        :func:`fictive_sqlalchemy.create_engine`. For a session, all that this session sends is
+        recorded. For an engine or an extension, all that any of its sessions and connections sends
+        is recorded. Replicas are included. These are not recorded: engines of an extension that
+        SQLAlchemy has made, cursors of the driver, and statements that a listener to SQLAlchemy's
+        ``do_execute`` sends itself.
+    :param keep: How many statements, how many transactions and how many uses of connections are
+        kept.
     :param parameters: Whether the parameters of the statements are kept. They may be secret.
     :returns: A context manager that gives the :class:`Recording`.
-    :raises sqlalchemy.exc.ArgumentError: if there is no source, if one can't be recorded, or if
-        ``keep`` is no number above 0.
+    :raises sqlalchemy.exc.ArgumentError: if there is no source, if a source can't be recorded, or
+        if ``keep`` is no number above 0.
     :raises RuntimeError: from Flask-SQLAlchemy, for an extension outside an application context.
     """
     if not sources:
-        raise ArgumentError("record() needs what to record: an extension, a session or an engine.")
+        raise ArgumentError(
+            "record() needs something to record: an extension, a session or an engine."
+            + see("nothing-to-record")
+        )
     if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:  # pyright: ignore
-        raise ArgumentError(f"keep is how many statements are kept, 1 or more, and not {keep!r}.")
+        raise ArgumentError(
+            f"keep is how many statements are kept, 1 or more, and not {keep!r}."
+            + see("recording-arguments")
+        )
     dialects: list[Dialect] = []
     sessions: list[OptInSession] = []
     used: list[Dialect] = []
@@ -366,14 +376,14 @@ def record(*sources: Any, keep: int = 1_000, parameters: bool = False) -> Genera
 def dialects_of(sources: Iterable[Any]) -> frozenset[Dialect]:
     """Return the dialects of the engines of some sources, and of their replicas.
 
-    :param sources: What :func:`record` takes.
+    :param sources: The sources, as :func:`record` takes them.
     """
     engines = [engine for source in sources for engine in _engines_of(source)[0]]
     return frozenset(each.dialect for engine in engines for each in (engine, *engine.replicas))
 
 
 def _engines_of(source: Any) -> tuple[list[OptInEngine], OptInSession | None]:
-    """Return the engines of a source, and the session, if it is one."""
+    """Return the engines of a source, and the session if the source is a session."""
     if isinstance(source, scoped_session):
         scope: Any = source  # pyright: ignore[reportUnknownVariableType]
         return _engines_of(scope())
@@ -390,7 +400,7 @@ def _engines_of(source: Any) -> tuple[list[OptInEngine], OptInSession | None]:
     raise ArgumentError(
         f"record() can't record {source!r}: give it an extension with OptInTransactionMixin, an "
         "OptInSession, a scoped session of these, or an engine of "
-        "fictive_sqlalchemy.create_engine()."
+        "fictive_sqlalchemy.create_engine()." + see("nothing-to-record")
     )
 
 

@@ -1,6 +1,6 @@
 """One log line for each unit of work: a request, a command, a task, a ``unit_of_work()``.
 
-With Flask-SQLAlchemy call ``db.report_requests(app)``. Without it::
+With Flask-SQLAlchemy, call ``db.report_requests(app)``. Without Flask-SQLAlchemy::
 
     reporter = Reporter(engine).start()
 
@@ -9,8 +9,8 @@ With Flask-SQLAlchemy call ``db.report_requests(app)``. Without it::
 
     # nightly: 4 statements, 5 round trips, 1 transaction 3.2 ms (0.4 ms waiting), connection 6.1 ms
 
-A unit has what is sent in its own thread, greenlet or asyncio task. Threads that it starts are not
-part of it, unless they run in a copy of its context (``contextvars``).
+A unit consists of what is sent in its own thread, greenlet or asyncio task. Threads that the unit
+starts are not part of it, unless they run in a copy of its context (``contextvars``).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import ArgumentError
 
 from ._core import observing
+from ._core.errors import see
 from ._core.recorder import leave_context, of_this_context, recorder
 from ._core.records import Transaction
 from ._core.transacting import TransactingConnection
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
 __all__ = ["Report", "Reporter"]
 
 _log = logging.getLogger("fictive_sqlalchemy.requests")
-"""Gets a line at INFO for each unit, and a WARNING for a transaction that is open for too long."""
+"""The logger that gets a line at INFO for each unit, and a WARNING for each transaction that is
+open for too long."""
 
 
 @dataclass
@@ -48,13 +50,13 @@ class Report:
     """What one unit has sent."""
 
     name: str
-    """What it is: ``"POST /transfer"``, ``"flask nightly"``, ``"task shop.tasks.mail"``."""
+    """The name of the unit: ``"POST /transfer"``, ``"flask nightly"``, ``"task shop.mail"``."""
 
     recording: Recording
     """The statements, transactions and connections."""
 
     status: int | str | None = None
-    """The status of the response; the class of the exception with which the unit has ended."""
+    """The status of the response, or the name of the exception that has ended the unit."""
 
     duration: float = 0.0
     """How many seconds the unit took."""
@@ -85,7 +87,7 @@ def _ms(seconds: float) -> str:
 
 
 class _Unit(Recording):
-    """The recording of a unit, which tells the watchdog of each transaction."""
+    """The recording of a unit, which reports each transaction to the watchdog."""
 
     def __init__(
         self, of: Reporter, dialects: frozenset[Dialect], watchdog: Watchdog | None
@@ -93,9 +95,10 @@ class _Unit(Recording):
         super().__init__(dialects, keep=_KEPT)
         self.of = of
         self.report: Callable[[], Report | None] = _nothing
-        """Returns its report: ``None`` when it has ended, or was forgotten without an end."""
+        """A function that returns the unit's report: ``None`` when the unit has ended, or when the
+        report was forgotten without an end."""
         self.slow: list[Transaction] = []
-        """The transactions that were open for too long, those included that are not kept."""
+        """The transactions that were open for too long, including those that are not kept."""
         self._watchdog = watchdog
 
     def covers(self, connection: TransactingConnection) -> bool:
@@ -117,21 +120,22 @@ def _nothing() -> None:
     return None
 
 
-#: Of a unit so many statements are kept. The numbers count on.
+#: How many statements of a unit are kept. All statements are counted.
 _KEPT = 500
 
 
 class Reporter:
-    """Reports each unit: a line in the log, and a callback.
+    """Reports each unit by a line in the log and by a callback.
 
-    :param sources: What :func:`.record` takes; or a function that returns a list of these, called
-        with the first unit.
-    :param slow_transaction: A transaction that is open for more seconds is a WARNING, at its end
-        and while it is open; ``None`` for no warnings.
-    :param callback: Called with the :class:`Report` of each unit, for metrics. Its errors are
-        logged.
-    :raises sqlalchemy.exc.ArgumentError: if there is no source, or one can't be recorded; if
-        ``slow_transaction`` is no number above 0; if ``callback`` can't be called.
+    :param sources: The sources, as :func:`.record` takes them, or a function that returns a list of
+        sources. The function is called with the first unit.
+    :param slow_transaction: How many seconds a transaction may be open. If it is open for longer, a
+        WARNING is logged while it is open, and another at the end of the unit. With ``None``, there
+        are no warnings.
+    :param callback: A function that is called with the :class:`Report` of each unit, for metrics.
+        Errors of the function are logged.
+    :raises sqlalchemy.exc.ArgumentError: if there is no source, if a source can't be recorded, if
+        ``slow_transaction`` is no number above 0, or if ``callback`` can't be called.
     """
 
     def __init__(
@@ -146,12 +150,18 @@ class Reporter:
         if slow_transaction is not None and not (is_number and slow_transaction > 0):
             raise ArgumentError(
                 "slow_transaction is a number of seconds above 0, or None for no warnings, and not "
-                f"{slow_transaction!r}."
+                f"{slow_transaction!r}." + see("recording-arguments")
             )
         if callback is not None and not callable(callback):
-            raise ArgumentError(f"callback is called with each report, and {callback!r} can't be.")
+            raise ArgumentError(
+                f"callback is called with each report, and {callback!r} can't be called."
+                + see("recording-arguments")
+            )
         if not sources:
-            raise ArgumentError("A Reporter needs what to report: an extension or an engine.")
+            raise ArgumentError(
+                "A Reporter needs something to report: an extension or an engine."
+                + see("nothing-to-record")
+            )
         self._sources = sources
         self._dialects: frozenset[Dialect] | None = None
         if not any(map(_is_function, sources)):
@@ -164,11 +174,11 @@ class Reporter:
 
     @property
     def is_on(self) -> bool:
-        """Whether it was started, and not stopped."""
+        """Whether the reporter was started and not stopped."""
         return self._is_on
 
     def start(self) -> Self:
-        """Begin to report; ``unit_of_work()`` and tasks of ``DatabaseTask`` from now on, too."""
+        """Start to report units, including each ``unit_of_work()`` and ``DatabaseTask`` task."""
         with self._lock:
             if not self._is_on:
                 self._is_on = True
@@ -179,7 +189,7 @@ class Reporter:
         return self
 
     def stop(self) -> None:
-        """Report no more."""
+        """Stop reporting units."""
         with self._lock:
             if self._is_on:
                 self._is_on = False
@@ -200,9 +210,9 @@ class Reporter:
     def unit(self, name: str) -> Generator[Report | None]:
         """Report what is sent in this block, as one unit.
 
-        :param name: What it is, for the log.
-        :returns: A context manager that gives the :class:`Report`; ``None`` in another unit, of
-            which this one is a part, and while the reporter is not started.
+        :param name: The name of the unit, for the log.
+        :returns: A context manager that gives the :class:`Report`. It gives ``None`` while the
+            reporter is not started, and inside another unit, of which the block is then a part.
         """
         report = self.begin(name)
         if report is None:
@@ -217,10 +227,10 @@ class Reporter:
             self.end(report)
 
     def begin(self, name: str) -> Report | None:
-        """Begin a unit, where it can't be a block. :meth:`end` ends it.
+        """Begin a unit where a ``with`` block is not possible. Call :meth:`end` at its end.
 
-        :param name: What it is, for the log.
-        :returns: ``None`` in another unit, and while the reporter is not started.
+        :param name: The name of the unit, for the log.
+        :returns: The report. ``None`` inside another unit, and while the reporter is not started.
         """
         if not self._is_on:
             return None
@@ -245,7 +255,7 @@ class Reporter:
 
     @staticmethod
     def suspend(report: Report) -> None:
-        """Leave a unit for now: what is sent next in this context is no part of it.
+        """Leave a unit for now: what is sent next in this context is not part of the unit.
 
         :param report: What :meth:`begin` returned.
         """
@@ -253,7 +263,7 @@ class Reporter:
 
     @contextmanager
     def resumed(self, report: Report) -> Generator[None]:
-        """Go on with a unit in this block: parts of a streamed response may be made in any thread.
+        """Continue a unit in this block: any thread may make the next part of a streamed response.
 
         :param report: What :meth:`begin` returned.
         """
@@ -268,7 +278,7 @@ class Reporter:
             self.suspend(report)
 
     def end(self, report: Report) -> None:
-        """End a unit: log it, and call the callback.
+        """End a unit: log its report, and call the callback.
 
         :param report: What :meth:`begin` returned.
         """
@@ -281,13 +291,14 @@ class Reporter:
             slow += unit.slow
         unit.end()
         _log.info("%s", report)
-        if limit is not None:  # those that are open still are not among unit.slow
+        if limit is not None:  # transactions that are still open are not in unit.slow
             slow += [one for one in unit.transactions if not one.has_ended and one.duration > limit]
         for transaction in slow:
             _log.warning(
-                "%s: a transaction was open for %s, of which the database was not busy for it "
-                "for %s. It was begun by %s. Put what waits for others before the block, after "
-                "it, or into on_commit().",
+                "%s: a transaction was open for %s, and for %s of that time the database did "
+                "nothing for it. The transaction was begun by %s. Put calls that wait for "
+                "something else before the block, after it, or into on_commit()."
+                + see("slow-transaction"),
                 report.name,
                 milliseconds(transaction.duration),
                 milliseconds(transaction.waiting),
@@ -297,12 +308,13 @@ class Reporter:
             try:
                 self.callback(report)
             except Exception:
-                _log.exception("The callback of a report has failed")
+                _log.exception("The callback of a report has failed." + see("report-callback"))
 
     @staticmethod
     def _warn_of_open(transaction: Transaction, stack: str) -> None:
         _log.warning(
-            "A transaction has been open for %s and still is, begun by %s. Its thread is here:\n%s",
+            "A transaction has been open for %s and still is, begun by %s. The stack of "
+            "its thread follows." + see("slow-transaction") + "\n%s",
             milliseconds(transaction.duration),
             transaction.begun_at,
             stack,
@@ -310,5 +322,5 @@ class Reporter:
 
 
 def _is_function(source: Any) -> bool:
-    # A scoped session and an extension are no functions, though the former can be called.
+    # A scoped session and an extension are no functions, although a scoped session can be called.
     return type(source).__name__ in ("function", "method", "partial")

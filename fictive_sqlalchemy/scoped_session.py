@@ -1,4 +1,4 @@
-"""SQLAlchemy's ``scoped_session``, with what our session adds."""
+"""SQLAlchemy's ``scoped_session``, with the methods that ``OptInSession`` adds."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session, SessionTransaction, scoped_session, sessionm
 
 from ._core.atomic import HasAtomic
 from ._core.callbacks import Callback
+from ._core.errors import see
 from ._core.local_settings import Settings, SettingsFunction, check_source
 from ._core.options import BeginOptions, given_options
 from ._core.session import OptInSession
@@ -20,14 +21,14 @@ S = TypeVar("S", bound=Session)
 
 
 class OptInScopedSession(HasAtomic, scoped_session[S]):
-    """A ``scoped_session`` with what :class:`OptInSession` adds.
+    """A ``scoped_session`` with the methods that :class:`OptInSession` adds.
 
-    The additional methods need a factory of :class:`OptInSession`. With another ``sessionmaker``
-    they raise ``TypeError``, and everything else works.
+    The additional methods need a factory of :class:`OptInSession`. With another ``sessionmaker``,
+    the additional methods raise ``TypeError``, and all other methods work.
     """
 
     def begin(self, nested: bool = False, **options: Unpack[BeginOptions]) -> SessionTransaction:
-        """See :meth:`OptInSession.begin`."""
+        """Begin a transaction: see :meth:`OptInSession.begin`."""
         session = self()
         if not options or not given_options("begin()", options):
             return session.begin(nested)
@@ -40,7 +41,8 @@ class OptInScopedSession(HasAtomic, scoped_session[S]):
     def in_transaction(self) -> bool:
         """Tell whether a transaction is open: see :meth:`OptInSession.in_transaction`.
 
-        SQLAlchemy's ``scoped_session`` lacks this and the next three. They work with every session.
+        SQLAlchemy's ``scoped_session`` lacks this method and the next three. All four work with
+        every session.
         """
         return self().in_transaction()
 
@@ -57,40 +59,42 @@ class OptInScopedSession(HasAtomic, scoped_session[S]):
         return self().get_nested_transaction()
 
     def set_rollback(self) -> None:
-        """See :meth:`OptInSession.set_rollback`."""
+        """Ask for a rollback at the end of the block: see :meth:`OptInSession.set_rollback`."""
         _opt_in(self(), "set_rollback() is a method").set_rollback()
 
     def on_commit(self, function: Callback) -> None:
-        """See :meth:`OptInSession.on_commit`."""
+        """Call a function after the commit: see :meth:`OptInSession.on_commit`."""
         _opt_in(self(), "on_commit() is a method").on_commit(function)
 
     def on_rollback(self, function: Callback) -> None:
-        """See :meth:`OptInSession.on_rollback`."""
+        """Call a function after a rollback: see :meth:`OptInSession.on_rollback`."""
         _opt_in(self(), "on_rollback() is a method").on_rollback(function)
 
     def read_from_primary(self) -> None:
-        """See :meth:`OptInSession.read_from_primary`."""
+        """Send all reads to the primary: see :meth:`OptInSession.read_from_primary`."""
         _opt_in(self(), "read_from_primary() is a method").read_from_primary()
 
     def set_local(self, settings: Settings) -> None:
-        """See :meth:`OptInSession.set_local`."""
+        """Have each statement carry settings: see :meth:`OptInSession.set_local`."""
         _opt_in(self(), "set_local() is a method").set_local(settings)
 
     def local_settings(self, function: SettingsFunction) -> SettingsFunction:
-        """Ask a function once in each scope for the settings of its session; a decorator.
+        """Use a function as the source of the settings of each session; a decorator.
 
-        It is the parameter ``local_settings`` of :class:`OptInSession`.
+        The function is called once in each scope. It becomes the parameter ``local_settings`` of
+        the :class:`OptInSession`.
 
         :param function: A function without parameters.
         :returns: The function.
-        :raises sqlalchemy.exc.ArgumentError: if it can't be called, or is async, or if the session
-            factory is no ``sessionmaker``.
+        :raises sqlalchemy.exc.ArgumentError: if the function can't be called or is async, or if the
+            session factory is no ``sessionmaker``.
         """
         check_source(function)
         if not isinstance(self.session_factory, sessionmaker):  # pyright: ignore
             raise exc.ArgumentError(
-                "local_settings() needs a session factory that is a sessionmaker; another one can "
-                "call set_local() of the sessions that it makes."
+                "local_settings() needs a session factory that is a sessionmaker; with another "
+                "factory, call set_local() of each session that it makes."
+                + see("local-settings-function")
             )
         self.session_factory.configure(local_settings=function)
         return function
@@ -98,8 +102,8 @@ class OptInScopedSession(HasAtomic, scoped_session[S]):
     def remove(self) -> None:
         """Close the session of the scope, and forget it, as SQLAlchemy does.
 
-        :raises sqlalchemy.exc.InvalidRequestError: in a block, whose transaction is rolled back.
-            Otherwise a new session would store the rest of the block on its own.
+        :raises sqlalchemy.exc.InvalidRequestError: inside a block. The transaction of the block is
+            rolled back. Without the error, a new session would store the rest of the block alone.
         """
         is_inside = is_open = False
         if self.registry.has():
@@ -107,20 +111,21 @@ class OptInScopedSession(HasAtomic, scoped_session[S]):
             is_inside = isinstance(session, OptInSession) and session.entered is not None
             is_open = is_inside and session.in_transaction()
             session.close()
-        # The error may be swallowed: Python ignores it where a stream is garbage-collected, and
-        # Flask calls its teardown functions. So the scope keeps a session whose transaction was
-        # open, and that refuses the rest of the block. A second call forgets it.
+        # The error may be lost: Python ignores it if a stream is garbage-collected, at which Flask
+        # calls its teardown functions. So, if a transaction was open, the scope keeps the session,
+        # which refuses the rest of the block. A second call forgets the session.
         if not is_open:
             self.registry.clear()
         if is_inside:
             raise exc.InvalidRequestError(
-                "remove() inside a transaction: it is rolled back, and nothing of it is stored. "
-                "Leave the block first. In a request that is one transaction, leave remove() out: "
-                "the session is closed at the end of the request."
+                "remove() inside a transaction: the transaction is rolled back, and nothing of it "
+                "is stored. Leave the block first. In a request that is one transaction, leave "
+                "remove() out: the session is closed at the end of the request."
+                + see("remove-in-block")
             )
 
     def give_back(self) -> None:
-        """See :meth:`OptInSession.give_back`."""
+        """Give connections back to the pool: see :meth:`OptInSession.give_back`."""
         _opt_in(self(), "give_back() is a method").give_back()
 
 
@@ -128,6 +133,6 @@ def _opt_in(session: Session, what: str) -> OptInSession:
     if not isinstance(session, OptInSession):
         raise TypeError(
             f"{what} of OptInSession, and this is a {type(session).__name__}: make the "
-            "factory with sessionmaker(…, class_=OptInSession)."
+            "factory with sessionmaker(…, class_=OptInSession)." + see("session-class")
         )
     return session

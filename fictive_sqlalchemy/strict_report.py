@@ -1,7 +1,8 @@
-"""A report of the places in an application that mean something else in the strict mode.
+"""A report of the places in an application that behave differently in the strict mode.
 
-It is off until it is started. A read with nothing waiting costs the same whether it is on or off;
-while it is on, calls that flush, write, lock, or end a transaction take longer.
+The strict mode is the mode without ``begin_on_write``. The report is off until it is started. A
+read without pending changes costs the same whether the report is on or off. While the report is on,
+calls that flush, write, lock, or end a transaction take longer.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._core.differences import Difference, Kind, Watch
+from ._core.errors import see
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -27,14 +29,14 @@ _log = logging.getLogger(__name__)
 
 _BLOCK = "put it, and what belongs together with it, into `with session.begin():`"
 
-# What would be different, and what to do. {call} is what the line has called.
+# For each kind: what would be different, and what to do. {call} is what the line has called.
 _TEXTS = {
     Kind.READ: (
-        "{call} flushes what waits ({detail}) before it reads; in the strict mode it would not "
-        "find that",
+        "{call} flushes the pending changes ({detail}) before it reads; in the strict mode it "
+        "would not find them",
         "put the changes and the read into one `with session.begin():`, where reads flush",
     ),
-    Kind.FLUSH: ("{call} would store what waits at once, and not with commit()", _BLOCK),
+    Kind.FLUSH: ("{call} would store the pending changes at once, and not with commit()", _BLOCK),
     Kind.WRITE: (
         "{call} would be stored at once, and not with commit(); its locks and settings would end "
         "with it",
@@ -45,25 +47,26 @@ _TEXTS = {
         "put `with session.begin():` around it, and around what belongs together with it",
     ),
     Kind.LOCK: (
-        "{call} with a lock would be refused, because the lock would be gone at once",
+        "{call} with a lock would be refused, because the server would release the lock at once",
         "put it, and what the lock protects, into `with session.begin():`",
     ),
     Kind.ROLLBACK: (
-        "{call} would only forget what waits, and not undo what was stored before it, first "
-        "{detail}",
-        "put what it has to undo into `with session.begin():`, which an exception rolls back",
+        "{call} would only discard the pending changes, and not undo what was stored before it, "
+        "first by {detail}",
+        "put the calls that it has to undo into `with session.begin():`, which an exception rolls "
+        "back",
     ),
     Kind.COMMIT: (
         "{call} inside a block would be refused, and the block rolled back",
         "leave it out: the block commits at its end",
     ),
     Kind.PASSED_OVER: (
-        "{call} did not flush what waits ({detail}), and so could not find it",
+        "{call} did not flush the pending changes ({detail}), so it could not find them",
         "put the changes and the read into one `with session.begin():`, where reads flush",
     ),
     Kind.CONNECTION: (
-        "a session runs on a Connection of your own, where it is SQLAlchemy's own session: what "
-        "passes there proves nothing about either mode, and is not in this report",
+        "a session runs on a Connection of your own, where it is SQLAlchemy's own session: its "
+        "calls prove nothing about either mode, and are not in this report",
         "isolate tests with db.test_isolation() or isolate() in place of that Connection",
     ),
 }
@@ -71,12 +74,12 @@ _TEXTS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One place of the application, and what means something else there."""
+    """One place of the application, and what is different there in the strict mode."""
 
     kind: str
     """``"read"``, ``"flush"``, ``"write"``, ``"savepoint"``, ``"lock"``, ``"rollback"`` or
-    ``"commit"``; in the strict mode ``"passed over"``; ``"connection"``, once for all places, for a
-    session on a Connection of the user's own."""
+    ``"commit"``. For a session in the strict mode, the kind is ``"passed over"``. For a session on
+    a Connection of the user's own, it is ``"connection"``, once for all places."""
 
     filename: str
     line: int
@@ -86,13 +89,13 @@ class Finding:
     """What the line calls, such as ``"flush()"``, or the attribute that it reads."""
 
     called_from: str | None = None
-    """If the place is in an installed package: the line outside of those that has called it."""
+    """If the place is in an installed package, the line outside of such packages that called it."""
 
     detail: str = ""
 
     @property
     def is_place(self) -> bool:
-        """Whether it is about this place, and not, as ``"connection"``, about all of them."""
+        """Whether the finding is about this place; ``"connection"`` is about all places."""
         return self.kind != Kind.CONNECTION.value
 
     @property
@@ -102,7 +105,7 @@ class Finding:
 
     @property
     def remedy(self) -> str:
-        """What to do, so that the place means the same in both modes."""
+        """What to do so that the place behaves the same in both modes."""
         return _TEXTS[Kind(self.kind)][1]
 
     def __str__(self) -> str:
@@ -121,7 +124,7 @@ class _Entry:
 
 
 class StrictReport:
-    """Record the places of an application that mean something else in the strict mode::
+    """Records the places of an application that behave differently in the strict mode::
 
         from fictive_sqlalchemy.strict_report import StrictReport
 
@@ -133,15 +136,16 @@ class StrictReport:
         for finding in report.findings():
             print(finding)
 
-    Sessions with ``begin_on_write=True`` are looked at for all that would be different without it,
-    and sessions in the strict mode for reads that pass over what waits. Each place is recorded
-    once, whichever thread comes there, and logged as a warning of
-    ``fictive_sqlalchemy.strict_report``. Start and stop it while no other thread uses a session.
+    For sessions with ``begin_on_write=True``, the report records all that would be different
+    without the option. For sessions in the strict mode, it records reads that do not flush pending
+    changes. Each place is recorded once for all threads, and logged as a warning of
+    ``fictive_sqlalchemy.strict_report``. Start and stop the report while no other thread uses a
+    session.
 
-    :param file: A file that each new place is added to. Several processes may share it, and
-        :func:`read_report` reads it. If it is not there, the first place makes it. If it can't be
-        written, that is logged once, and the application goes on.
-    :param limit: How many places are kept at most. Others are only counted.
+    :param file: A file to which each new place is added. Several processes may share the file, and
+        :func:`read_report` reads it. If there is no such file, it is made with the first place. If
+        the file can't be written, the error is logged once, and the application goes on.
+    :param limit: How many places are kept at most. Further places are only counted.
     :param log: Whether new places are logged.
     """
 
@@ -152,20 +156,20 @@ class StrictReport:
         self._limit = limit
         self._has_failed = False
         self._logs = log
-        # Neither has a lock, which a fork could leave locked in the child: each step below is one
-        # operation of a dict or an iterator.
+        # There is no lock, because a fork could leave it locked in the child. Each step below is
+        # one operation of a dict or an iterator, and needs no lock.
         self._entries: dict[Any, _Entry] = {}
         self._left_out = count()
         self.left_out = 0
-        """How often there was a place beyond the limit."""
+        """How often a place beyond the limit was met."""
 
     def start(self) -> Self:
-        """Begin to record; nothing happens if it has begun."""
+        """Start recording, unless the report has been started already."""
         _recording.start(self)
         return self
 
     def stop(self) -> None:
-        """Record no more; what was recorded is kept."""
+        """Stop recording; the findings are kept."""
         _recording.stop(self)
 
     def __enter__(self) -> Self:
@@ -175,11 +179,11 @@ class StrictReport:
         self.stop()
 
     def findings(self) -> list[Finding]:
-        """Return what was recorded, in the order of files and lines."""
+        """Return the findings in the order of files and lines."""
         return _in_order(entry.finding for entry in list(self._entries.values()))
 
     def times(self, finding: Finding) -> int:
-        """Return how often a place was met: of a transaction, once.
+        """Return how often a place was met, counted at most once for each transaction.
 
         :param finding: One of :meth:`findings`.
         """
@@ -187,7 +191,7 @@ class StrictReport:
         return 0 if entry is None else entry.seen
 
     def clear(self) -> None:
-        """Forget what was recorded; the file is kept."""
+        """Forget the findings; the file is kept."""
         self._entries.clear()
         self._left_out, self.left_out = count(), 0
 
@@ -214,10 +218,14 @@ class StrictReport:
         if self._file is not None:
             try:
                 _append(self._file, json.dumps(asdict(finding)) + "\n")
-            except OSError as error:  # which is not the application's, and must not reach it
+            except OSError as error:  # an error of the report must not reach the application
                 if not self._has_failed:
                     self._has_failed = True
-                    _log.warning("Places of the strict report are not in its file: %s", error)
+                    _log.warning(
+                        "Places of the strict report are not in its file: %s"
+                        + see("strict-report"),
+                        error,
+                    )
 
     def __str__(self) -> str:
         return formatted(self.findings(), self.left_out)
@@ -225,7 +233,7 @@ class StrictReport:
 
 def _append(path: Path, line: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # One write at the end of the file, which is in one piece, whoever else writes.
+    # One write in append mode stays in one piece, even if other processes write, too.
     with open(path, "ab", buffering=0) as file:
         file.write(line.encode())
 
@@ -233,12 +241,12 @@ def _append(path: Path, line: str) -> None:
 def read_report(file: str | os.PathLike[str]) -> list[Finding]:
     """Read what one or more processes have recorded, each place once.
 
-    A line that can't be read is left out, such as the last one of a process that was killed, or of
-    a disk that was full.
+    A line that can't be read is left out, such as the last line of a process that was killed, or a
+    line that was written to a full disk.
 
     :param file: The file that was passed to :class:`StrictReport`.
-    :raises FileNotFoundError: if nothing has recorded there.
-    :raises ValueError: if it is no such file, because it has no line that can be read.
+    :raises FileNotFoundError: if no process has recorded a place in this file.
+    :raises ValueError: if the file has lines, but no line that can be read.
     """
     found: dict[Any, Finding] = {}
     lines = Path(file).read_bytes().splitlines()
@@ -250,12 +258,12 @@ def read_report(file: str | os.PathLike[str]) -> list[Finding]:
             continue
         found.setdefault(_key(finding), finding)
     if lines and not found:
-        raise ValueError(f"{os.fspath(file)} is no file of a StrictReport.")
+        raise ValueError(f"{os.fspath(file)} is no file of a StrictReport." + see("strict-report"))
     return _in_order(found.values())
 
 
 def _in_order(findings: Iterable[Finding]) -> list[Finding]:
-    """Return findings in the order of files and lines; what is about all of them comes first."""
+    """Return findings in the order of files and lines; those about all places come first."""
     return sorted(
         findings,
         key=lambda one: (
@@ -269,10 +277,10 @@ def _in_order(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def formatted(findings: list[Finding], left_out: int = 0) -> str:
-    """Return a line for each finding, and one that says how many there are.
+    """Return a line for each finding, and a line with their number.
 
     :param findings: The findings.
-    :param left_out: How often there was a place beyond the limit.
+    :param left_out: How often a place beyond the limit was met.
     """
     lines = [str(finding) for finding in findings]
     places = sum(finding.is_place for finding in findings)
@@ -280,13 +288,13 @@ def formatted(findings: list[Finding], left_out: int = 0) -> str:
     if places < 2:
         subject = "1 place means" if places else "No place that was met means"
     if left_out:
-        lines.append(f"More places than were kept were met {left_out} times.")
+        lines.append(f"The report is full: places that are not in it were met {left_out} times.")
     lines.append(f"{subject} something else in the strict mode than with begin_on_write=True.")
     return "\n".join(lines)
 
 
 def _shortened(filename: str) -> str:
-    """Return the name of a file, relative to the current directory if it is in there."""
+    """Return the name of a file, relative to the current directory if the file is in there."""
     try:
         return str(Path(filename).relative_to(Path.cwd()))
     except ValueError:

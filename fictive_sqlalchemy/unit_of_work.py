@@ -1,6 +1,6 @@
-"""A unit of work: a session for one block or call, which commits as a whole or not at all.
+"""A unit of work: a session for one block or call, which is committed as a whole or not at all.
 
-It is for code outside of views: the services of an application, its commands and scripts.
+Units of work are for code outside of views: the services, commands and scripts of an application.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sqlalchemy.orm import (
     sessionmaker,
 )
 
-from ._core.errors import NOTHING_STORED
+from ._core.errors import NOTHING_STORED, see
 from ._core.flow import here
 from ._core.functions import check_function, finished
 from ._core.local_settings import Settings, check_source, checked
@@ -41,12 +41,12 @@ _NAME = "unit_of_work()"
 
 _NO_COMMIT = (
     "A unit of work commits at its end, as a whole: leave session.commit() out. Use "
-    "session.flush() to send what is waiting before."
+    "session.flush() to send pending changes." + see("commit-in-unit-of-work")
 )
 
 
 class unit_of_work(Generic[S]):
-    """A block or a function that commits as a whole, rolls back on an exception, and closes::
+    """A block or function that commits as a whole or rolls back, and then closes its session::
 
         Session = sessionmaker(engine, class_=OptInSession)
 
@@ -59,27 +59,28 @@ class unit_of_work(Generic[S]):
 
         rename(1, "Ada")
 
-    The block is one transaction, which is ``session.begin()``: BEGIN with its first statement, and
-    COMMIT or ROLLBACK; one INSERT or UPDATE alone if that is all. It commits however it is left
-    without an exception, ``return`` and ``break`` included. Each exception rolls back,
-    ``KeyboardInterrupt`` and ``SystemExit`` included. Either way the session is closed then, unless
-    the caller has passed it, or it was that of a ``scoped_session`` already.
+    The block is one transaction, as with ``session.begin()``: BEGIN is sent with the first
+    statement, and COMMIT or ROLLBACK at the end. A block that is one INSERT or UPDATE sends that
+    statement alone. The block commits if it is left without an exception, even by ``return`` or
+    ``break``. Each exception rolls back, ``KeyboardInterrupt`` and ``SystemExit`` included. Then
+    the session is closed, unless the caller has passed it, or a ``scoped_session`` had it before.
 
-    A block inside another one of the same factory joins it: it gets the same session, and is a
-    savepoint, to which an exception rolls back. The outermost block commits. Each thread, asyncio
-    task and greenlet has units of its own.
+    A block inside another block of the same factory joins the other block: it gets the same
+    session, and is a savepoint, to which an exception rolls back. The outermost block commits. Each
+    thread, asyncio task and greenlet has units of its own.
 
-    A function with a parameter ``session`` gets the session for it, whatever its place; callers
-    leave it out, or pass a session of their own as ``session=…``, on which the call is a
-    transaction, or a savepoint if one is open.
+    A function with a parameter ``session``, at any position, gets the session as this argument.
+    Callers leave the argument out, or pass a session of their own as ``session=…``. The call is
+    then a transaction on that session, or a savepoint if a transaction is open.
 
     :param session_factory: A ``sessionmaker``, a ``scoped_session`` such as ``db.session``, or
         any callable that returns a session.
-    :param settings: What the session's statements carry, as with :meth:`.OptInSession.set_local`;
-        or a function without parameters that returns it, called at the begin of each unit. A unit
-        inside another one may say the same again, and nothing else.
-    :raises TypeError: if it is no factory of sessions.
-    :raises sqlalchemy.exc.ArgumentError: if a setting can't be one.
+    :param settings: Settings that the session's statements carry, as with
+        :meth:`.OptInSession.set_local`, or a function without parameters that returns the settings.
+        The function is called at the begin of each unit. A unit inside another unit may give the
+        same settings again, and no others.
+    :raises TypeError: if ``session_factory`` is no factory of sessions.
+    :raises sqlalchemy.exc.ArgumentError: if a setting has a name or value that is not allowed.
     """
 
     def __init__(
@@ -90,13 +91,14 @@ class unit_of_work(Generic[S]):
     ) -> None:
         if isinstance(session_factory, Session) or not callable(session_factory):
             raise TypeError(
-                f"unit_of_work() takes what makes sessions, such as a sessionmaker or db.session, "
-                f"not {_a(session_factory)}."
+                f"unit_of_work() takes a session factory, such as a sessionmaker or db.session, "
+                f"not {_a(session_factory)}." + see("unit-of-work-factory")
             )
         if inspect.isfunction(session_factory) and _needs_arguments(session_factory):
             raise TypeError(
                 f"{session_factory.__name__}() needs arguments, so it makes no sessions. To "
                 "decorate it, name the factory: write @unit_of_work(Session)."
+                + see("decorator-arguments")
             )
         if callable(settings):
             check_source(settings)
@@ -108,7 +110,7 @@ class unit_of_work(Generic[S]):
         self._block: AbstractContextManager[S]
 
     def __enter__(self) -> S:
-        """Begin, or join the block around this one.
+        """Begin a unit of work, or join the block around this block.
 
         :raises sqlalchemy.exc.InvalidRequestError: if this object was used for a block before, or
             if SQLAlchemy has begun a transaction by itself on the session before the block.
@@ -116,8 +118,9 @@ class unit_of_work(Generic[S]):
         """
         if next(self._uses):  # in one step: threads may share the object
             raise exc.InvalidRequestError(
-                "A unit_of_work() object is good for one block: write "
+                "A unit_of_work() object can be used for one block only: write "
                 "`with unit_of_work(session_factory) as session:` each time."
+                + see("unit-of-work-used-twice")
             )
         self._block = _block(self._factory, settings=self._settings)
         return self._block.__enter__()
@@ -128,11 +131,12 @@ class unit_of_work(Generic[S]):
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Commit, or roll back on an exception, and close.
+        """Commit, or roll back on an exception, and close the session.
 
-        :raises sqlalchemy.exc.InvalidRequestError: if the block did not end in order, or its
-            transaction was ended inside. Nothing of it is stored.
-        :raises Exception: what the database says to COMMIT. Nothing of the block is stored.
+        :raises sqlalchemy.exc.InvalidRequestError: if blocks did not end in the order of their
+            nesting, or if the transaction was ended inside the block. Nothing of it is stored.
+        :raises Exception: if COMMIT fails. Nothing of the block is stored, except perhaps after
+            :class:`.CommitOutcomeUnknown`.
         """
         self._block.__exit__(type_, value, traceback)
 
@@ -152,7 +156,7 @@ class unit_of_work(Generic[S]):
 
         :param function: A plain function or method.
         :returns: The function, whose callers need not pass a ``session``.
-        :raises TypeError: if the function would run, or go on running, after the call.
+        :raises TypeError: if the function is async or a generator, which runs after the call.
         """
         _check_function(function)
         factory, settings = self._factory, self._settings
@@ -184,7 +188,7 @@ class unit_of_work(Generic[S]):
 
 
 class _Unit:
-    """An outermost block, and those that have joined it."""
+    """An outermost block, and the blocks that have joined it."""
 
     def __init__(
         self,
@@ -205,10 +209,11 @@ class _Unit:
 
     def is_open(self) -> bool:
         """Tell whether the outermost block has not ended yet."""
-        # Both say so. An exception from a signal handler may keep one of them from being noted.
+        # Either of these tells that the block has ended. An exception from a signal handler may
+        # prevent the note of the other.
         if self.has_ended or not self.transactions:
             return False
-        # Callbacks after the end of the transaction are no part of the block.
+        # Callbacks after the end of the transaction are not part of the block.
         return self.transactions[0].is_active or not self.is_ending
 
     def begin(self) -> SessionTransaction:
@@ -226,20 +231,20 @@ class _Unit:
             yield
             return
         session = self._own_session()
-        session.ask_for_settings()  # or its answer would be taken back at the end
+        session.ask_for_settings()  # first, so that the end of the block keeps its answer
         before = {} if session.local_settings is None else session.local_settings.values
         session.set_local(settings)
         own = session.local_settings
         try:
             yield
         finally:
-            if own is not None and session.local_settings is own:  # it was not closed meanwhile
+            if own is not None and session.local_settings is own:  # the session was not closed
                 own.replace(before)
 
     def check_settings(self, settings: dict[str, str | None]) -> None:
-        """Refuse other settings in a block that joins this one.
+        """Refuse different settings for a block that joins this unit.
 
-        :raises sqlalchemy.exc.InvalidRequestError: if a setting is another one here.
+        :raises sqlalchemy.exc.InvalidRequestError: if a setting has another value in this unit.
         """
         session = self._own_session()
         session.ask_for_settings()
@@ -250,7 +255,7 @@ class _Unit:
                 raise exc.InvalidRequestError(
                     f"This unit of work joins the one around it, which has another value for "
                     f"{name}: both are one transaction. Give the setting to the outermost one, or "
-                    "call session.set_local() in the block."
+                    "call session.set_local() in the block." + see("settings-of-unit-of-work")
                 )
 
     def _own_session(self) -> OptInSession:
@@ -258,22 +263,22 @@ class _Unit:
             raise TypeError(
                 f"The settings of unit_of_work() need an OptInSession, and this is a "
                 f"{type(self.session).__name__}: make the factory with "
-                "sessionmaker(…, class_=OptInSession)."
+                "sessionmaker(…, class_=OptInSession)." + see("settings-of-unit-of-work")
             )
         return self.session
 
     def check_end(self, transaction: SessionTransaction) -> None:
-        """Refuse to commit if blocks did not end in order, or in another thread, or too early."""
+        """Refuse to commit if a block ends out of order, in another thread, or after a rollback."""
         if self.has_ended or transaction is not self.transactions[-1]:
             raise exc.InvalidRequestError(
                 "The blocks of a unit of work end in the order in which they are nested, and this "
                 "one did not. Nothing of them is stored. A generator that yields inside such a "
-                "block keeps it open: let it yield after the block."
+                "block keeps it open: let it yield after the block." + see("unit-of-work-order")
             )
         if self.flow != here():
             raise exc.InvalidRequestError(
                 "A unit of work ends in the thread, asyncio task and greenlet in which it began, "
-                "and this one did not. Nothing of it is stored."
+                "and this one did not. Nothing of it is stored." + see("unit-of-work-order")
             )
         self.check_active(transaction)
 
@@ -285,9 +290,9 @@ class _Unit:
             raise exc.PendingRollbackError(NOTHING_STORED)
         raise exc.InvalidRequestError(
             "The transaction of this unit of work was ended inside it, by rollback(), close() or "
-            "remove(), and nothing of it is stored: leave these out. The end of the block closes "
-            "the session, and rolls back if an exception leaves the block; session.set_rollback() "
-            "asks for that without one."
+            "remove(), and nothing of it is stored: leave these calls out. The end of the "
+            "block closes the session, and rolls back if an exception leaves the block; "
+            "session.set_rollback() rolls back without an exception." + see("unit-of-work-ended")
         )
 
     def close(self) -> None:
@@ -300,15 +305,15 @@ class _Unit:
             self.session.close()
         finally:
             if self.scope is not None and self.is_in_scope():
-                self.scope.registry.clear()  # not remove(), which raises inside of a block
+                self.scope.registry.clear()  # not remove(), which raises an error inside a block
 
     def is_in_scope(self) -> bool:
-        """Tell whether the session is still the one of the scope, if it came from one."""
+        """Tell whether the scope still has the session, if the session came from a scope."""
         if self.scope is None:
             return True
         try:
             return self.scope.registry.has() and self.scope() is self.session
-        except RuntimeError:  # outside of any scope, such as Flask's application context
+        except RuntimeError:  # there is no scope, such as Flask's application context
             return False
 
 
@@ -321,8 +326,8 @@ def _block(
     given: object = None,
     settings: Settings | Callable[[], Settings | None] | None = None,
 ) -> Generator[S]:
-    # A generator function: if a block is never ended, or its end is interrupted at once, the
-    # generator is collected, and that rolls back.
+    # This is a generator function, because a generator that is garbage-collected rolls back: so a
+    # block does if it is never ended, or if its end is interrupted at once.
     asked = settings() if callable(settings) else settings
     own = None if asked is None else checked(asked, _NAME)
     unit = _unit_to_join(factory, given)
@@ -376,14 +381,14 @@ def _unit_to_join(factory: Callable[[], Any], given: object) -> _Unit | None:
             continue
         flow = flow or here()
         if unit.flow != flow:
-            continue  # the context was copied
+            continue  # another thread or task runs in a copy of the context
         if given is not None:
             if given is unit.session:
                 return unit
             continue
         if unit.is_in_scope():
             return unit
-        unit.check_active(unit.transactions[0])  # or this is another scope, inside
+        unit.check_active(unit.transactions[0])  # if it is active, this is another scope, inside
     return None
 
 
@@ -405,29 +410,32 @@ def _make_unit(factory: Callable[[], Any], given: object) -> _Unit:
         source = "session=… is" if given is not None else f"{factory!r} returned"
         raise TypeError(
             f"A unit of work needs a session of SQLAlchemy's, and {source} {_a(session)}."
+            + see("unit-of-work-factory")
         )
     transaction = session.get_transaction()
     if transaction is None or transaction.origin is SessionTransactionOrigin.BEGIN:
         return _Unit(factory, scope, session, is_ours and transaction is None)
     if isinstance(session, OptInSession):
-        session.begin()  # which raises an error that says why
+        session.begin()  # this raises an error that says why
     raise exc.InvalidRequestError(
         "SQLAlchemy has begun a transaction by itself on this session, at its first use, before "
-        "the unit of work, which would commit that, too. Call commit() or rollback() before, or "
-        "make the session an OptInSession, whose reads begin nothing."
+        "the unit of work, which would commit that transaction, too. Call commit() or "
+        "rollback() before, or make the session an OptInSession, whose reads begin nothing."
+        + see("unit-of-work-on-used-session")
     )
 
 
 def _is_scoped(factory: object) -> bool:
-    return isinstance(factory, scoped_session)  # which a proxy of one is, too
+    return isinstance(factory, scoped_session)  # true for a proxy of one, too
 
 
 def _check_function(function: Any) -> None:
     check_function(function, _NAME, "the session factory, as in @unit_of_work(Session)")
     if inspect.iscoroutinefunction(function):
         raise TypeError(
-            "unit_of_work() does not decorate async functions, whose sessions would be another "
-            "kind. Put what needs the session into a plain function, and call that."
+            "unit_of_work() does not decorate async functions, which would need an AsyncSession. "
+            "Put the code that needs the session into a plain function, and call that function."
+            + see("unit-of-work-async")
         )
 
 

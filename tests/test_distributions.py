@@ -7,6 +7,7 @@ this, and then all the tests from the sdist.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import tarfile
 import zipfile
@@ -67,8 +68,16 @@ def test_what_an_index_shows_is_complete() -> None:
     assert said["License-Expression"] == "MIT"
     assert said["Requires-Python"] == ">=3.10"
     assert said["Description-Content-Type"] == "text/markdown"
-    assert said.get_payload() == (ROOT / "README.md").read_text(encoding="utf-8")
     assert "Typing :: Typed" in said.get_all("Classifier", [])
+
+
+def test_what_an_index_shows_is_readme_without_links_to_files() -> None:
+    """An index would look for these files on its own site."""
+    shown = str(metadata().get_payload())
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert shown == re.sub(r"!?\[([^\]]*)\]\((?!https?:)[^)]+\)", r"\1", readme)
+    assert re.findall(r"\]\((?!https?:)", shown) == []
+    assert re.findall(r"\]\((?!https?:)", readme) != []
 
 
 def test_the_extra_for_flask_brings_a_driver_for_the_url_of_the_readme() -> None:

@@ -1,4 +1,4 @@
-"""The site as it is built: links and images lead somewhere, and a phone can show each page.
+"""The site as it is built: links and images lead somewhere, and each screen can show each page.
 
 It looks at the site that DOCS_SITE names; ``python -m nox -s docs`` builds one and runs this.
 """
@@ -35,18 +35,29 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 
 # Pixels.
-PHONE = 390
+WIDTHS = [390, 1280]
 COLUMN = 45
+LETTER = 9
 
 LOOK = """
 <!doctype html>
-<iframe id="phone" style="width: WIDTHpx; height: 800px; border: 0"></iframe>
+<iframe id="screen" style="width: WIDTHpx; height: 800px; border: 0"></iframe>
 <script>
+async function smallestLetter(image) {
+    const source = await (await fetch(image.src)).text();
+    const drawn = new DOMParser().parseFromString(source, "image/svg+xml").documentElement;
+    const scale = image.clientWidth / drawn.viewBox.baseVal.width;
+    const sizes = [...drawn.querySelectorAll("text")].map(text => {
+        const size = /(\\d+(\\.\\d+)?)px/.exec(text.getAttribute("style") || "");
+        return Number(text.getAttribute("font-size") || (size ? size[1] : Infinity));
+    });
+    return scale * Math.min(...sizes);
+}
 async function look() {
-    const phone = document.getElementById("phone"), wrong = [];
+    const screen = document.getElementById("screen"), wrong = [];
     for (const page of PAGES) {
-        await new Promise(done => { phone.onload = done; phone.src = page; });
-        const shown = phone.contentDocument;
+        await new Promise(done => { screen.onload = done; screen.src = page; });
+        const shown = screen.contentDocument;
         const width = shown.documentElement.scrollWidth;
         if (width > WIDTH) wrong.push(`${page} is ${width} pixels wide`);
         for (const cell of shown.querySelectorAll("table.docutils :is(th, td)"))
@@ -55,6 +66,8 @@ async function look() {
         for (const image of shown.images) {
             image.loading = "eager";
             await image.decode().catch(() => wrong.push(`${page} does not show ${image.src}`));
+            if (image.src.endsWith(".svg") && await smallestLetter(image) < LETTER)
+                wrong.push(`${page} has letters that are too small in ${image.src}`);
         }
     }
     document.body.textContent = "LOOKED" + JSON.stringify(wrong) + "LOOKED";
@@ -138,12 +151,13 @@ def test_the_site_has_what_github_shows() -> None:
 @pytest.mark.skipif(
     BROWSER is None, reason=f"No browser to look at the site with: none of {', '.join(BROWSERS)}."
 )
-def test_a_phone_shows_each_page_and_its_images(tmp_path: Path) -> None:
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_screen_shows_each_page_and_its_images(width: int, tmp_path: Path) -> None:
     assert BROWSER is not None
     names = [f"/{path.relative_to(SITE).as_posix()}" for path in pages()]
-    harness = SITE / "phone-test.html"
-    text = LOOK.replace("WIDTH", str(PHONE)).replace("COLUMN", str(COLUMN))
-    text = text.replace("PAGES", json.dumps(names))
+    harness = SITE / "screen-test.html"
+    text = LOOK.replace("WIDTH", str(width)).replace("COLUMN", str(COLUMN))
+    text = text.replace("LETTER", str(LETTER)).replace("PAGES", json.dumps(names))
     harness.write_text(text, encoding="utf-8")
     try:
         with served() as url:
@@ -154,6 +168,7 @@ def test_a_phone_shows_each_page_and_its_images(tmp_path: Path) -> None:
                     "--disable-gpu",
                     *(["--no-sandbox"] if os.geteuid() == 0 else []),
                     f"--user-data-dir={tmp_path}",
+                    f"--window-size={width + 20},900",
                     "--virtual-time-budget=120000",
                     "--dump-dom",
                     f"{url}/{harness.name}",

@@ -440,8 +440,10 @@ def test_strict_report(project: Project, capsys: pytest.CaptureFixture[str], wor
     assert project.run("-n", workers, "--strict-report") == "6 passed"
     shown = capsys.readouterr().out
     report = shown[shown.index("strict report") :].splitlines()[1:4]
-    assert report[0].startswith("test_shop.py:14 in test_flush: flush() would store what waits")
-    assert report[1].startswith("test_shop.py:19 in test_waits: count() did not flush what waits")
+    flushed = "test_shop.py:14 in test_flush: flush() would store the pending changes at once"
+    assert report[0].startswith(flushed)
+    passed_over = "test_shop.py:19 in test_waits: count() did not flush the pending changes (User)"
+    assert report[1].startswith(passed_over)
     assert report[2].startswith("2 places mean something else in the strict mode than")
 
 

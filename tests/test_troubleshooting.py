@@ -13,6 +13,29 @@ PAGE = ROOT / "docs" / "troubleshooting.md"
 
 OF_OTHERS = "## What SQLAlchemy and PostgreSQL say"
 
+#: What has no address at its end: the words of Python and of the drivers, what commands print, and
+#: what another message follows that has one.
+WITHOUT_ADDRESS = {
+    "module … has no attribute …",
+    "… can only be used in transaction blocks",
+    "the connection is closed",
+    "autocommit can't be changed in a transaction",
+    "current transaction is aborted, commands ignored until end of transaction block",
+    "can't use a named cursor outside of transactions",
+    "The thread has ended and left the transaction open.",
+    "No transaction is open.",
+    "Nothing was recorded in ….",
+    "The report is full: places that are not in it were met … times.",
+    "… something else in the strict mode than with begin_on_write=True.",
+    "The URL has a port that is no number. …",
+    "… mixes two ways to name several hosts. …",
+    "… has a host with a port in a list. …",
+    "… has a host with a space or an @ in it. …",
+    "… has an empty host among several. …",
+    "… has an IPv6 address in brackets. …",
+    "… has hosts and ports that do not belong together. …",
+}
+
 
 def texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """Yield the line and the text of each string that is not part of another, or a docstring."""
@@ -28,6 +51,17 @@ def texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
             passed.update(id(part) for part in ast.walk(node))
             parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
             yield node.lineno, "".join(map(str, parts))
+
+
+def addresses(tree: ast.AST) -> Iterator[tuple[tuple[int, str], str]]:
+    """Yield the line and the text of each string that ``see()`` follows, and the address."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.BinOp) and ast.unparse(node.right).startswith("see("):
+            assert isinstance(node.right, ast.Call)
+            [address] = node.right.args
+            assert isinstance(address, ast.Constant)
+            [text] = texts(node.left)
+            yield text, str(address.value)
 
 
 def messages() -> Iterator[tuple[str, str]]:
@@ -59,6 +93,34 @@ def says(beginning: str, message: str) -> bool:
     """Tell whether a message begins as the page says, where … stands for anything."""
     pattern = ".*".join(map(re.escape, beginning.split("…")))
     return re.match(pattern, message, re.DOTALL) is not None
+
+
+def entries() -> dict[str, list[str]]:
+    """Return the messages that the page lists, by their addresses."""
+    found = re.findall(r'^<a id="([\w-]+)"></a>\n\n((?:- `.+\n)+)', PAGE.read_text(), re.MULTILINE)
+    assert len({address for address, _ in found}) == len(found)
+    return {
+        address: ["".join(one) for one in re.findall(r"^- (?:``(.+?) ?``|`([^`]+)`)$", lines, re.M)]
+        for address, lines in found
+    }
+
+
+def test_each_entry_of_the_page_has_an_address() -> None:
+    listed = [line for line in PAGE.read_text().splitlines() if line.startswith("- `")]
+    assert sum(map(len, entries().values())) == len(listed)
+
+
+def test_each_message_ends_with_the_address_that_explains_it() -> None:
+    found = entries()
+    followed = {
+        (f"{module.relative_to(ROOT)}:{line}", text): address
+        for module in sorted(PACKAGE.rglob("*.py"))
+        for (line, text), address in addresses(ast.parse(module.read_text(encoding="utf-8")))
+    }
+    for (place, text), address in followed.items():
+        assert any(says(one, text) for one in found.get(address, [])), f"{place}: {address}"
+    without = {text for one in messages() if one not in followed for text in [one[1]]}
+    assert without == WITHOUT_ADDRESS
 
 
 def test_each_message_is_listed() -> None:

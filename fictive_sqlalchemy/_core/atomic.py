@@ -1,4 +1,4 @@
-"""``atomic()``: a transaction where there is none, a savepoint inside one."""
+"""``atomic()``: begins a transaction, or a savepoint if a transaction is open already."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from sqlalchemy import exc
 from sqlalchemy.orm import SessionTransaction, SessionTransactionOrigin
 
 from .blocks import Block
+from .errors import see
 from .functions import check_function, finished
 from .options import BeginOptions, given_options
 
@@ -23,16 +24,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 _JOINED_FAILED = (
     "Nothing of this block was stored: an atomic(savepoint=False) inside it had failed, and the "
     "error was caught. Let the error leave this block, too, or leave savepoint=False out."
+    + see("atomic-without-savepoint")
 )
 _JOINED_ASKED = (
-    "Nothing of this block was stored: an atomic(savepoint=False) inside it asked for that with "
+    "Nothing of this block was stored: an atomic(savepoint=False) inside it called "
     "set_rollback(), and can't be undone alone. Leave savepoint=False out, or call set_rollback() "
-    "in this block."
+    "in this block." + see("atomic-without-savepoint")
 )
 
 
 class SessionOfAtomic(Protocol):
-    """What :class:`Atomic` needs of a session."""
+    """The part of a session that :class:`Atomic` uses."""
 
     def begin(self, nested: bool = ..., **options: Unpack[BeginOptions]) -> SessionTransaction: ...
     def begin_nested(self) -> SessionTransaction: ...
@@ -41,15 +43,15 @@ class SessionOfAtomic(Protocol):
 
 
 class Atomic:
-    """A block that is stored as a whole or not at all; functions that have one compose.
+    """A block that is stored as a whole or not at all, and that may contain other such blocks.
 
-    Outermost it is :meth:`.OptInSession.begin`, inside a transaction it is a savepoint. Get one
-    from :meth:`.OptInSession.atomic`, for ``with`` or as a decorator.
+    The outermost block is a transaction, and a block inside a transaction is a savepoint.
+    :meth:`.OptInSession.atomic` returns an object of this class, for ``with`` or as a decorator.
 
-    :param session: Returns the session. It is called at the begin of each block.
-    :param savepoint: As :meth:`.OptInSession.atomic` takes it, and so are all others.
-    :param durable: As ``savepoint``.
-    :param options: As ``savepoint``.
+    :param session: A function that returns the session. It is called when a block begins.
+    :param savepoint: The option ``savepoint`` of :meth:`.OptInSession.atomic`.
+    :param durable: The option ``durable`` of :meth:`.OptInSession.atomic`.
+    :param options: The other options of :meth:`.OptInSession.atomic`.
     """
 
     def __init__(
@@ -70,11 +72,11 @@ class Atomic:
         self._was_asked = False
 
     def __call__(self, function: F) -> F:
-        """Make each call of a function such a block.
+        """Decorate a function, so that each call of the function is an atomic block.
 
         :param function: A function, or an ``async def`` function.
-        :raises TypeError: for a generator, whose block would have ended before its body runs, and
-            for what is no function.
+        :raises TypeError: if ``function`` is not a function, or is a generator function, whose body
+            would run after the end of the block.
         """
         check_function(function, "atomic()")
         if inspect.iscoroutinefunction(function):
@@ -99,14 +101,15 @@ class Atomic:
         )
 
     def __enter__(self) -> SessionTransaction:
-        if next(self._uses):  # in one step: threads may share the object
+        if next(self._uses):  # one step, because threads may share the object
             raise exc.InvalidRequestError(
-                "An atomic() is good for one block: write `with session.atomic():` each time."
+                "An atomic() object can be used for one block only: write "
+                "`with session.atomic():` each time." + see("atomic-used-twice")
             )
         session = self._session()
         around = session.get_nested_transaction() or session.get_transaction()
-        # AUTOBEGIN: a write has begun the transaction, or SQLAlchemy has on a stock bind. Nobody
-        # knows when that will end, so begin() refuses.
+        # AUTOBEGIN: a write has begun the transaction, or SQLAlchemy has begun it on a stock bind.
+        # Nobody knows when such a transaction will end, so begin() refuses.
         if around is None or around.origin is SessionTransactionOrigin.AUTOBEGIN:
             block = session.begin(**self._options)
         else:
@@ -126,13 +129,15 @@ class Atomic:
     def _refuse_inside(self, around: Block) -> None:
         if self._durable:
             raise exc.InvalidRequestError(
-                "atomic(durable=True) has to be outermost, so that what it does is stored when it "
-                "ends, and a transaction is open: call it outside, or leave durable out."
+                "atomic(durable=True) has to be outermost, so that its changes are stored at its "
+                "end, but a transaction is open: use atomic(durable=True) outside that "
+                "transaction, or leave durable=True out." + see("atomic-durable")
             )
         if self._options:
             raise exc.InvalidRequestError(
                 f"{', '.join(self._options)} can only be given to the outermost atomic(), and a "
-                "transaction is open: it has begun with options of its own."
+                "transaction is open, which has its own options: pass them where that transaction "
+                "begins." + see("atomic-options")
             )
         around.refuse_other_task()
 
@@ -161,10 +166,10 @@ class Atomic:
 
 
 class HasAtomic:
-    """What has ``atomic()``: a session, a ``scoped_session``, an extension of Flask-SQLAlchemy."""
+    """A mixin with ``atomic()``, for sessions, ``scoped_session`` and extensions of Flask."""
 
     def atomic_session(self) -> SessionOfAtomic:
-        """Return the session, which is asked for at each begin."""
+        """Return the session. Each block calls this method when it begins."""
         raise NotImplementedError
 
     @overload
@@ -181,7 +186,10 @@ class HasAtomic:
     ) -> Atomic: ...
 
     def atomic(self, function: Any = None, /, **options: Any) -> Any:
-        """Make a block, or each call of a function, a transaction, or a savepoint inside one::
+        """Make a block, or each call of a function, a transaction or a savepoint.
+
+        The outermost block is a transaction, as with :meth:`.OptInSession.begin`. A block inside a
+        transaction is a savepoint, as with :meth:`.OptInSession.begin_nested`::
 
             @session.atomic
             def rename(user, name):
@@ -190,39 +198,41 @@ class HasAtomic:
             with session.atomic():
                 rename(session.get(User, 1), "Ada")
 
-        Functions that each need atomicity compose: outermost it is :meth:`.OptInSession.begin`,
-        inside it is :meth:`.OptInSession.begin_nested`, and an error that is caught outside the
-        inner block undoes just that.
+        So functions that each need a transaction may call each other. If an error leaves the inner
+        block and is caught in the outer block, only the inner block is rolled back.
 
-        :param function: The function, where this is a decorator without arguments.
-        :param options: ``savepoint=False`` joins an open transaction without a savepoint; an error
-            then undoes the block around, too. ``durable=True`` is an error unless this is
-            outermost: what is done is stored at its end. ``isolation_level``, ``read_only``,
-            ``deferrable`` and ``timeout`` are those of :meth:`.OptInSession.begin`, and are
-            refused inside.
-        :returns: A context manager that gives SQLAlchemy's ``SessionTransaction``, and decorates
-            functions; or the decorated function.
-        :raises TypeError: if what is decorated is a generator, or an option is unknown.
-        :raises sqlalchemy.exc.InvalidRequestError: at the begin, if ``durable`` or an option is
-            given inside; at the end, if a savepoint that was begun inside is still open.
+        :param function: The function, if this is a decorator without arguments.
+        :param options: ``savepoint=False`` joins an open transaction without a savepoint. An error
+            then rolls back the enclosing block, too. ``durable=True`` is refused inside a
+            transaction, so that the block is committed when it ends. ``isolation_level``,
+            ``read_only``, ``deferrable`` and ``timeout`` are those of :meth:`.OptInSession.begin`,
+            and are refused inside a transaction.
+        :returns: The decorated function. Without ``function``, a context manager that gives
+            SQLAlchemy's ``SessionTransaction``, and that can decorate a function instead.
+        :raises TypeError: if the decorated object is a generator function or not a function, or if
+            an option is unknown.
+        :raises sqlalchemy.exc.InvalidRequestError: when the block begins, if ``durable`` or an
+            option is given inside a transaction; when the block ends, if its transaction was ended
+            inside it, or a savepoint that was begun inside it is still open.
         """
         atomic = Atomic(self.atomic_session, **options)
         return atomic if function is None else atomic(function)
 
 
 def _misplaced(block: Block) -> exc.InvalidRequestError | None:
-    """Return the error of a block that is not the innermost one at its end."""
+    """Return an error if a block is not the innermost open block when it ends."""
     session = block.session
     if block is (session.get_nested_transaction() or session.get_transaction()):
         return None
     if block.is_open:
-        # SQLAlchemy would commit what is still open inside along with this one.
+        # SQLAlchemy would commit the savepoint that is still open along with this block.
         return exc.InvalidRequestError(
-            "A savepoint that was begun inside this atomic() is still open: end it before. A "
-            "generator or asyncio task that waits inside a block keeps it open. Nothing of this "
-            "block was stored."
+            "A savepoint that was begun inside this atomic() is still open: end the savepoint "
+            "first. A generator or asyncio task that waits inside a block keeps it open. Nothing "
+            "of this block was stored." + see("open-savepoint")
         )
     return exc.InvalidRequestError(
         "The transaction of this atomic() was ended inside it, by rollback() or close(), and "
-        "nothing of it was stored: leave these out. set_rollback() asks for that without an error."
+        "nothing of it was stored: leave these calls out. To roll back without an error, call "
+        "set_rollback()." + see("atomic-ended")
     )

@@ -1,4 +1,4 @@
-"""The mapped attributes of an object: what a name stands for, and the values before an update."""
+"""The mapped attributes of an object: their lookup by name, and their values before an update."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ _NOT_LOADED = object()
 
 
 def attribute_of(mapper: Mapper[Any], name: str) -> MapperProperty[Any] | None:
-    """Return what a name stands for, synonyms resolved; ``None`` for a hybrid, and the like."""
+    """Return the mapped attribute that a name or a synonym stands for.
+
+    :returns: ``None`` if the name is not mapped, such as the name of a hybrid property.
+    """
     attribute = mapper.attrs.get(name)
     while isinstance(attribute, SynonymProperty):
         attribute = mapper.attrs.get(attribute.name)
@@ -37,22 +40,22 @@ def columns_of(attribute: ColumnProperty[Any]) -> list[Column[Any]]:
 
 
 class AttributeSnapshot:
-    """The values of an object before an update, to put them back if it fails.
+    """The values of an object before an update, to restore them if the update fails.
 
     :param instance: The object.
-    :param changes: The new values. A collection that they replace is loaded, as by the change.
+    :param changes: The new values by name. A collection that the update replaces is loaded now.
     """
 
     def __init__(self, instance: object, changes: Mapping[str, Any]) -> None:
         self.instance = instance
         self.state = state_of(instance)
-        # Without mapped expressions that are no attribute, such as that of polymorphic_on.
+        # Mapped expressions that are no attributes, such as that of polymorphic_on, are left out.
         attributes = self.state.mapper.column_attrs
         self.columns = [each.key for each in attributes if each.key in self.state.attrs]
         self.relationships = self.state.mapper.relationships
         self.others: list[tuple[InstanceState[Any], str, Any]] = []
         self.given: set[str] = set()
-        """The attributes that get new values."""
+        """The names of the attributes that get new values."""
         for name, value in changes.items():
             attribute = attribute_of(self.state.mapper, name)
             if attribute is not None:
@@ -63,7 +66,7 @@ class AttributeSnapshot:
         self.changed = self.find_changed()
 
     def note_others(self, relationship: RelationshipProperty[Any], value: Any) -> None:
-        """Note the other side of the objects that a relationship is about to take from others."""
+        """Note the back references of the objects that a relationship is about to get."""
         others: Any = [value]
         if relationship.uselist:
             getattr(self.instance, relationship.key)
@@ -77,30 +80,30 @@ class AttributeSnapshot:
                 self.others.append((state, back.key, state.dict.get(back.key, _NOT_LOADED)))
 
     def find_changed(self) -> set[str]:
-        """Return the names of the attributes whose changes wait to be stored. Sends nothing."""
+        """Return the names of the attributes with pending changes. Sends nothing."""
         attributes = self.state.attrs
         mapped = [*self.columns, *self.relationships.keys()]
         return {name for name in mapped if attributes[name].history.has_changes()}
 
     def put_back(self) -> None:
-        """Give the object's attributes the values that they had, changes that wait included."""
+        """Restore the values of the object's attributes, and which changes were pending."""
         now = self.state.dict
         changed = self.find_changed()
         for name in [*now]:
             if name in self.values:
                 continue
             if name not in self.columns and name not in self.relationships:
-                del now[name]  # a composite, or what a setter has noted
+                del now[name]  # a composite, or an attribute that a setter has set
             elif name in changed or name in self.given:
-                if name in self.relationships:  # these change the other side, too
+                if name in self.relationships:  # the other side has changed, too
                     self.take_out(name)
                 _forget(self.state, name)
         for name, value in self.values.items():
             if name in now and now[name] is value:
                 continue
             if name in self.columns or name in self.relationships:
-                # set_attribute() changes the other side of a relationship, too, and tells a
-                # Mutable. If a validator refuses the value, it is put back below, without events.
+                # set_attribute() changes the other side of a relationship, too, and notifies a
+                # Mutable. If a validator refuses the value, the value is set below, without events.
                 with suppress(Exception):
                     set_attribute(self.instance, name, value)
             if name in self.columns and name not in self.changed:
@@ -112,13 +115,13 @@ class AttributeSnapshot:
                 _forget(state, name)
             elif state.dict.get(name) is not value:
                 set_attribute(state.object, name, value)
-        # A flush before a COMMIT that has failed takes what waited for stored.
+        # If COMMIT failed after a flush, SQLAlchemy no longer knows that the changes are pending.
         for name in self.changed - self.find_changed():
             if name in now:
                 flag_modified(self.instance, name)
 
     def take_out(self, name: str) -> None:
-        """Take what was put into a relationship that was not loaded before out of it again."""
+        """Remove what the update has put into a relationship that was not loaded before."""
         if not self.relationships[name].uselist:
             set_attribute(self.instance, name, None)
             return
@@ -128,6 +131,6 @@ class AttributeSnapshot:
 
 
 def _forget(state: InstanceState[Any], name: str) -> None:
-    """Let an attribute be loaded at its next use."""
+    """Expire an attribute, so that it is loaded at its next use."""
     if state.session is not None and state.persistent:
         state.session.expire(state.object, [name])

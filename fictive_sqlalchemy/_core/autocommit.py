@@ -1,7 +1,7 @@
 """Switch the DBAPI connection into autocommit and out of it, for each driver.
 
 A connection of this package is in autocommit, except during a transaction. With psycopg2 and
-psycopg the driver has attributes for both ways, so neither costs a round trip.
+psycopg the driver has attributes for both directions, so neither costs a round trip.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import exc
 from sqlalchemy.engine import Dialect
 
+from .errors import see
 from .options import DEFAULT, TransactionOptions, isolation_levels
 
-# Keys in the ``info`` of a pool's entry, which is emptied when its connection is closed.
+# Keys in the ``info`` of a pool's entry. The pool empties ``info`` when it closes the connection.
 STARTED_WITH = "fictive_sqlalchemy.started_with"
 HELD_CURSORS = "fictive_sqlalchemy.held_cursors"
 USED_BY = "fictive_sqlalchemy.used_by"
@@ -27,7 +28,7 @@ LEFT_BEHIND = "fictive_sqlalchemy.left_behind"
 # The drivers that have attributes for isolation level and flags, and cursors WITH HOLD.
 PSYCOPG = ("psycopg2", "psycopg")
 
-# PQtransactionStatus of libpq, the same numbers in psycopg2 and psycopg:
+# The numbers of PQtransactionStatus of libpq, which psycopg2 and psycopg use as well:
 # https://www.postgresql.org/docs/current/libpq-status.html
 _IDLE, _ACTIVE, _IN_TRANSACTION, _IN_ERROR = 0, 1, 2, 3
 
@@ -36,17 +37,19 @@ _IDLE, _ACTIVE, _IN_TRANSACTION, _IN_ERROR = 0, 1, 2, 3
 _ERROR_RESPONSE = b"E"
 
 
-# For enter_autocommit() where it is not known what was set: each option is undone.
+# For enter_autocommit(), if nobody knows which options were set: all options are reset.
 _ANYTHING = TransactionOptions("ANY", True, True)
 
-# Autocommit, isolation level, read-only and deferrable of a psycopg connection that is new.
+# Autocommit, isolation level, read-only and deferrable of a psycopg2 or psycopg connection in
+# autocommit on which nothing else was set.
 _UNTOUCHED = (True, None, None, None)
 
 
 class Switch:
     """Takes connections out of autocommit and back, with any dialect that offers AUTOCOMMIT.
 
-    It uses SQLAlchemy's dialect alone. Whether that sends something depends on the driver.
+    This class uses only methods of SQLAlchemy's dialect. The driver decides whether they send
+    something.
 
     :param dialect: The dialect of the engine.
     """
@@ -60,8 +63,8 @@ class Switch:
         """Put a connection that is in no transaction into autocommit.
 
         :param connection: The DBAPI connection.
-        :param used: What the transaction that has ended had begun with.
-        :param started_with: What :meth:`started_with` returned at first.
+        :param used: The options of the transaction that has ended.
+        :param started_with: What :meth:`started_with` returned before the connection's first use.
         """
         if used.isolation_level is not None:
             self.dialect.set_isolation_level(connection, self.dialect.default_isolation_level)
@@ -76,7 +79,7 @@ class Switch:
         """Take a connection out of autocommit: its next statement begins a transaction.
 
         :param connection: The DBAPI connection.
-        :param options: What that transaction begins with.
+        :param options: The options of that transaction.
         """
         level = options.isolation_level or self.dialect.default_isolation_level
         self.dialect.set_isolation_level(connection, level)
@@ -90,7 +93,7 @@ class Switch:
             self.dialect.set_deferrable(connection, deferrable)
 
     def has_begun(self, connection: Any) -> bool:
-        """Tell whether a transaction is open on the server, as far as the driver knows it.
+        """Tell whether a transaction is open on the server, as far as the driver knows.
 
         Sends nothing.
 
@@ -106,14 +109,14 @@ class Switch:
         return False
 
     def is_busy(self, connection: Any) -> bool:
-        """Tell whether a statement is under way, whose answer was not read. Sends nothing.
+        """Tell whether a statement was sent and its answer was not read yet. Sends nothing.
 
         :param connection: The DBAPI connection.
         """
         return False
 
     def is_lost(self, connection: Any) -> bool:
-        """Tell whether the server has closed an idle connection, as far as is known here.
+        """Tell whether the server has closed an idle connection, as far as the client can know.
 
         Sends nothing, and waits for nothing.
 
@@ -129,16 +132,17 @@ class Switch:
         return getattr(connection, "closed", False)
 
     def watch(self, connection: Any) -> Callable[[int], Any]:
-        """Return what tells whether the server has sent something that nobody has read.
+        """Return a function that tells whether the server has sent something that nobody has read.
 
-        It is called with 0, the milliseconds to wait. Only one thread at a time may call it.
+        The argument of the function is 0, the milliseconds to wait. Only one thread at a time may
+        call it.
 
         :param connection: The DBAPI connection, which is idle.
         """
         return bool
 
     def started_with(self, connection: Any) -> Any:
-        """Return the flags that :meth:`reset` brings a connection back to.
+        """Return the flags of a new connection, which :meth:`reset` restores later.
 
         :param connection: The DBAPI connection, before its first use.
         """
@@ -147,22 +151,22 @@ class Switch:
         return None
 
     def reset(self, connection: Any, started_with: Any = None) -> None:
-        """Make a connection fit to go back to the pool, whatever was done with it.
+        """Restore the initial state of a connection that goes back to the pool.
 
         :param connection: The DBAPI connection.
-        :param started_with: What :meth:`started_with` returned at first.
-        :raises Exception: if it can't be done; the pool then closes the connection.
+        :param started_with: What :meth:`started_with` returned before the connection's first use.
+        :raises Exception: if the state can't be restored. The pool then closes the connection.
         """
         self.dialect.do_rollback(connection)
         self.enter_autocommit(connection, DEFAULT, started_with)
 
 
 class PsycopgSwitch(Switch):
-    """The switch for psycopg2 and psycopg, which have attributes for it, so that nothing is sent.
+    """The switch for psycopg2 and psycopg. It sets attributes of the driver, and sends nothing.
 
-    psycopg2 sends a SET when it goes into or out of autocommit with a level or a flag set. So
-    these are cleared while the connection is still out of autocommit, where the driver only
-    notes them for its next BEGIN.
+    If an isolation level or a flag is set, psycopg2 sends a SET when it enters or leaves
+    autocommit. So the level and the flags are cleared while the connection is still out of
+    autocommit, where the driver only notes them for its next BEGIN.
     """
 
     def __init__(self, dialect: Dialect) -> None:
@@ -181,8 +185,8 @@ class PsycopgSwitch(Switch):
             self._read = methodcaller("poll")
             self._flags = attrgetter("autocommit", "isolation_level", "readonly", "deferrable")
         if not TYPE_CHECKING:
-            # Aliases, because each statement asks, and a Python function would be slower. The
-            # status is 0 if the connection is idle.
+            # These are aliases, because each statement calls them, and a Python function would be
+            # slower. The status is 0 if the connection is idle.
             self.has_begun = self._status
             self.is_closed = is_closed
 
@@ -197,7 +201,7 @@ class PsycopgSwitch(Switch):
         self.dialect.set_deferrable(connection, None)
         connection.autocommit = True
         _, isolation_level, read_only, deferrable = started_with
-        if isolation_level is not None:  # in autocommit, psycopg2 sends a SET for it, as at first
+        if isolation_level is not None:  # in autocommit, psycopg2 sends a SET for the level
             connection.isolation_level = isolation_level
         self._set_flags(connection, read_only, deferrable)
 
@@ -224,7 +228,7 @@ class PsycopgSwitch(Switch):
         if _peek(connection.fileno()) in (b"", _ERROR_RESPONSE):
             return True
         try:
-            # Either a notice or TLS data: let the driver read, which finds out whether the server
+            # This is a notice or TLS data: let the driver read, and it finds out whether the server
             # has closed the connection.
             while has_input(0):
                 self._read(connection)
@@ -234,7 +238,7 @@ class PsycopgSwitch(Switch):
 
     def watch(self, connection: Any) -> Callable[[int], Any]:
         descriptor = connection.fileno()
-        if hasattr(select, "poll"):  # Windows has none
+        if hasattr(select, "poll"):  # not on Windows
             poll = select.poll()
             poll.register(descriptor, select.POLLIN)
             return poll.poll
@@ -244,7 +248,7 @@ class PsycopgSwitch(Switch):
         return (True, *self._flags(connection)[1:])
 
     def has_flags(self, connection: Any) -> bool:
-        """Tell whether a transaction would have a level or flags that the driver sends with BEGIN.
+        """Tell whether the driver would send an isolation level or flags with BEGIN.
 
         :param connection: The DBAPI connection, in autocommit.
         """
@@ -256,11 +260,11 @@ class PsycopgSwitch(Switch):
             return
         if status not in (_IDLE, _IN_TRANSACTION, _IN_ERROR):
             raise exc.InvalidRequestError(
-                "A connection came back to the pool in the middle of a conversation with the "
-                "server, or without a server; it is closed."
+                "A connection came back to the pool while a statement was under way, or after it "
+                "had lost the server; the pool closes it." + see("interrupted-in-pool")
             )
         if status != _IDLE and connection.autocommit:
-            # A BEGIN that the driver does not know of: its rollback() would send nothing.
+            # The driver does not know of this transaction, and its rollback() would send nothing.
             with connection.cursor() as cursor:
                 cursor.execute("ROLLBACK")
         elif status != _IDLE:
@@ -270,10 +274,11 @@ class PsycopgSwitch(Switch):
 
 
 class PysqliteSwitch(Switch):
-    """The switch for sqlite, whose driver would begin only before an INSERT, UPDATE or DELETE.
+    """The switch for SQLite, whose driver sends BEGIN only before an INSERT, UPDATE or DELETE.
 
-    So the driver stays in autocommit, and BEGIN is sent here. The driver's commit() and rollback()
-    end such a transaction, too: https://docs.python.org/3/library/sqlite3.html#transaction-control
+    So the driver stays in autocommit, and this class sends BEGIN. The driver's commit() and
+    rollback() end the transaction all the same:
+    https://docs.python.org/3/library/sqlite3.html#transaction-control
     """
 
     def leave_autocommit(self, connection: Any, options: TransactionOptions) -> None:
@@ -284,16 +289,16 @@ class PysqliteSwitch(Switch):
 
 
 def _peek(descriptor: int) -> bytes:
-    """Return the first byte of what is to be read, and leave it there."""
+    """Return the first byte that can be read, and leave it to be read later."""
     with socket.socket(fileno=os.dup(descriptor)) as copy:
         try:
             return copy.recv(1, socket.MSG_PEEK)
-        except OSError:  # it was reset
+        except OSError:  # the connection was reset
             return b""
 
 
 def switch_for(dialect: Dialect) -> Switch:
-    """Return the way out of autocommit and back for a dialect.
+    """Return the :class:`Switch` for a dialect.
 
     :param dialect: The dialect of the engine.
     :raises sqlalchemy.exc.ArgumentError: if the dialect does not offer AUTOCOMMIT.
@@ -301,8 +306,9 @@ def switch_for(dialect: Dialect) -> Switch:
     if "AUTOCOMMIT" not in isolation_levels(dialect):
         raise exc.ArgumentError(
             f"SQLAlchemy's dialect for {dialect.name} with {dialect.driver} does not offer "
-            "AUTOCOMMIT, so its connections can't rest in it: take the name out of "
+            "AUTOCOMMIT, so its connections can't be in autocommit: take the backend out of "
             "AUTOCOMMIT_DRIVERS, or make the engine with sqlalchemy.create_engine()."
+            + see("no-autocommit")
         )
     if dialect.driver in PSYCOPG:
         return PsycopgSwitch(dialect)

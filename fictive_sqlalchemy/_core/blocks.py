@@ -1,4 +1,4 @@
-"""The transactions and savepoints of a session: how they end, and who gets their callbacks."""
+"""The transactions and savepoints of a session: how they end, and where their callbacks go."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from . import observing
 from .callbacks import Callback, SessionThatCalls, after_end
 from .connection import OptInConnection, is_aborted
 from .engine import OptInEngine
-from .errors import NOTHING_STORED, CommitOutcomeUnknown
+from .errors import NOTHING_STORED, CommitOutcomeUnknown, see
 from .flow import Flow, here
 from .one_statement import is_one_statement
 from .options import DEFAULT, TransactionOptions, join_options
@@ -25,25 +25,26 @@ if TYPE_CHECKING:
 OF_ANOTHER_TASK = (
     "The transaction of this session belongs to another thread or asyncio task: give each thread "
     "or task a session of its own, or don't let the task wait inside the block."
+    + see("other-thread")
 )
 COMMIT_IN_BLOCK = (
     "commit() inside a `with …begin():` block: a block is stored at its end, as a whole, or not at "
-    "all: leave commit() out. Use flush() to send what is waiting before. Code that has to "
-    "commit several times calls commit() outside of a block. Nothing was committed."
+    "all: leave commit() out. Use flush() to send pending changes. Code that has to commit several "
+    "times calls commit() outside of a block. Nothing was committed." + see("commit-in-block")
 )
 COMMIT_IN_ATOMIC = (
     "What is inside atomic() is committed at its end, as a whole: leave commit() out. Use flush() "
-    "to send what is waiting before. Nothing was committed."
+    "to send pending changes. Nothing was committed." + see("commit-in-atomic")
 )
 CLOSED_INSIDE = (
     "The session was closed inside its `with …begin():` block, by close() or remove(): nothing of "
     "the block is stored. Leave the call out, or put it after the block. To undo a block, raise an "
-    "exception in it, or call rollback()."
+    "exception in it, or call rollback()." + see("closed-in-block")
 )
 
 
 class SessionOfBlocks(SessionThatCalls, Protocol):
-    """What a transaction needs of its session, which is a ``Session`` besides."""
+    """The part of a session that its transactions use. The object is also a ``Session``."""
 
     entered: Any
     begins_on_write: bool
@@ -57,70 +58,70 @@ class SessionOfBlocks(SessionThatCalls, Protocol):
 
 
 class Block(TransactionHooks):
-    """What our transactions and savepoints add to SQLAlchemy's: how they end.
+    """The base class of a session's transactions and savepoints, which controls how they end.
 
-    SQLAlchemy makes the object, and we change its class afterwards. So no ``__init__()`` of ours
-    runs, and the initial values of the attributes are in the class.
+    SQLAlchemy makes the object, and this package changes its class afterwards. So an ``__init__()``
+    of this class would not run, and the initial values of the attributes are in the class.
     """
 
     session: Any  # a SessionOfBlocks, until it is closed
 
     is_open: bool = True
-    """Whether the transaction is not closed yet. After a flush that failed it is open, too."""
+    """Whether the transaction is not closed yet. A failed flush does not close it."""
 
     on_commit: Sequence[Callback] = ()
-    """Called after the outermost transaction is committed, unless this one is rolled back."""
+    """The functions to call after the outermost COMMIT, unless this block is rolled back."""
 
     on_rollback: Sequence[Callback] = ()
-    """Called after the outermost transaction has ended, if this one was rolled back."""
+    """The functions to call after the outermost transaction, if this block was rolled back."""
 
     roll_back_only: str | None = None
-    """Why it can't be committed, for the error at its end; ``""`` after ``set_rollback()``."""
+    """Why the block can't be committed, for the error; ``""`` after ``set_rollback()``."""
 
     failure: BaseException | None = None
-    """The error because of which it can't be committed. The application has caught the error."""
+    """The error that prevents a commit. The application has caught the error."""
 
     begun_on: frozenset[Connection] = frozenset()
-    """The connections that have joined, one for each bind."""
+    """The connections that have joined the transaction, one for each bind."""
 
     is_last_flush: bool = False
     """Whether the next flush, or the current one, is the last of the transaction or savepoint."""
 
     refusal: str = COMMIT_IN_BLOCK
-    """The text of the error for a ``commit()`` inside its ``with`` block."""
+    """The text of the error for a ``commit()`` inside the ``with`` block."""
 
     atomic: int = 0
-    """How many open :class:`.Atomic` blocks use it. With any, ``commit()`` is refused."""
+    """How many open :class:`.Atomic` blocks use this one. Unless 0, ``commit()`` is refused."""
 
     entered_in: Flow | None = None
-    """The thread, asyncio task and greenlet that its ``with`` block belongs to."""
+    """The thread, asyncio task and greenlet that the ``with`` block belongs to."""
 
     is_committed: bool = False
-    """Whether it was committed, or released if it is a savepoint."""
+    """Whether the transaction was committed, or the savepoint was released."""
 
     is_closed_inside: bool = False
-    """Whether the session was closed in its ``with`` block, after something was done in it."""
+    """Whether the session was closed inside the ``with`` block, and so something was lost."""
 
     notes: Any = None
-    """What an observer keeps with it, see :mod:`.observing`."""
+    """The notes of an observer about this block, see :mod:`.observing`."""
 
     _entered = False
     _is_ending = False
     _around: Any = None
 
     def call_after_commit(self, function: Callback) -> None:
-        """Call a function after the outermost COMMIT, unless this one is rolled back."""
+        """Call a function after the outermost COMMIT, unless this block is rolled back."""
         if not self.on_commit:
             self.on_commit = []
         cast("list[Callback]", self.on_commit).append(function)
 
     def call_after_rollback(self, function: Callback) -> None:
-        """Call a function after the outermost transaction, if this one was rolled back."""
+        """Call a function after the outermost transaction, if this block was rolled back."""
         if not self.on_rollback:
             self.on_rollback = []
         cast("list[Callback]", self.on_rollback).append(function)
 
-    # The ways to end
+    # Commit, rollback and close
 
     def commit(self, *args: Any, **kwargs: Any) -> None:
         session = self.session
@@ -139,7 +140,7 @@ class Block(TransactionHooks):
             if isinstance(error, CommitOutcomeUnknown) or self.is_stored_in_part_or_unknown():
                 self.on_commit = self.on_rollback = ()
             elif self.is_stored():
-                self.hand_over_callbacks()  # somebody's listener failed after COMMIT
+                self.hand_over_callbacks()  # a listener failed after COMMIT
             raise
 
     def rollback(self, *args: Any, **kwargs: Any) -> None:
@@ -155,13 +156,13 @@ class Block(TransactionHooks):
         try:
             super().close(invalidate)
         except BaseException:
-            session.transaction_ended(self)  # SQLAlchemy does not call its event after an error
+            session.transaction_ended(self)  # after an error, SQLAlchemy calls no listener
             raise
 
     def refuse_to_commit(self) -> None:
-        """Refuse a commit that is not the one at the end of its block.
+        """Refuse a commit inside the block, and a commit of a block that can't be committed.
 
-        :raises sqlalchemy.exc.InvalidRequestError: if it is inside the block.
+        :raises sqlalchemy.exc.InvalidRequestError: if the commit is inside the block.
         :raises sqlalchemy.exc.PendingRollbackError: if the block can only be rolled back.
         """
         is_inside = self.is_ended_inside() and not self.session.begins_on_write
@@ -171,12 +172,13 @@ class Block(TransactionHooks):
             raise exc.PendingRollbackError(
                 self.roll_back_only
                 or "set_rollback() has asked for a rollback: call rollback(), and not commit()."
+                + see("set-rollback-then-commit")
             ) from self.failure
 
     def _refusal_inside(self) -> str:
-        """Return the text of the error for a commit inside.
+        """Return the text of the error for a commit inside the block.
 
-        It is that of the innermost block that is atomic or has a text of its own.
+        The text comes from the innermost block that is atomic or has its own :attr:`refusal`.
         """
         entered = self.session.entered
         block: Any = entered if isinstance(entered, Block) else self
@@ -199,7 +201,7 @@ class Block(TransactionHooks):
         try:
             self._leave_block(type_, value, traceback)
         finally:
-            if self._entered:  # an exception of a signal handler came first
+            if self._entered:  # an exception of a signal handler has come before
                 self.leave(self.session)
 
     def _leave_block(self, type_: object, value: object, traceback: object) -> None:
@@ -217,7 +219,7 @@ class Block(TransactionHooks):
                         self.rollback()
             finally:
                 if self.is_open and not self.is_active:
-                    # What was changed after the flush that failed is restored, as by rollback().
+                    # As rollback() does, restore what was changed after the failed flush.
                     self.restore_objects()
                 try:
                     super().__exit__(type_, value, traceback)
@@ -229,20 +231,20 @@ class Block(TransactionHooks):
                 raise exc.PendingRollbackError(failed) from failure
 
     def note_closed_inside(self) -> None:
-        """Note that the session is being closed in this block, and in those around it."""
+        """Note that the session is being closed inside this block and the enclosing blocks."""
         block: Any = self
         while isinstance(block, Block) and block.is_open:
             block.is_closed_inside = True
             block = block._around
 
     def is_ended_inside(self) -> bool:
-        """Tell whether its ``with`` block is entered, and not about to be left."""
+        """Tell whether the ``with`` block was entered, and does not end at this moment."""
         return self._entered and not self._is_ending
 
     def leave(self, session: SessionOfBlocks) -> None:
         """Note that the block is left: the innermost block that is still entered becomes current.
 
-        :param session: Its session.
+        :param session: The session of the block.
         """
         self._entered = False
         around = session.entered
@@ -253,7 +255,8 @@ class Block(TransactionHooks):
     def refuse_other_task(self) -> None:
         """Refuse to begin a savepoint in a block that another thread or asyncio task has entered.
 
-        :raises sqlalchemy.exc.InvalidRequestError: if it entered this block, or one around it.
+        :raises sqlalchemy.exc.InvalidRequestError: if another thread or task has entered this
+            block or an enclosing block.
         """
         now = here()
         block: Any = self
@@ -263,10 +266,10 @@ class Block(TransactionHooks):
                 raise exc.InvalidRequestError(OF_ANOTHER_TASK)
             block = block.parent
 
-    # What is known of the transaction
+    # The state of the transaction
 
     def before_first_commit(self) -> None:
-        # For the second time: since commit() looked, a bind may have joined in the flush, or a
+        # commit() has checked this already. Since then a bind may have joined in the flush, or a
         # listener may have caught an error.
         is_prepared = self.parent is None and self.session.twophase
         if len(self.begun_on) > 1 and not is_prepared:
@@ -275,10 +278,10 @@ class Block(TransactionHooks):
     def look_before_commit(self) -> None:
         """Check each connection before the first COMMIT, or the first RELEASE SAVEPOINT.
 
-        SQLAlchemy commits one bind after the other, in no order. Once one is committed, it is too
-        late to find out that another one can't be.
+        SQLAlchemy commits one bind after the other, in no fixed order. Once one bind is committed,
+        it is too late to find out that another bind can't be committed.
 
-        :raises sqlalchemy.exc.PendingRollbackError: if a statement failed on one of them.
+        :raises sqlalchemy.exc.PendingRollbackError: if a statement failed on a connection.
         """
         for connection in self.begun_on:
             if isinstance(connection, OptInConnection):
@@ -287,11 +290,11 @@ class Block(TransactionHooks):
                 raise exc.PendingRollbackError(NOTHING_STORED)
 
     def is_stored(self) -> bool:
-        """Tell whether all that was done in it is committed."""
+        """Tell whether everything that was done in the block is committed."""
         return False
 
     def is_stored_in_part_or_unknown(self) -> bool:
-        """Tell whether some binds are committed and others not, or the outcome is unknown."""
+        """Tell whether only some binds are committed, or whether the outcome is unknown."""
         return False
 
     # Passing on the callbacks
@@ -315,8 +318,8 @@ class Block(TransactionHooks):
     def note_end(self) -> None:
         """Note the end, and pass on callbacks that a listener added after COMMIT or ROLLBACK.
 
-        The transaction may be stored although SQLAlchemy rolls it back: if it is one statement, the
-        flush may fail after that.
+        A transaction that is one statement may be stored although SQLAlchemy rolls it back, because
+        the flush may fail after the statement.
         """
         self.is_open = False
         if self.is_committed:
@@ -337,35 +340,35 @@ class OptInSessionTransaction(Block):
     """A session's transaction, which uses the connections that the session has on loan."""
 
     options: TransactionOptions = DEFAULT
-    """The isolation level and flags that it begins with on each bind."""
+    """The isolation level and flags that the transaction begins with on each bind."""
 
     joined: tuple[OptInConnection, ...] = ()
-    """The connections it took out of autocommit."""
+    """The connections that the transaction has taken out of autocommit."""
 
     stored_on: int = 0
-    """On how many of its binds it is committed."""
+    """The number of binds on which the transaction is committed."""
 
     alone: OptInConnection | None = None
-    """The connection on which its last flush sends one statement, without BEGIN and COMMIT."""
+    """The connection on which the last flush sends one statement, without BEGIN and COMMIT."""
 
     has_stood_alone: bool = False
-    """Whether the server has executed that statement, which has stored the transaction."""
+    """Whether the server has executed the one statement, and so has stored the transaction."""
 
     is_outcome_unknown: bool = False
-    """Whether its COMMIT, or its one statement, was interrupted: it may be stored or not."""
+    """Whether COMMIT, or the one statement, was interrupted, and so may have been executed."""
 
     opened_at: Place | None = None
-    """The line of the application whose ``begin()`` has begun it, while something records."""
+    """The line of the application that has opened the transaction, while something records."""
 
     begun_at: Place | None = None
-    """The line of the application whose write has begun it (with ``begin_on_write=True``)."""
+    """The line of the application whose write has begun the transaction (``begin_on_write``)."""
 
     def look_before_commit(self) -> None:
         super().look_before_commit()
         for connection in self.joined:
             transaction = connection.root_transaction
             if transaction is not None and connection.is_lost():
-                transaction.commit()  # which raises, before anything is stored
+                transaction.commit()  # this raises, before anything is stored
 
     def is_stored(self) -> bool:
         return 0 < self.stored_on == len(self.begun_on) + self.has_stood_alone
@@ -385,7 +388,7 @@ class OptInSessionTransaction(Block):
         self.stored_on += 1
 
     def has_ours(self) -> bool:
-        """Tell whether a bind of :func:`.create_engine` has joined."""
+        """Tell whether a bind that :func:`.create_engine` has made has joined."""
         return self.alone is not None or any(map(self._is_opt_in, self.begun_on))
 
     def has_stock(self) -> bool:
@@ -393,7 +396,7 @@ class OptInSessionTransaction(Block):
         return not all(map(self._is_opt_in, self.begun_on))
 
     def has_done_nothing(self) -> bool:
-        """Tell whether nothing would be lost without it: no statement, and no callback."""
+        """Tell whether the transaction has neither sent a statement nor taken a callback."""
         return (
             not self.on_commit
             and not self.on_rollback
@@ -411,7 +414,7 @@ class OptInSessionTransaction(Block):
         ``commit()`` of the session would flush the changes, and call listeners such as
         ``after_commit``.
 
-        :raises Exception: what the database says.
+        :raises Exception: the error of the database.
         """
         if len(self.begun_on) > 1:
             self.look_before_commit()
@@ -432,12 +435,12 @@ class OptInSessionTransaction(Block):
         self.close()
 
     def _join_with(self, alone: OptInConnection) -> None:
-        """Have a connection begin after all, because another bind takes part."""
+        """Begin a transaction on the connection after all, because another bind joins."""
         if alone.is_standing_alone and not self.has_stood_alone:
             alone.join_instead()
 
     def _is_alone(self, connection: OptInConnection) -> bool:
-        """Have a connection send the one statement of the last flush, if that is all there is."""
+        """Tell whether a connection sends the last flush as one statement, and prepare it if so."""
         if not self.is_active:
             return False
         if connection.is_standing_alone or not self.is_last_flush:
@@ -463,7 +466,8 @@ class OptInSessionTransaction(Block):
             if self.options.timeout is not None:
                 raise exc.ArgumentError(
                     "The timeout of begin() is for engines of fictive_sqlalchemy.create_engine(), "
-                    "and this bind is none: leave the timeout out. Nothing was sent."
+                    "and this bind is not such an engine: leave the timeout out. Nothing was sent."
+                    + see("timeout-argument")
                 )
             if self.options is not DEFAULT:
                 execution_options = join_options(self.options) | dict(execution_options or {})
@@ -496,8 +500,8 @@ class OptInSessionTransaction(Block):
             connection.session_transaction = joined_before
             if joined_before is None:
                 connection.put_options_back()
-            # An exception came from a listener to after_begin, or from a signal handler. SQLAlchemy
-            # may have begun the connection's transaction, and would forget it.
+            # A listener to after_begin, or a signal handler, has raised this. SQLAlchemy may have
+            # begun the connection's transaction, and would not end it.
             if (begun := connection.root_transaction) is not None:
                 begun.rollback()
             raise
@@ -508,10 +512,10 @@ class OptInSessionTransaction(Block):
 
 
 class FlushThatLeavesObjects(TransactionHooks):
-    """The subtransaction of a flush, or of a bulk call, whose failure leaves all objects alone.
+    """The subtransaction of a flush or bulk call whose failure does not change any object.
 
-    SQLAlchemy's own ``rollback()`` of it would roll back the objects of the whole session, pending
-    ones included. The :class:`.WritingCall` closes the enclosing transaction, which sends ROLLBACK.
+    SQLAlchemy's own ``rollback()`` would roll back all objects of the session, pending ones
+    included. The :class:`.WritingCall` closes the enclosing transaction, which sends ROLLBACK.
     """
 
     def rollback(self, *args: Any, **kwargs: Any) -> None:

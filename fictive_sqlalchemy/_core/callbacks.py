@@ -1,4 +1,4 @@
-"""What is called after a transaction has ended: ``on_commit()`` and ``on_rollback()``."""
+"""Functions that are called after a transaction: ``on_commit()`` and ``on_rollback()``."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+from .errors import see
 from .functions import runs_later
 
 _log = logging.getLogger("fictive_sqlalchemy.session")
 
-#: What is called after the end of a transaction.
+#: A function that is called after the end of a transaction.
 Callback = Callable[[], object]
 
 
 class SessionThatCalls(Protocol):
-    """What :class:`after_end` needs of a session."""
+    """The part of a session that :class:`after_end` uses."""
 
     @property
     def callbacks(self) -> Callbacks: ...
@@ -27,19 +28,19 @@ class Callbacks(list[Callback]):
     """The functions that one session calls after the end of its transaction, in their order."""
 
     ending = 0
-    """How many calls that may end the transaction are under way, one inside the other."""
+    """How many nested calls that may end the transaction are under way."""
 
 
 class after_end(AbstractContextManager[None]):
     """Delay ``on_commit()`` and ``on_rollback()`` callbacks until the transaction has ended.
 
-    It surrounds each call that may end the transaction. It is a class, and no generator function,
-    because that is faster.
+    This context manager surrounds each call that may end the transaction. It is a class, because a
+    generator function would be slower.
 
     :param session: The session.
     :param only_log: Whether errors of the callbacks are only logged, because another error is
-        being raised, or because the caller only tidies up.
-    :raises Exception: the first error of the callbacks, once all were called.
+        being raised, or because the caller only cleans up.
+    :raises Exception: the first error of the callbacks, after all of them were called.
     """
 
     __slots__ = ("_callbacks", "_only_log", "_session")
@@ -73,29 +74,37 @@ class after_end(AbstractContextManager[None]):
                 if first is None and not only_log:
                     first = error
                 else:
-                    _log.exception("%r raised this after the end of a transaction", call)
+                    _log.exception(
+                        "%r raised this after the end of a transaction" + see("callback-errors"),
+                        call,
+                    )
             except BaseException:
                 if rest := calls[index + 1 :]:
-                    _log.error("Not called after the end of a transaction: %r", rest)
+                    _log.error(
+                        "Not called after the end of a transaction: %r" + see("callback-errors"),
+                        rest,
+                    )
                 raise
         if first is not None:
             raise first
 
 
 def check_callback(function: Any, taker: str) -> None:
-    """Refuse what can't be called after the end of a transaction.
+    """Refuse an object that can't be called after the end of a transaction.
 
-    :param function: The function.
-    :param taker: The name of the method that it was passed to, such as ``on_commit()``.
-    :raises TypeError: if it can't be called, or is ``async`` or a generator function.
+    :param function: The object.
+    :param taker: The name of the method that the object was passed to, such as ``on_commit()``.
+    :raises TypeError: if the object can't be called, or is an ``async`` or a generator function.
     """
     if not callable(function):
         raise TypeError(
             f"{taker} takes a function without parameters, not {function!r}: write "
-            f"{taker[:-1]}lambda: …), or functools.partial(…), for one that has some."
+            f"{taker[:-1]}lambda: …), or functools.partial(…), for a function that has "
+            "parameters." + see("callback-functions")
         )
     if runs_later(function):
         raise TypeError(
             f"{taker} takes a plain function, and {function!r} would not run when it is called: "
-            "call one that hands it to what runs it, such as asyncio.run()."
+            "pass a function that runs it, for example with asyncio.run()."
+            + see("callback-functions")
         )

@@ -1,13 +1,13 @@
-"""How the settings of a session travel with a statement, for each driver.
+"""Send the settings of a session together with its statements, for each driver.
 
-Outside a transaction the settings are in force for the one statement. psycopg2 sends both in one
-simple query, and psycopg 3 in one pipeline. PostgreSQL runs either as one implicit transaction, at
-whose end a setting that is local to the transaction is gone:
-https://www.postgresql.org/docs/current/protocol-flow.html. In a transaction the settings are sent
+Outside a transaction, the settings are in force for one statement. psycopg2 sends the settings and
+the statement in one simple query, and psycopg 3 sends them in one pipeline. PostgreSQL runs either
+as one implicit transaction, and drops settings that are local to a transaction at its end:
+https://www.postgresql.org/docs/current/protocol-flow.html. In a transaction, the settings are sent
 once: psycopg2 sends them in one message with the first statement, and psycopg 3 with BEGIN.
 
-It happens below SQLAlchemy's events and log, which have the statement alone. The functions of a
-dialect are wrapped when the first session has settings for it, and are left alone until then.
+SQLAlchemy's events and log show the statement alone, because the settings are added below them. The
+functions of a dialect are wrapped as soon as a session has settings, or a transaction a timeout.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from sqlalchemy.engine import Dialect
 
 from . import observing
 from .autocommit import PSYCOPG
-from .errors import TransactionTimeout, sqlstate
+from .errors import TransactionTimeout, see, sqlstate
 from .local_settings import LocalSettings
 from .prepared import forget_prepared, prepared_anew
 from .psycopg_private import as_pipeline, begin_with
 from .sql import first_words
 from .timeouts import Timeout, ran_out, seconds_of, settings_for
 
-# In an aborted transaction PostgreSQL refuses everything else.
+# These statements carry no settings: an aborted transaction would refuse settings before them.
 _ENDS = frozenset({"ROLLBACK", "RELEASE", "COMMIT", "END", "ABORT", "PREPARE"})
 
-# After one of these statements the settings in force are unknown, and are sent again.
+# After one of these statements nobody knows which settings are in force, so they are sent again.
 _DISTURBS = (_ENDS - {"RELEASE"}) | {"SET", "RESET", "DISCARD", "CALL", "DO"}
 
 _SET = "pg_catalog.set_config(%s, %s, true)"
 
-# Of these the value is a list, which only set_config() reads from one string.
+# The values of these settings are lists. Only set_config() reads a list from one string.
 _LISTS = frozenset(
     {"search_path", "temp_tablespaces", "local_preload_libraries", "session_preload_libraries"}
 )
@@ -47,7 +47,7 @@ _LISTS = frozenset(
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _IN_TRANSACTION_BLOCK, _ENDS_TRANSACTION, _SYNTAX_ERROR = "25001", "2D000", "42601"
 
-# The files of PostgreSQL's source code that know its settings.
+# The files of PostgreSQL's source code that raise errors about settings.
 _OF_SETTINGS = frozenset({"guc.c", "guc_funcs.c", "variable.c"})
 
 _UNKNOWN: Any = object()
@@ -57,15 +57,15 @@ _carrying: WeakSet[Dialect] = WeakSet()
 
 @lru_cache(maxsize=2048)
 def _beginnings(sql: str) -> frozenset[str]:
-    """Return the first word of each statement, comments left out, and calls of set_config()."""
+    """Return the first word of each statement, skipping comments; SET for set_config(), too."""
     words = [statement[0] for statement in first_words(sql)]
     return frozenset([*words, "SET"] if "set_config" in sql.lower() else words)
 
 
 class Carried:
-    """What a connection has sent of its session's settings, and what its next statement carries.
+    """The settings that a connection has sent, and those that its next statement carries.
 
-    :param settings: The settings of the session; ``None`` if the connection is on loan to none.
+    :param settings: The settings of the session; ``None`` if no session has the connection on loan.
     """
 
     def __init__(self, settings: LocalSettings | None) -> None:
@@ -73,7 +73,7 @@ class Carried:
         self._seconds: float | None = None
         self._timeouts: dict[str, str] = {}
         self._begun = 0.0
-        # What is in force in the open transaction, and what will be after the next statement.
+        # The settings in force in the open transaction, and those after the next statement.
         self._sent: dict[str, Any] = {}
         self._wanted: dict[str, str] = {}
         self._last: tuple[str, ...] = ()
@@ -85,7 +85,7 @@ class Carried:
     def begin(self, timeout: float | None, dialect: Dialect) -> None:
         """Note that a transaction begins, in which nothing was sent yet.
 
-        :param timeout: Its timeout in seconds, if it has one.
+        :param timeout: The timeout of the transaction in seconds, if it has one.
         :param dialect: The dialect.
         """
         self._sent, self._seconds, self._timeouts = {}, timeout, {}
@@ -93,14 +93,15 @@ class Carried:
             self._timeouts, self._begun = settings_for(timeout, dialect), monotonic()
 
     def forget(self) -> None:
-        """Note that nobody knows what is in force, as after the rollback of a savepoint."""
+        """Note that the settings in force are unknown, as after the rollback of a savepoint."""
         self._sent = dict.fromkeys(self._sent, _UNKNOWN)
 
     def take(self, connection: Any, sql: str) -> dict[str, str | None]:
-        """Return what a statement carries.
+        """Return the settings that a statement carries.
 
         :param connection: The connection.
         :param sql: The statement.
+        :returns: The values by name; ``None`` for a setting that returns to its default.
         """
         self.trips, self.is_pipeline, self._last = 0, False, ()
         inside = is_inside(connection)
@@ -118,12 +119,12 @@ class Carried:
             if self._sent.get(name) != value:
                 missing[name] = value
         self._last = tuple(missing)
-        # Unknown until the statement succeeds: if it fails, the settings may be in force or not.
+        # The settings are unknown until the statement succeeds: a failed one may have set them.
         self._sent = {**self._sent, **dict.fromkeys(missing, _UNKNOWN)}
         return missing
 
     def note(self, connection: Any, sql: str) -> None:
-        """Note that a statement was executed, and what it carried is in force.
+        """Note that a statement was executed, and that the settings it carried are in force.
 
         :param connection: The connection.
         :param sql: The statement.
@@ -146,7 +147,7 @@ class Carried:
         return ran_out(error, self._seconds, monotonic() - self._begun)
 
     def explain(self, error: exc.DBAPIError) -> None:
-        """Add to the text of an error what the settings have to do with it.
+        """Add to an error's text how the settings may have caused the error.
 
         :param error: The error.
         """
@@ -157,27 +158,31 @@ class Carried:
         if code in (_IN_TRANSACTION_BLOCK, _ENDS_TRANSACTION):
             error.add_detail(
                 f"The settings of set_local() travelled with this statement ({names}), which makes "
-                "the two one transaction, and PostgreSQL refuses this statement in one. Send it "
-                "on a connection without settings: `with engine.connect() as connection:`."
+                "the settings and the statement one transaction, and PostgreSQL refuses this "
+                "statement in a transaction. Send it on a connection without settings: "
+                "`with engine.connect() as connection:`." + see("settings-in-transaction")
             )
         elif code == _SYNTAX_ERROR and self.is_pipeline:
             error.add_detail(
                 f"The settings of set_local() travelled with this statement ({names}) in a "
-                "pipeline, which takes one statement and not several: send them one by one."
+                "pipeline, which takes one statement and not several: send the statements one by "
+                "one." + see("settings-several-statements")
             )
         elif getattr(diag, "source_file", None) in _OF_SETTINGS:
             error.add_detail(
-                f"The settings of set_local() travelled with this statement ({names}): one of them "
-                "may be what the server has refused. Nothing of the statement was executed then."
+                f"The settings of set_local() travelled with this statement ({names}): the "
+                "server may have refused one of the settings. Then it has executed nothing of the "
+                "statement." + see("settings-refused")
             )
 
 
 def carried_in(connection: Any, timeout: Timeout | None) -> Carried | None:
-    """Return what a connection carries in a transaction that begins.
+    """Return the :class:`Carried` of a connection on which a transaction begins.
 
     :param connection: The connection.
     :param timeout: The timeout of the transaction, if it has one.
-    :raises sqlalchemy.exc.InvalidRequestError: if it has one, and the driver can't carry it.
+    :returns: ``None`` if there are neither settings nor a timeout.
+    :raises sqlalchemy.exc.InvalidRequestError: if there is a timeout that the driver can't send.
     """
     carried: Carried | None = connection.carried
     if carried is None and timeout is not None and refuse_unless_it_carries(connection.dialect):
@@ -189,7 +194,7 @@ def carried_in(connection: Any, timeout: Timeout | None) -> Carried | None:
 
 
 def is_inside(connection: Any) -> bool:
-    """Tell whether a transaction is open in which what is set stays until its end.
+    """Tell whether a transaction is open, so that a setting stays in force until its end.
 
     :param connection: The connection.
     """
@@ -200,7 +205,7 @@ def refuse_unless_it_carries(dialect: Dialect) -> bool:
     """Refuse a PostgreSQL driver whose statements can't carry settings.
 
     :param dialect: The dialect of an engine.
-    :returns: Whether they carry some; those to another database do not.
+    :returns: Whether the statements carry settings. Those for another database do not.
     :raises sqlalchemy.exc.InvalidRequestError: for a driver other than psycopg2 and psycopg 3.
     """
     if dialect.name != "postgresql":
@@ -209,14 +214,15 @@ def refuse_unless_it_carries(dialect: Dialect) -> bool:
         raise exc.InvalidRequestError(
             "The settings of set_local(), and the timeout of begin(), can't travel with the "
             f"statements of {dialect.driver}: use psycopg2 or psycopg 3. Nothing was sent."
+            + see("settings-on-other-engine")
         )
     return True
 
 
 def carry(dialect: Dialect) -> None:
-    """Wrap the functions of a dialect that execute a statement, unless that was done.
+    """Wrap the functions of a dialect that execute a statement, unless they are wrapped already.
 
-    :param dialect: The dialect of an engine of ours, and of no other.
+    :param dialect: The dialect of an engine that :func:`.create_engine` has made.
     """
     if dialect in _carrying:
         return
@@ -246,10 +252,11 @@ def _carrying_with(
     original: Callable[..., Any],
     send: Callable[[Any, dict[str, str | None], Any, str, tuple[Any, ...]], None],
 ) -> Callable[..., Any]:
-    """Return what executes a statement with the settings of its connection, if it has some.
+    """Return a function that executes a statement with the settings of its connection, if any.
 
-    :param original: What executes it without.
-    :param send: Executes it with settings. It is called with the connection and the settings.
+    :param original: The function that executes a statement without settings.
+    :param send: The function that executes a statement with settings. The connection and the
+        settings are its first arguments.
     """
 
     def execute(cursor: Any, sql: str, *args: Any) -> None:
@@ -265,7 +272,7 @@ def _carrying_with(
         take_settings = getattr(connection.held.dbapi_connection, "take_settings", None)
         if take_settings is None:
             send(connection, settings, cursor, sql, args)
-        else:  # the test isolation sets them in a savepoint: a test is one transaction
+        else:  # an isolated test is one transaction, so a savepoint limits the settings
             take_settings(settings)
             original(cursor, sql, *args)
         carried.note(connection, sql)
@@ -274,18 +281,18 @@ def _carrying_with(
 
 
 def _set_config(settings: dict[str, str | None]) -> tuple[str, list[str | None]]:
-    """Return the statement that sets some, and its parameters: for a pipeline."""
+    """Return the statement that sets settings in a pipeline, and its parameters."""
     sql = "SELECT " + ", ".join([_SET] * len(settings))
     return sql, [each for item in settings.items() for each in item]
 
 
 def _set_local(settings: dict[str, str | None], literal: Callable[[str], str]) -> str:
-    """Return the statements that set some in a transaction, or in several statements that are one.
+    """Return the statements that set settings in a transaction, which may be an implicit one.
 
-    Unlike ``SELECT set_config(…)`` they take no snapshot, and return no row.
+    Unlike ``SELECT set_config(…)``, SET LOCAL takes no snapshot and returns no row.
 
     :param settings: The settings.
-    :param literal: Returns a string as SQL, as the driver writes it.
+    :param literal: A function that returns a string as an SQL literal of the driver.
     """
     parts: list[str] = []
     for name, value in settings.items():
@@ -316,8 +323,8 @@ def _psycopg2(
             declare = partial(original, cursor, sql, *args)
             _stream(connection, before, plain.execute, declare)
         elif is_many and is_inside(connection):
-            # psycopg2 sends one message for each row or page. In a transaction the settings need
-            # not be in each.
+            # psycopg2 sends one message for each row or page. In a transaction, the settings need
+            # not be part of each message.
             plain.execute(before)
             connection.carried.trips = 1
             original(cursor, sql, *args)
@@ -339,7 +346,7 @@ def _literal(dbapi: Any, cursor: Any, value: str) -> str:
 
 
 def _psycopg(dialect: Any, original: Callable[..., Any]) -> Callable[..., Any]:
-    # Without prepared_anew(), which has to be around the pipeline.
+    # The function without prepared_anew(), because prepared_anew() has to surround the pipeline.
     once = getattr(original, "once", original)
     dbapi = dialect.loaded_dbapi
 
@@ -387,20 +394,21 @@ def _psycopg(dialect: Any, original: Callable[..., Any]) -> Callable[..., Any]:
     return _carrying_with(original, send)
 
 
-# Both
+# Both drivers
 
 
 def _stream(
     connection: Any, before: str, send: Callable[..., Any], declare: Callable[[], Any]
 ) -> None:
-    """Declare a cursor on the server, outside in a short transaction with the settings.
+    """Declare a cursor on the server while the settings are in force.
 
-    The cursor is WITH HOLD: the server has executed its statement when the transaction ends.
+    Outside a transaction, a short one surrounds DECLARE. The cursor is WITH HOLD, so the server has
+    executed the cursor's statement when the short transaction ends.
 
     :param connection: The connection.
-    :param before: What sets the settings.
-    :param send: Executes a statement on another cursor of the connection.
-    :param declare: Declares the cursor.
+    :param before: The SQL that sets the settings.
+    :param send: A function that executes a statement on another cursor of the connection.
+    :param declare: A function that declares the cursor.
     """
     carried: Carried = connection.carried
     if is_inside(connection):
@@ -409,7 +417,7 @@ def _stream(
         declare()
         return
     try:
-        carried.trips = 2  # with the COMMIT, or the ROLLBACK
+        carried.trips = 2  # one for BEGIN, and one for COMMIT or ROLLBACK
         send(f"BEGIN; {before}")
         declare()
         send("COMMIT")

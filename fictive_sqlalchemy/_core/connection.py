@@ -1,4 +1,4 @@
-"""The connection: statements that stand alone, streams, and its loan to a session."""
+"""The connection: its standalone statements, its streams, and its loan to a session."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sqlalchemy.pool import AssertionPool, QueuePool, SingletonThreadPool, Stati
 
 from .autocommit import HELD_CURSORS, PSYCOPG, switch_for
 from .carrying import Carried, carry, refuse_unless_it_carries
-from .errors import NOTHING_STORED, close_lost_cursor, outcome_unknown, was_refused
+from .errors import NOTHING_STORED, close_lost_cursor, outcome_unknown, see, was_refused
 from .forks import leave_connection_to_parent
 from .local_settings import LocalSettings
 from .phases import OPEN, RESTING, STANDALONE
@@ -27,27 +27,27 @@ _BEGINS = re.compile(r"\b(?:BEGIN|START)\b", re.IGNORECASE)
 
 
 class Owner(Protocol):
-    """What a connection on loan needs of the session that has borrowed it."""
+    """The part of a session that the connections on loan to it use."""
 
     begins_on_write: bool
-    """Whether the first write outside begins a transaction that lasts."""
+    """Whether the first write outside a transaction begins one that stays open."""
 
     local_settings: LocalSettings | None
-    """What its statements carry."""
+    """The settings that the session's statements carry."""
 
     def join(self, connection: OptInConnection) -> object:
-        """Make a connection part of the session's transaction; begin one if none is open."""
+        """Make a connection join the session's transaction, which begins if none is open."""
         ...
 
     def transaction_around_call(
         self, connection: OptInConnection
     ) -> AbstractContextManager[object]:
-        """Return what surrounds one call that may send several writing statements."""
+        """Return a context manager around one call that may send several writing statements."""
         ...
 
 
 class TransactionOfOneStatement(Protocol):
-    """What a connection needs of a session's transaction that is one statement."""
+    """The part of a session's transaction that the connection of its one statement uses."""
 
     def note_stored_alone(self) -> None:
         """Note that the server has executed the statement, and so stored what it wrote."""
@@ -59,24 +59,23 @@ class TransactionOfOneStatement(Protocol):
 
 
 class OptInConnection(TransactingConnection):
-    """A connection on which nothing is a transaction unless you ask.
+    """A connection on which nothing is a transaction unless you ask for one.
 
-    Each statement stands alone: it goes over the wire as it is, and what it writes is durable
-    when the call returns. ``begin()`` is a real transaction.
-
-    Get one from :meth:`.OptInEngine.connect`, or from a session.
+    Each statement is standalone: it is sent without BEGIN, and what it writes is committed when the
+    call returns. ``begin()`` begins a real transaction. :meth:`.OptInEngine.connect` returns such a
+    connection, and so does a session.
 
     :param engine: The engine.
     """
 
     is_handed_out: bool
-    """Whether the session's user has it, and may send something on it at any time."""
+    """Whether the session's user has the connection, and may send something at any time."""
 
     begins_on_write: bool
-    """Whether its session has ``begin_on_write=True``, or its engine, if its user holds it."""
+    """The option ``begin_on_write`` of the session, or of the engine if no session borrows it."""
 
     def __init__(self, engine: RestingEngine) -> None:
-        # Before super().__init__(), whose events may use it already.
+        # Set before super().__init__(), whose events may use these attributes already.
         self._owner: ref[Owner] | None = None
         self.begins_on_write = engine.begins_on_write
         self.is_handed_out = self._leaves_cursors = False
@@ -89,8 +88,8 @@ class OptInConnection(TransactingConnection):
 
         :param owner: The session.
         :returns: The results that are not read yet, for the session to keep. They refer to this
-            connection. If the connection kept them itself, that would be a cycle: once the session
-            is gone, only the garbage collector would give the connection back to the pool.
+            connection. If the connection kept them, there would be a reference cycle: once the
+            session is gone, only the garbage collector would give the connection back.
         """
         self._owner = ref(owner)
         self.begins_on_write = owner.begins_on_write
@@ -100,39 +99,40 @@ class OptInConnection(TransactingConnection):
         return unread
 
     def carry(self, settings: LocalSettings) -> None:
-        """Have the statements carry settings from now on. Sends nothing.
+        """Make the statements carry settings from now on. Sends nothing.
 
-        :param settings: Those of the session that has the connection on loan.
-        :raises sqlalchemy.exc.InvalidRequestError: if the driver can't do it.
+        :param settings: The settings of the session that has the connection on loan.
+        :raises sqlalchemy.exc.InvalidRequestError: if the driver or the pool does not allow that.
         """
         if refuse_unless_it_carries(self.dialect):
             if isinstance(self.engine.pool, (StaticPool, SingletonThreadPool)):
                 raise exc.InvalidRequestError(
                     "This pool has one connection for several sessions, and the settings of "
                     "set_local() would hold for all of them: use another pool."
+                    + see("settings-not-sent")
                 )
             carry(self.dialect)
             if self.carried is None:
                 self.carried = Carried(settings)
-            else:  # of the timeout of a transaction
+            else:  # a transaction with a timeout has made it
                 self.carried.settings = settings
 
     @property
     def owner(self) -> Owner | None:
-        """The session that has the connection on loan; ``None`` if its user holds it."""
+        """The session that has the connection on loan; ``None`` if the user holds it."""
         return self._owner() if self._owner is not None else None
 
     def waits_for_session(self) -> bool:
         return self.is_handed_out and self.session_transaction is not None
 
-    if not TYPE_CHECKING:  # the base class has it
+    if not TYPE_CHECKING:  # the base class has the types
 
         @property
         def connection(self):
-            """The DBAPI connection, as SQLAlchemy's.
+            """The DBAPI connection, as with SQLAlchemy.
 
-            From now on the session keeps it until ``close()`` or ``give_back()``: the caller may
-            have a cursor of it, which would send in the transaction of the next borrower.
+            Once the caller has it, the session keeps it until ``close()`` or ``give_back()``.
+            Otherwise a cursor of the caller could send in the transaction of the next borrower.
 
             :raises sqlalchemy.exc.InvalidRequestError: if the connection was lost, and the session
                 is still in the transaction that was lost with it. On a new connection, what a
@@ -165,15 +165,16 @@ class OptInConnection(TransactingConnection):
     # Calls that must not end a transaction of the session
 
     def commit(self) -> None:
-        """Commit the open transaction; outside there is nothing to commit, and nothing is sent.
+        """Commit the open transaction. Outside a transaction, nothing is sent.
 
-        :raises sqlalchemy.exc.InvalidRequestError: in a transaction of a session. Only the end of
-            its block, or ``commit()`` of the session, may end that. Nothing is sent.
+        :raises sqlalchemy.exc.InvalidRequestError: in a transaction of a session, which only the
+            session may commit, unless it has ``begin_on_write=True``. Nothing is sent.
         """
         if self.session_transaction is not None and not self.begins_on_write:
             raise exc.InvalidRequestError(
                 "commit() of the connection inside a transaction of its session would store a part "
-                "of that: leave commit() out, or call that of the session. Nothing was committed."
+                "of the session's transaction: leave commit() out, or call commit() of the "
+                "session. Nothing was committed." + see("commit-of-connection")
             )
         super().commit()
 
@@ -190,30 +191,30 @@ class OptInConnection(TransactingConnection):
             raise exc.InvalidRequestError(
                 "COMMIT or ROLLBACK as a statement inside a transaction of a session would end the "
                 "transaction, and the session would not know: use commit() or rollback() of the "
-                "session, or let the block end. Nothing was sent."
+                "session, or let the block end. Nothing was sent." + see("commit-of-connection")
             )
 
     # Statements
 
-    if not TYPE_CHECKING:  # the overloads of the base class say it better
+    if not TYPE_CHECKING:  # the overloads of the base class have the types
 
         def execute(self, statement, parameters=None, *, execution_options=None, _call=None):
-            """Execute a statement; outside a transaction it is sent alone, and stored at once.
+            """Execute a statement. Outside a transaction, it is sent alone and committed at once.
 
-            Outside, many parameter sets are one transaction, all or nothing. With ``yield_per`` or
+            Outside, many parameter sets are stored in one transaction. With ``yield_per`` or
             ``stream_results`` outside, the rows are read from a cursor WITH HOLD, so that no
             transaction is open meanwhile.
 
             :raises sqlalchemy.exc.InvalidRequestError: for ``with_for_update`` outside, for a write
                 in a read-only transaction, and if the transaction of the session was ended on this
-                connection: nothing is sent. For BEGIN in ``text()`` outside, which is rolled back.
+                connection; nothing is sent. For BEGIN in ``text()`` outside, which is rolled back.
             :raises sqlalchemy.exc.PendingRollbackError: if a flush or a lost connection has ended
                 the transaction of the session. Nothing is sent.
             :raises CommitOutcomeUnknown: if the connection is lost during the one statement of a
                 transaction.
             """
-            # scalar() and exec_driver_sql() pass `_call`, so that execute() needs no further
-            # method, which would be one more Python call for each read.
+            # scalar() and exec_driver_sql() pass `_call`, so that the three need no common helper.
+            # A helper would be one more Python call for each read.
             call = Connection.execute if _call is None else _call
             if self._phase is not RESTING or self.root_transaction is not None:
                 if self._phase is STANDALONE:
@@ -227,8 +228,8 @@ class OptInConnection(TransactingConnection):
                     self._end_interrupted()
             if self.session_transaction is not None:
                 self._refuse_if_ended()
-            # Each statement comes here. So is_lost() is inlined, and functions that are attributes
-            # are put into local variables first, because calling them there is faster.
+            # Each statement passes here. So is_lost() is inlined, and functions that are attributes
+            # are put into local variables, because they can be called faster there.
             held, switch, has_input = self.held, self.engine.switch, self._has_input
             is_closed, has_begun = switch.is_closed, switch.has_begun
             if (
@@ -237,11 +238,11 @@ class OptInConnection(TransactingConnection):
                 or has_input(0)
                 or is_closed(held.dbapi_connection)
             ):
-                # Not inside the call below: there, SQLAlchemy would report an error of the pool as
-                # one of the statement.
+                # This is not done inside the call below, because SQLAlchemy would then report an
+                # error of the pool as an error of the statement.
                 self.live_connection()
             has_failed = True
-            self._under_way += 1  # a counter: loading a parameter's value may send a statement
+            self._under_way += 1  # a counter, because loading a parameter may send a statement
             try:
                 if isinstance(parameters, (list, tuple)) and _are_many(parameters):
                     with self._transaction_around_call():
@@ -252,7 +253,7 @@ class OptInConnection(TransactingConnection):
                     unread = results()
                     if unread and unread[-1].cursor is not None:
                         unread.note(result)
-                    elif unread is not None:  # the last one, if there is one, was read meanwhile
+                    elif unread is not None:  # the last result, if any, was read meanwhile
                         unread[-1:] = (result,)
                 has_failed = False
                 return result
@@ -267,7 +268,7 @@ class OptInConnection(TransactingConnection):
                         self.give_back_if_wanted()
 
         def scalar(self, statement, parameters=None, *, execution_options=None):
-            """Execute a statement as :meth:`execute` does; return the first value."""
+            """Execute a statement as :meth:`execute` does, and return the first value."""
             call = Connection.scalar
             return self.execute(
                 statement, parameters, execution_options=execution_options, _call=call
@@ -283,8 +284,8 @@ class OptInConnection(TransactingConnection):
     def _refuse_if_ended(self) -> None:
         """Refuse a statement if the session's transaction has ended on this connection.
 
-        :raises sqlalchemy.exc.PendingRollbackError: if a flush that failed has ended it.
-        :raises sqlalchemy.exc.InvalidRequestError: if the user has ended it on this connection.
+        :raises sqlalchemy.exc.PendingRollbackError: if a failed flush has ended the transaction.
+        :raises sqlalchemy.exc.InvalidRequestError: if the user has ended the transaction here.
         """
         if self.session_transaction is None:
             return
@@ -292,8 +293,9 @@ class OptInConnection(TransactingConnection):
         if failure is not None:
             raise exc.PendingRollbackError(NOTHING_STORED) from failure
         raise exc.InvalidRequestError(
-            "The transaction of the session was ended by hand, on its connection: nothing "
-            "more can belong to it. Leave the block, or commit() or rollback() the session."
+            "The transaction of the session was ended by hand, on its connection: no further "
+            "statement can be part of it. Leave the block, or call commit() or rollback() of the "
+            "session." + see("ended-by-hand")
         )
 
     def _send_inside(
@@ -304,8 +306,8 @@ class OptInConnection(TransactingConnection):
             used = self._options_in_effect
             if used.read_only and getattr(statement, "is_dml", False):
                 raise exc.InvalidRequestError(
-                    "This transaction is read-only: begin() it without read_only=True to "
-                    "write. Nothing was sent."
+                    "This transaction is read-only: to write, begin it without "
+                    "read_only=True. Nothing was sent." + see("read-only-transaction")
                 )
             if not self._has_sent:
                 self._has_sent = True
@@ -332,26 +334,26 @@ class OptInConnection(TransactingConnection):
         :param transaction: The transaction, see :func:`.is_one_statement`.
         """
         self._has_sent = False
-        # Before session_transaction is set: if a signal handler raises in between, Loans.leave()
-        # still finds the phase.
+        # The phase is set before session_transaction: if a signal handler raises in between,
+        # Loans.leave() still finds the phase.
         self._phase = STANDALONE
         self.session_transaction = cast(Any, transaction)
 
     @property
     def is_standing_alone(self) -> bool:
-        """Whether it is in a transaction that is one statement, sent already or not."""
+        """Whether the connection is in a transaction of one statement, which may be sent."""
         return self._phase is STANDALONE
 
     def join_instead(self) -> None:
         """Join the transaction with BEGIN after all: the statement is not the only one."""
-        # Ask the transaction itself for the connection. The session would set the savepoint that it
-        # may be about to begin.
+        # Ask the transaction itself for the connection. The session would already set a savepoint
+        # that it is about to begin.
         transaction: Any = self.session_transaction
         self.end_standing_alone()
         transaction.provide_connection(self.engine, None)
 
     def end_standing_alone(self) -> None:
-        """Leave the session's transaction; the server has none, so nothing is sent."""
+        """Leave the session's transaction. Sends nothing, because the server has none."""
         if (recorded := self.recorded) is not None:
             self.recorded = None
             recorded.end_alone(self.session_transaction)
@@ -365,7 +367,7 @@ class OptInConnection(TransactingConnection):
         # A flush passes this option with each of its statements; other callers do not.
         is_of_flush = "compiled_cache" in (execution_options or ())
         if self._has_sent or self._under_way or not is_of_flush:
-            # It is not the only one: a default of a column sends SQL before it, for example.
+            # The statement is not the only one: for example, a column's default has to send SQL.
             self.join_instead()
             return self._send_inside(call, statement, parameters, execution_options)
         self.live_connection()
@@ -389,7 +391,7 @@ class OptInConnection(TransactingConnection):
                 unknown = outcome_unknown(error, "the one statement of the transaction")
                 raise unknown from error
             may_be_stored = self._may_be_stored
-            if may_be_stored is None:  # not handled by SQLAlchemy: it may be a signal handler's
+            if may_be_stored is None:  # not handled by SQLAlchemy; a signal handler may have raised
                 may_be_stored = not isinstance(error, exc.SQLAlchemyError)
             if result is not None or may_be_stored:
                 transaction.note_outcome_unknown()
@@ -402,10 +404,10 @@ class OptInConnection(TransactingConnection):
 
         SQLAlchemy knows nothing of the transaction, so nobody would commit it.
 
-        :param statement: The statement. If it has no BEGIN, the user has begun the transaction on a
-            cursor of the DBAPI connection, and has to end it there. It is left alone.
+        :param statement: The statement. If it has no BEGIN, nothing is rolled back: the user has
+            begun the transaction on a cursor of the DBAPI connection, and has to end it there.
         :param has_failed: Whether another error is being raised.
-        :raises sqlalchemy.exc.InvalidRequestError: if there is no other error.
+        :raises sqlalchemy.exc.InvalidRequestError: after the rollback, if there is no other error.
         """
         if self.is_inside() or not _BEGINS.search(str(statement)):
             return
@@ -418,6 +420,7 @@ class OptInConnection(TransactingConnection):
             raise exc.InvalidRequestError(
                 "BEGIN as a statement outside a transaction would begin one that nobody commits. "
                 "It was rolled back. Use `with session.begin():`, or begin() of the connection."
+                + see("begin-as-statement")
             )
 
     def begin_implicitly(self) -> None:
@@ -429,14 +432,11 @@ class OptInConnection(TransactingConnection):
             self.begin()
 
     def reads_begin(self) -> bool:
-        """Tell whether a read begins the transaction, too. Sessions ask before they get here."""
+        """Tell whether a read begins the transaction, too. A session decides this on its own."""
         return self.is_held_by_user() and has_one_snapshot(self)
 
     def _transaction_around_call(self) -> AbstractContextManager[object]:
-        """Return a transaction for a call that may send several writing statements.
-
-        Inside a transaction it is an empty context.
-        """
+        """Return a transaction for a call that may send several writes; inside one, do nothing."""
         owner = self.owner
         if self.is_inside():
             return nullcontext()
@@ -450,7 +450,7 @@ class OptInConnection(TransactingConnection):
     # The loan
 
     def give_back_if_wanted(self) -> None:
-        """Give the DBAPI connection back to the pool, if the pool has no spare one."""
+        """Give the DBAPI connection back to the pool, if the pool has no spare connection."""
         if self.is_seen and self.is_handed_out:
             return
         pool = self.engine.pool
@@ -511,7 +511,7 @@ class OptInConnection(TransactingConnection):
 def is_aborted(connection: Connection) -> bool:
     """Tell whether COMMIT would roll back on a connection of SQLAlchemy's own. Sends nothing.
 
-    :param connection: The connection. Of a driver other than psycopg2 and psycopg it is not known.
+    :param connection: The connection. The answer is no if the driver is not psycopg2 or psycopg.
     """
     if connection.dialect.driver not in PSYCOPG or connection.closed or connection.invalidated:
         return False

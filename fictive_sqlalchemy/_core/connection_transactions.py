@@ -1,4 +1,4 @@
-"""The transactions of a connection: the driver leaves autocommit for them, and returns to it."""
+"""The transactions of a connection: the driver leaves autocommit only while one is open."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, Protocol, cast
 from sqlalchemy import exc
 from sqlalchemy.engine import NestedTransaction, RootTransaction, Transaction, TwoPhaseTransaction
 
-from .errors import TransactionTimeout, outcome_unknown
+from .errors import TransactionTimeout, outcome_unknown, see
 from .transactions import open_transactions
 
 
 class TransactionOfSession(Protocol):
-    """What a connection's transaction needs of the session's transaction that it is part of."""
+    """The part of a session's transaction that the transaction of a connection uses."""
 
     stored_on: int
 
@@ -21,7 +21,7 @@ class TransactionOfSession(Protocol):
 
 
 class InAutocommit(Protocol):
-    """What a transaction needs of its connection, which is a ``Connection`` besides."""
+    """The part of a connection that its transactions use. The object is also a ``Connection``."""
 
     session_transaction: Any
     is_seen: bool
@@ -41,11 +41,11 @@ class InAutocommit(Protocol):
 
 
 class OutOfAutocommit(Transaction):
-    """What our transactions add to SQLAlchemy's.
+    """A mixin for SQLAlchemy's transactions that takes the driver out of autocommit and back.
 
     The invariant: once commit(), rollback() or close() has ended the transaction, the driver is in
-    autocommit again, even if the call raises. That happens before the connection can go back to the
-    pool or send another statement.
+    autocommit again, even if the call raises. The driver returns to autocommit before the
+    connection can go back to the pool or send another statement. :meth:`rollback` has an exception.
     """
 
     __slots__ = ()
@@ -53,7 +53,7 @@ class OutOfAutocommit(Transaction):
     connection: Any  # an InAutocommit
 
     def __init__(self, connection: Any, *args: Any) -> None:
-        is_seen = connection.is_seen  # SQLAlchemy reads `connection` below, and is not the user
+        is_seen = connection.is_seen  # SQLAlchemy, not the user, reads `connection` below
         try:
             open_transactions.add(connection, connection.session_transaction or self)
             connection.leave_autocommit()
@@ -121,7 +121,7 @@ class OutOfAutocommit(Transaction):
 
 
 class OptInTransaction(OutOfAutocommit, RootTransaction):  # pyright: ignore
-    """A real transaction on a connection that is in autocommit otherwise."""
+    """A real transaction on a connection that is otherwise in autocommit."""
 
     __slots__ = ()
 
@@ -132,7 +132,7 @@ class OptInTwoPhaseTransaction(OutOfAutocommit, TwoPhaseTransaction):  # pyright
     __slots__ = ()
 
     def prepare(self) -> None:
-        """Prepare the transaction to be committed."""
+        """Prepare the transaction for its commit: send PREPARE TRANSACTION."""
         self.connection.refuse_if_aborted()
         self.connection.keep_what_is_left()
         recorded = self.connection.recorded
@@ -155,7 +155,7 @@ class OptInTwoPhaseTransaction(OutOfAutocommit, TwoPhaseTransaction):  # pyright
 
 
 class OptInNestedTransaction(NestedTransaction):
-    """A savepoint in a transaction of ours."""
+    """A savepoint in one of the transactions above."""
 
     __slots__ = ()
 
@@ -167,7 +167,7 @@ class OptInNestedTransaction(NestedTransaction):
 
     def rollback(self) -> None:
         # The savepoint may be released already: if the RELEASE on another bind has failed, the
-        # session rolls back both.
+        # session rolls back the savepoints of both binds.
         if self.is_active or self.connection.get_nested_transaction() is self:
             _unless_lost(super().rollback)()
         self.connection.forget_failure()
@@ -212,7 +212,7 @@ def _lost(error: exc.DBAPIError, *, before_commit: bool, partly: bool) -> exc.Op
         if not partly:
             lost.add_detail(
                 "The server had closed the connection before COMMIT: nothing of the transaction is "
-                "stored."
+                "stored." + see("lost-before-commit")
             )
     if partly:
         lost.add_detail(
@@ -220,6 +220,6 @@ def _lost(error: exc.DBAPIError, *, before_commit: bool, partly: bool) -> exc.Op
             "transaction is stored in part. With twophase=True the part on this bind is still "
             "prepared on its server, and waits for COMMIT PREPARED or ROLLBACK PREPARED: see "
             "pg_prepared_xacts. Without twophase=True the part on this bind is not stored, or its "
-            "outcome is unknown."
+            "outcome is unknown." + see("second-bind")
         )
     return lost

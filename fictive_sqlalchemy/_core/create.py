@@ -1,4 +1,4 @@
-"""``create_engine()``: wires the parts of an engine and its listeners."""
+"""``create_engine()``: creates an engine, and connects its parts and listeners."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from sqlalchemy.util import asbool
 from .autocommit import HELD_CURSORS, LEFT_BEHIND, PSYCOPG, STARTED_WITH, USED_BY, switch_for
 from .drivers import with_installed_driver
 from .engine import OptInEngine
+from .errors import see
 from .forks import leave_to_parent
 from .hosts import check_hosts
 from .options import TransactionOptions, split_options
@@ -26,20 +27,20 @@ from .statements import guard_statements_outside
 
 
 def create_engine(url: str | URL, **kwargs: Any) -> OptInEngine:
-    """Create an engine whose connections rest in autocommit. Sends nothing.
+    """Create an engine whose connections are in autocommit outside transactions. Sends nothing.
 
-    :param url: The database, as ``sqlalchemy.create_engine()`` takes it. ``postgresql://`` is
-        SQLAlchemy's choice of the driver, or the other one, of psycopg2 and psycopg, if that is
-        not installed.
-    :param kwargs: As ``sqlalchemy.create_engine()`` takes them, but ``isolation_level`` is that
-        of the transactions. Outside of them a statement has the server's default.
-        ``read_only_outside=True`` makes the server refuse writes outside of transactions. And
-        ``replicas`` is a list of the URLs of read replicas, to which the reads of sessions go
-        that are outside a transaction. An item may be a dictionary of a ``url`` and of options
-        that are not the primary's. ``begin_on_write=True`` is for code that was written for
-        SQLAlchemy's connections: on one of :meth:`.OptInEngine.connect` the first statement that
-        writes or locks begins the transaction that ``commit()`` ends. Sessions have an option of
-        the same name.
+    :param url: The database, as ``sqlalchemy.create_engine()`` takes it. For ``postgresql://``,
+        SQLAlchemy chooses psycopg2 or psycopg as the driver. If the chosen driver is not installed,
+        the other one is used.
+    :param kwargs: The options of ``sqlalchemy.create_engine()``. ``isolation_level`` is the level
+        of the transactions; a statement outside a transaction has the server's default. These
+        options are added: ``read_only_outside=True`` makes the server refuse writes outside a
+        transaction. ``replicas`` is a list of the URLs of read replicas, to which sessions send
+        their reads outside a transaction. An item of the list may be a dictionary of a ``url`` and
+        of options that differ from the primary's. ``begin_on_write=True`` is for code that was
+        written for SQLAlchemy's connections: on a connection of :meth:`.OptInEngine.connect`, the
+        first statement that writes or locks begins the transaction that ``commit()`` ends. Sessions
+        have an option of the same name.
     :raises sqlalchemy.exc.ArgumentError: if the database does not know the isolation level, if
         an option contradicts autocommit, if the dialect does not offer AUTOCOMMIT, or if a replica
         has no URL or is of another database system.
@@ -55,7 +56,7 @@ def engine_from_config(
 
     :param configuration: The options and the ``url``, as ``sqlalchemy.engine_from_config()``
         takes them.
-    :param prefix: What their names begin with.
+    :param prefix: The prefix of the options' names in ``configuration``.
     :param kwargs: More options, without the prefix.
     """
     options = {
@@ -83,20 +84,21 @@ def _opt_in(
         raise exc.ArgumentError(
             "server_side_cursors=True would make every read a cursor on the server. Leave it "
             "out, and stream the reads that need it: execution_options(stream_results=True)."
+            + see("server-side-cursors")
         )
     begins_on_write = asbool(kwargs.pop("begin_on_write", False))
     read_only_outside = asbool(kwargs.pop("read_only_outside", False))
     by_option, execution_options = split_options(kwargs.pop("execution_options", None) or {})
     by_keyword, _ = split_options({"isolation_level": kwargs.pop("isolation_level", None)})
     options = by_keyword.over(by_option)
-    if read_only_outside and not is_replica:  # which refuses to begin READ WRITE
+    if read_only_outside and not is_replica:  # a replica refuses READ WRITE
         options = options.over(TransactionOptions(read_only=False))
-    # Our own reset() knows when there is nothing to do.
+    # The function reset() below knows when the connection needs no reset.
     if "pool" not in kwargs:
         kwargs.setdefault("pool_reset_on_return", None)
     if "module" not in kwargs:
         url = with_installed_driver(url)
-        if not is_replica:  # whose URL is checked already
+        if not is_replica:  # the URL of a replica is checked already
             check_hosts(url)
     engine = create(url, execution_options=execution_options, **kwargs)
     if read_only_outside:
@@ -108,7 +110,7 @@ def _opt_in(
         leave_standbys(engine.dialect)
     prepare_anew(engine.dialect)
 
-    # First of all listeners: SQLAlchemy's own read from the database.
+    # This listener comes first, because SQLAlchemy's own listeners read from the database.
     @event.listens_for(engine, "connect", insert=True)
     def rest(connection: Any, record: Any) -> None:
         switch.enter_autocommit(connection)
@@ -122,33 +124,34 @@ def _opt_in(
     @event.listens_for(engine, "reset")
     def reset(connection: Any, record: Any, state: PoolResetState) -> None:
         if record is None:
-            return  # it was detached from the pool, and is closed
+            return  # the connection was detached from the pool, and is closed
         if USE in record.info:
             given_back(connection, record, state)
         if state.terminate_only:
             return
         if isinstance(engine.pool, StaticPool):
-            # All share the one connection: it may come back from one while another is in a
+            # All users share one connection: one of them may give it back while another one is in a
             # transaction on it.
             used_by = record.info.get(USED_BY)
             owner = used_by and used_by()
             if owner is not None and owner.in_transaction():
                 return
         if record.info.pop(HELD_CURSORS, False):
-            connection.cursor().execute("CLOSE ALL")  # of a stream that nobody closed
+            connection.cursor().execute("CLOSE ALL")  # a stream was not closed
         if STARTED_WITH in record.info:
             switch.reset(connection, record.info[STARTED_WITH])
-        else:  # the pool's own connect(), past the engine
+        else:  # the connection was taken from the pool without the engine
             switch.reset(connection)
-        # Where all share one connection, what one has set is for all. (In a listener to "checkin",
-        # an exception from a signal handler would cost the pool its place.)
+        # If all users share one connection, they share what is set on it, too. (This is not done in
+        # a listener to "checkin": there, an exception from a signal handler would make the pool
+        # count the connection as in use for ever.)
         if record.info.pop(LEFT_BEHIND, False) and not isinstance(
             engine.pool, (StaticPool, SingletonThreadPool)
         ):
             record.invalidate()
 
-    # create_engine() has no parameter for the class, and what it and its plugins have wired up
-    # belongs to this very object.
+    # SQLAlchemy has no parameter for the class. The class of this object is changed, because
+    # SQLAlchemy and its plugins have registered their listeners for this object.
     engine.__class__ = OptInEngine
     assert isinstance(engine, OptInEngine)
     engine.switch = switch

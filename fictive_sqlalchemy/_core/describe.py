@@ -1,4 +1,4 @@
-"""What error messages and checks need to know of mapped objects and their attributes."""
+"""Helpers of error messages and checks: the state of a mapped object, and lists of names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy.orm import InstanceState
 
 
 def state_of(instance: Any) -> InstanceState[Any]:
-    """Return what SQLAlchemy knows of a mapped object.
+    """Return the ``InstanceState`` in which SQLAlchemy keeps the state of a mapped object.
 
     :param instance: The object.
     """
@@ -23,6 +23,6 @@ def listed(names: Iterable[object], most: int | None = None) -> str:
     """Return names for an error message: ``'one', 'two'``.
 
     :param names: The names.
-    :param most: How many of them are shown.
+    :param most: The greatest number of names that is shown; ``None`` for all.
     """
     return ", ".join(repr(name) for name in islice(names, most))

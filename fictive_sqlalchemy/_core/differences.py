@@ -1,10 +1,10 @@
-"""What would mean something else in the strict mode: found while an application runs.
+"""Find the lines that mean something else in the strict mode, while an application runs.
 
 A session with ``begin_on_write=True`` has one transaction from the first write to ``commit()``,
-``rollback()`` or ``close()``. In the strict mode each write outside a block is stored at once. So
-what is different depends on what comes later: the writes of such a transaction are noted with it,
-and it is decided at its end which of them are told. What is inside a block, or inside a savepoint,
-means the same in both modes.
+``rollback()`` or ``close()``. In the strict mode, each write outside a block is stored at once. So
+later calls decide whether a write is a difference: the writes of a transaction are noted, and it is
+decided at the end of the transaction which of them are reported. Code inside a block, or inside a
+savepoint, means the same in both modes.
 
 :class:`Watch` listens to SQLAlchemy's events, and is the :class:`.Observer` of the core.
 """
@@ -28,10 +28,10 @@ from .blocks import Block, OptInSavepoint, OptInSessionTransaction
 from .places import Caller, calling, is_within
 from .states import SessionStates
 
-# With these SQLAlchemy sends SAVEPOINT, and the like, as a statement.
+# With these functions SQLAlchemy sends SAVEPOINT, RELEASE and ROLLBACK TO as statements.
 _SAVEPOINTS = frozenset({"do_savepoint", "do_release_savepoint", "do_rollback_to_savepoint"})
 
-# After these the next instruction is another one than that below.
+# After one of these instructions, Python never goes on with the instruction below.
 _LEAVES = frozenset(
     {
         *("JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT", "JUMP_ABSOLUTE"),
@@ -39,39 +39,39 @@ _LEAVES = frozenset(
     }
 )
 
-# How many places one transaction keeps at most.
+# The greatest number of places that is noted for one transaction.
 _MOST_PLACES = 1000
 
 
 class Kind(Enum):
-    """What kind of difference it is."""
+    """The kind of a difference."""
 
     READ = "read"
-    """A read flushes what waits, and would not do so."""
+    """A read flushes pending changes, and would not flush them in the strict mode."""
 
     FLUSH = "flush"
-    """A flush would be stored at once."""
+    """A flush would be stored at once in the strict mode."""
 
     WRITE = "write"
-    """A statement that writes would be stored at once."""
+    """A statement that writes would be stored at once in the strict mode."""
 
     SAVEPOINT = "savepoint"
-    """``begin_nested()`` outside would be stored at its end."""
+    """``begin_nested()`` outside a transaction would be stored at its end in the strict mode."""
 
     LOCK = "lock"
-    """``with_for_update`` outside would be refused."""
+    """``with_for_update`` outside a transaction would be refused in the strict mode."""
 
     ROLLBACK = "rollback"
-    """``rollback()`` would not undo what was flushed or executed before."""
+    """``rollback()`` would not undo earlier flushes and statements in the strict mode."""
 
     COMMIT = "commit"
-    """``commit()`` inside a block would be refused."""
+    """``commit()`` inside a block would be refused in the strict mode."""
 
     PASSED_OVER = "passed over"
-    """In the strict mode: a read has not flushed what waits, and stock would have."""
+    """In the strict mode, a read has not flushed pending changes. SQLAlchemy would have."""
 
     CONNECTION = "connection"
-    """A session runs on a Connection of the user's own, where it is SQLAlchemy's in both modes."""
+    """A session is bound to the user's ``Connection``, and works as SQLAlchemy's in both modes."""
 
 
 _WRITES = (Kind.FLUSH, Kind.WRITE, Kind.SAVEPOINT)
@@ -79,7 +79,7 @@ _FLUSHES = (Kind.READ, Kind.FLUSH)
 
 
 class Difference(NamedTuple):
-    """What was found at one line of the application."""
+    """A difference that was found at one line of the application."""
 
     kind: Kind
     caller: Caller
@@ -90,28 +90,28 @@ class _Noted(NamedTuple):
     kind: Kind
     caller: Caller
     end: Caller
-    """Where it was stored: the end of a savepoint, otherwise the same."""
+    """The line at which the write would be stored: the end of a savepoint, or else the caller."""
     detail: str
 
 
 class _Notes:
-    """What is noted of a transaction that a write has begun."""
+    """The notes about a transaction that a write has begun."""
 
     def __init__(self) -> None:
         self.found: dict[Any, _Noted] = {}
         self.writes = 0
-        """How many calls would have been transactions of their own."""
+        """How many calls would have been transactions of their own in the strict mode."""
         self.waits = False
-        """Whether something else would be stored by ``commit()``, because it would still wait."""
+        """Whether ``commit()`` would store something else that would still be pending."""
         self.flush_writes = False
-        """Whether the flush that goes on, if any, has sent something."""
+        """Whether the flush that is under way, if any, has sent something."""
         self.call: FrameType | None = None
         """The last call that was noted."""
         self._key: Any = None
         self._before: _Noted | None = None
 
     def add(self, kind: Kind, caller: Caller, end: Caller | None = None, detail: str = "") -> None:
-        """Note a place. A call is noted once: what it writes or locks, or else that it flushes."""
+        """Note a place. Each call is noted once: as a write or lock, or else as a flush."""
         if caller.call is self.call:
             if kind in _FLUSHES or self._key[0] not in _FLUSHES:
                 return
@@ -128,7 +128,7 @@ class _Notes:
             self.waits = False
 
     def take_back(self, call: FrameType | None) -> None:
-        """Forget a call, unless its line has been noted before; nothing if it was not the last."""
+        """Forget a call, if it was the last one. An earlier note about its line is kept."""
         if call is None or call is not self.call:
             return
         self.call = None
@@ -140,31 +140,31 @@ class _Notes:
 
 
 class _SavepointNotes:
-    """What is noted of an outermost savepoint in such a transaction."""
+    """The notes about an outermost savepoint in a transaction that a write has begun."""
 
     def __init__(self, caller: Caller) -> None:
         self.caller = caller
         self.is_used = False
-        """Whether it has written or locked."""
+        """Whether the savepoint has written or locked."""
 
 
 class Watch:
-    """Finds the differences while it is on.
+    """Finds the differences between :meth:`begin` and :meth:`end`.
 
-    :param tell: Called with each difference, by the thread in which it was found.
+    :param tell: A function that is called with each difference, in the thread that has found it.
     """
 
     def __init__(self, tell: Callable[[Difference], object]) -> None:
         self._tell = tell
 
     def begin(self) -> None:
-        """Listen, and have the core call."""
+        """Listen to SQLAlchemy's events, and become the observer of the core."""
         for name, method in self._listeners():
             event.listen(SessionStates, name, method)
         observing.observer = self
 
     def end(self) -> None:
-        """Leave the core and SQLAlchemy as they were."""
+        """Stop listening to SQLAlchemy's events and observing the core."""
         observing.observer = None
         for name, method in self._listeners():
             event.remove(SessionStates, name, method)
@@ -176,7 +176,7 @@ class Watch:
             ("after_transaction_end", self.transaction_ended),
         )
 
-    # What the core calls
+    # Methods that the core calls
 
     def statement_writes(
         self, session: SessionStates | None, *, only_locks: bool
@@ -192,11 +192,11 @@ class Watch:
         if is_within("flush", session):
             notes.flush_writes = True
             return None
-        if is_within("commit", session.noted_transaction()):  # a listener to it
+        if is_within("commit", session.noted_transaction()):  # a listener to commit
             notes.waits = True
             return None
         notes.add(Kind.LOCK if only_locks else Kind.WRITE, caller)
-        # A lock that fails would be refused, too.
+        # A lock that has failed stays noted, because the strict mode would refuse it.
         return None if only_locks else partial(notes.take_back, caller.call)
 
     def read_passes_over(self, session: SessionStates) -> None:
@@ -204,7 +204,7 @@ class Watch:
         module, name = caller.way[2] if len(caller.way) > 2 else ("", "")
         if (
             not module.startswith("sqlalchemy.orm.")
-            or module == "sqlalchemy.orm.scoping"  # the application itself has asked
+            or module == "sqlalchemy.orm.scoping"  # the application itself has read it
             or name == "no_autoflush"
             or _is_of_one_row(caller.attribute)
         ):
@@ -222,7 +222,7 @@ class Watch:
             return
         root = session.noted_transaction()
         if (
-            session.writing_call is None  # before a write it fails in both modes
+            session.writing_call is None  # before a write, a flush fails in both modes
             and not session.in_nested_transaction()
             and (root is None or root.begun_at is not None or not session.is_inside)
             and _kind_of_flush(caller.way) is Kind.READ
@@ -233,7 +233,7 @@ class Watch:
     def runs_on_connection(self) -> None:
         self._tell(Difference(Kind.CONNECTION, calling()))
 
-    # What SQLAlchemy calls
+    # Methods that SQLAlchemy calls
 
     def flushed(self, session: SessionStates, _: object) -> None:
         """Note a flush that has sent something."""
@@ -256,7 +256,7 @@ class Watch:
             notes.waits = True
 
     def transaction_created(self, session: Session, transaction: SessionTransaction) -> None:
-        """Note where a savepoint is set that would be a transaction of its own."""
+        """Note the line that sets a savepoint, if it would be a transaction in the strict mode."""
         parent = transaction.parent
         if (
             isinstance(transaction, OptInSavepoint)
@@ -266,7 +266,7 @@ class Watch:
             transaction.notes = _SavepointNotes(calling()._replace(call=None))
 
     def transaction_ended(self, session: SessionStates, transaction: SessionTransaction) -> None:
-        """Decide what of a transaction is a difference."""
+        """Decide which notes about a transaction or a savepoint are differences."""
         if isinstance(transaction, OptInSavepoint):
             notes: Any = transaction.notes
             root = transaction.parent
@@ -294,7 +294,7 @@ class Watch:
 
     def _decide(self, notes: _Notes, is_committed: bool) -> None:
         end = calling()
-        if is_committed and end.call is notes.call:  # as save() does: it stores, and it commits
+        if is_committed and end.call is notes.call:  # as in save(), which writes and commits
             notes.take_back(end.call)
             notes.waits = True
         writes = [noted for noted in notes.found.values() if noted.kind in _WRITES]
@@ -315,9 +315,9 @@ class Watch:
             self._tell(Difference(Kind.ROLLBACK, end, f"{first.called} in {where}"))
 
     def _notes(self, session: SessionStates) -> _Notes | _SavepointNotes | None:
-        """Return the notes of the transaction or savepoint that a statement now belongs to.
+        """Return the notes about the transaction or savepoint that a statement now belongs to.
 
-        :returns: ``None`` inside a block, and in a transaction that none of our binds has joined.
+        :returns: ``None`` inside a block, and in a transaction of stock binds alone.
         """
         root: Any = session.noted_transaction()
         if root is None or root.begun_at is None or not root.joined:
@@ -332,14 +332,14 @@ class Watch:
 
 
 def _waiting(session: SessionStates) -> str:
-    """Return the names of the classes of which objects wait for a flush."""
+    """Return the names of the classes that have objects with pending changes."""
     changed = filter(session.is_modified, session.dirty)
     classes = {type(one).__name__ for one in [*session.new, *changed, *session.deleted]}
     return ", ".join(sorted(classes)[:5])
 
 
 def _is_of_one_row(attribute: Any) -> bool:
-    """Tell whether what an attribute loads is the row of its object, and nothing else."""
+    """Tell whether an attribute loads the row of its object, and nothing else."""
     return isinstance(getattr(attribute, "property", None), ColumnProperty) and all(
         isinstance(column, Column) and column.server_onupdate is None
         for loaded in attribute.parent.column_attrs
@@ -348,7 +348,7 @@ def _is_of_one_row(attribute: Any) -> bool:
 
 
 def _is_inside_block(session: SessionStates) -> bool:
-    """Tell whether a ``with`` block of the session is entered, and not about to be left."""
+    """Tell whether a ``with`` block of the session was entered, and does not end right now."""
     entered = session.entered
     return isinstance(entered, Block) and entered.is_ended_inside()
 
@@ -365,9 +365,9 @@ def _notes_of(root: OptInSessionTransaction) -> _Notes:
 
 
 def _kind_of_flush(way: tuple[tuple[str, str], ...]) -> Kind | None:
-    """Tell why a flush was made.
+    """Tell whether a flush was an explicit one or an autoflush before a read.
 
-    :param way: The functions that have led to it, from :class:`.Caller`.
+    :param way: The functions that have led to the flush, from :class:`.Caller`.
     :returns: ``None`` for the flush of a ``commit()``.
     """
     names = [name for _, name in way]
@@ -384,14 +384,14 @@ def _kind_of_flush(way: tuple[tuple[str, str], ...]) -> Kind | None:
 
 
 def _is_before_write(way: tuple[tuple[str, str], ...]) -> bool:
-    """Tell whether an autoflush is that of an UPDATE or DELETE of the ORM, or of its INSERT."""
+    """Tell whether an INSERT, UPDATE or DELETE of the ORM has caused an autoflush."""
     return any(module == "sqlalchemy.orm.bulk_persistence" for module, _ in way)
 
 
 def _follows(write: Caller, commit: Caller) -> bool:
     """Tell whether a commit follows a write with no other call between them.
 
-    Then nothing can fail between the two, and in both modes the write is one transaction.
+    Then nothing can fail between the two, and the write is one transaction in both modes.
     """
     code = write.code
     if code is not commit.code:
@@ -418,7 +418,7 @@ def _runs_other_code(instruction: dis.Instruction) -> bool:
 
 
 def _ways(instructions: list[dis.Instruction]) -> dict[int, list[int]]:
-    """Return which instructions each one may be followed by, if no exception is raised."""
+    """Return for each instruction which ones may follow it, if no exception is raised."""
     ways: dict[int, list[int]] = {}
     for instruction, after in zip_longest(instructions, instructions[1:]):
         name, code = instruction.opname, instruction.opcode
@@ -432,7 +432,7 @@ def _ways(instructions: list[dis.Instruction]) -> dict[int, list[int]]:
 
 
 def _reachable(ways: dict[int, list[int]], begin: int, end: int) -> set[int]:
-    """Return what may be executed after one instruction, up to another one."""
+    """Return the instructions that may be executed after one of them, up to another one."""
     found: set[int] = set()
     waiting = list(ways[begin])
     while waiting:

@@ -1,4 +1,4 @@
-"""Which driver is used for a URL that names none."""
+"""Choose an installed driver for a URL that names no driver."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ from sqlalchemy import exc, make_url
 from sqlalchemy.engine import URL
 
 from .autocommit import PSYCOPG
+from .errors import see
 from .hosts import FORMS
 
 
 def with_installed_driver(url: str | URL) -> URL:
-    """Return a URL whose driver is installed: another one if SQLAlchemy's choice is not.
+    """Return a URL whose driver is installed. SQLAlchemy's choice comes first.
 
-    For ``postgresql://`` that is psycopg2 with SQLAlchemy 2.0 and psycopg with 2.1:
+    For ``postgresql://``, SQLAlchemy 2.0 chooses psycopg2, and 2.1 chooses psycopg:
     https://docs.sqlalchemy.org/en/21/changelog/migration_21.html
 
     :param url: The database. A URL that names a driver is returned as it is.
-    :raises sqlalchemy.exc.ArgumentError: if it can't be parsed.
-    :raises ModuleNotFoundError: if it names none, is PostgreSQL's, and no driver is installed.
+    :raises sqlalchemy.exc.ArgumentError: if the URL can't be parsed.
+    :raises ModuleNotFoundError: if a URL of PostgreSQL names no driver, and none is installed.
     """
     try:
         url = make_url(url)
     except ValueError:
-        # Not raised from it: its text may show a part of the password.
+        # The error has no cause, because the text of ValueError may show a part of the password.
         raise exc.ArgumentError(f"The URL has a port that is no number. {FORMS}") from None
     if url.drivername != "postgresql":
         return url
@@ -34,5 +35,5 @@ def with_installed_driver(url: str | URL) -> URL:
         return found
     raise ModuleNotFoundError(
         "No driver of PostgreSQL is installed: pip install psycopg2-binary, or "
-        '"psycopg[binary]" for psycopg 3.'
+        '"psycopg[binary]" for psycopg 3.' + see("no-driver")
     )

@@ -13,36 +13,37 @@ from .resting import RestingEngine
 
 
 class OptInEngine(RestingEngine):
-    """An engine whose connections are in autocommit. Make it with :func:`create_engine`.
+    """An engine whose connections are in autocommit outside transactions.
 
-    ``connect()`` gives a connection on which each statement stands alone. ``begin()``, here or
-    on the connection, is a real transaction. With ``begin_on_write=True`` the first write on the
-    connection begins it, too.
+    :func:`create_engine` makes such an engine. On a connection of ``connect()``, each statement is
+    standalone. ``begin()`` of the engine or of the connection begins a real transaction. With
+    ``begin_on_write=True``, the first write on the connection begins one, too.
     """
 
     replicas: tuple[OptInEngine, ...] = ()
-    """Where the reads of sessions go that are outside a transaction, see :func:`create_engine`."""
+    """The replicas to which sessions send reads outside a transaction: :func:`create_engine`."""
 
     primary: OptInEngine | None = None
-    """What it is a replica of, if it is one."""
+    """The engine of the primary, if this engine is for a replica."""
 
     health: Health = Health()
-    """Whether it can be used, if it is a replica."""
+    """Whether the replica can be used, if this engine is for a replica."""
 
     def connect(self) -> OptInConnection:
         """Return a connection, which is in autocommit. Sends nothing.
 
-        With ``begin_on_write=True`` the first statement on it that writes or locks begins a
-        transaction. ``commit()`` of the connection ends it; ``rollback()`` and ``close()`` undo it.
+        With ``begin_on_write=True``, the first statement on the connection that writes or locks
+        begins a transaction, which ``commit()`` of the connection commits. ``rollback()`` and
+        ``close()`` roll the transaction back.
         """
         return OptInConnection(self)
 
     def execution_options(self, **opt: Any) -> OptInOptionEngine:
         """Return a copy of this engine with the same pool and other execution options.
 
-        :param opt: As SQLAlchemy takes them, but ``isolation_level``, ``postgresql_readonly``
-            and ``postgresql_deferrable`` are those of the copy's transactions, which are none
-            with the level ``"AUTOCOMMIT"``.
+        :param opt: The options of SQLAlchemy. ``isolation_level``, ``postgresql_readonly`` and
+            ``postgresql_deferrable`` are those of the copy's transactions. With the level
+            ``"AUTOCOMMIT"``, ``begin()`` sends no BEGIN.
         :raises sqlalchemy.exc.ArgumentError: if the database does not know a value.
         """
         copy = OptInOptionEngine(self, {})
@@ -59,7 +60,7 @@ class OptInEngine(RestingEngine):
     def update_execution_options(self, **opt: Any) -> None:
         """Change the execution options of this engine.
 
-        :param opt: As :meth:`execution_options` takes them.
+        :param opt: The options, as for :meth:`execution_options`.
         :raises sqlalchemy.exc.ArgumentError: if the database does not know a value.
         """
         options, rest = split_options(opt)
@@ -71,9 +72,9 @@ class OptInEngine(RestingEngine):
             replica.update_execution_options(**opt)
 
     def dispose(self, close: bool = True) -> None:
-        """Dispose of the pool, and of those of the replicas.
+        """Dispose of the pool, and of the pools of the replicas.
 
-        :param close: As SQLAlchemy takes it.
+        :param close: Whether idle connections are closed, as with SQLAlchemy.
         """
         super().dispose(close)
         for replica in self.replicas:

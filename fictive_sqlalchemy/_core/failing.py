@@ -1,4 +1,4 @@
-"""What a connection makes of an error: what is lost, what to add to the text, what is aborted."""
+"""How a connection handles an error: it adds advice, and notes what is lost or aborted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from sqlalchemy import exc
 
 from .autocommit import HELD_CURSORS, LEFT_BEHIND
 from .carrying import Carried
-from .errors import LOST_INSIDE, NOTHING_STORED, advise, close_lost_cursor, sqlstate, was_refused
+from .errors import (
+    LOST_INSIDE,
+    NOTHING_STORED,
+    advise,
+    close_lost_cursor,
+    see,
+    sqlstate,
+    was_refused,
+)
 from .phases import STANDALONE, Phase
 from .resting import RestingEngine
 from .sqlalchemy_private import ConnectionHooks
@@ -24,7 +32,7 @@ class FailingConnection(ConnectionHooks):
     engine: RestingEngine
 
     carried: Carried | None = None
-    """Which settings its statements carry, if they do."""
+    """The settings that its statements carry, if any."""
 
     _phase: Phase
 
@@ -32,7 +40,7 @@ class FailingConnection(ConnectionHooks):
     """The error that has aborted the open transaction."""
 
     _advice: str | None = None
-    """What to add to the text of an error that SQLAlchemy is about to wrap."""
+    """The advice to add to the text of an error that SQLAlchemy is about to wrap."""
 
     _may_be_stored: bool | None = None
     """After an error: whether the one statement of a transaction may have been executed."""
@@ -60,7 +68,7 @@ class FailingConnection(ConnectionHooks):
         if held is not None and was_refused(error):
             held.info[IN_USE] = _is_needed(self)
             if is_standby(held.driver_connection) and getattr(self.engine, "primary", None) is None:
-                held.info[LEFT_BEHIND] = True  # the pool closes it when it comes back
+                held.info[LEFT_BEHIND] = True  # the pool closes it later
         if (take_back := getattr(context, "take_back", None)) is not None:
             take_back()
         if self._phase is STANDALONE:
@@ -72,8 +80,8 @@ class FailingConnection(ConnectionHooks):
             return
         if self.engine.switch.is_busy(held.dbapi_connection):
             # An exception of a signal handler, or a timeout of gevent, has interrupted psycopg
-            # while it waited. Each later statement would fail with "another command is already in
-            # progress", the ROLLBACK included, which would hide the exception.
+            # while it waited. Each later statement, even ROLLBACK, would fail with "another command
+            # is already in progress", and that error would hide the exception.
             self.invalidate()
             close_lost_cursor(cursor)
             self._may_be_stored = True
@@ -87,11 +95,11 @@ class FailingConnection(ConnectionHooks):
         ):
             return
         # DECLARE has failed, so there is no cursor on the server. The drivers would try to close
-        # it, or ask the server about it.
+        # the cursor, or ask the server about it.
         self.undeclared = declared
         if not context.had_cursors:
             held.info.pop(HELD_CURSORS, None)
-        if self.dialect.driver == "psycopg":  # which warns of a cursor that is not closed
+        if self.dialect.driver == "psycopg":  # psycopg warns of an open cursor
             self.dialect.loaded_dbapi.Cursor.close(declared)
 
     def on_error(self, error: exc.DBAPIError, cursor: Any) -> exc.DBAPIError | None:
@@ -111,7 +119,7 @@ class FailingConnection(ConnectionHooks):
         """Note the error that has aborted the open transaction, and add it to later errors."""
         held = self.held
         if error.connection_invalidated:
-            self._failure = error  # the rollback of a savepoint does not make this one good
+            self._failure = error  # the rollback of a savepoint does not repair this
             return
         if held is None or not self.engine.switch.is_aborted(held.dbapi_connection):
             return
@@ -121,8 +129,8 @@ class FailingConnection(ConnectionHooks):
             error.add_detail(
                 "An earlier statement of this transaction failed, and that error was caught: "
                 f"{str(self._failure.orig).strip()}. Let the error leave the block, or call "
-                "rollback(), or put what may fail into `with session.atomic():` or "
-                "`with session.begin_nested():`."
+                "rollback(), or put the statement that may fail into `with session.atomic():` or "
+                "`with session.begin_nested():`." + see("caught-error")
             )
 
     def forget_failure(self) -> None:
@@ -139,7 +147,7 @@ def _may_have_sent(cursor: Any) -> bool:
     psycopg2 sets ``cursor.query`` immediately before it sends the statement. psycopg 3 shows
     nothing until the answer is there, so the statement may have been sent.
 
-    :param cursor: The cursor; ``None`` while the statement was being prepared.
+    :param cursor: The cursor; ``None`` if the error came before there was a cursor.
     """
     return cursor is not None and getattr(cursor, "query", cursor) is not None
 
@@ -147,7 +155,7 @@ def _may_have_sent(cursor: Any) -> bool:
 def _is_needed(connection: Any) -> bool:
     """Tell whether a savepoint, a stream or a lock would be lost with the DBAPI connection.
 
-    :param connection: A connection of ours.
+    :param connection: A connection of this package.
     """
     unread = connection._unread()
     has_streams = unread is not None and any(unread.streams())

@@ -1,7 +1,7 @@
-"""Which flow of control this is: the process, thread, greenlet and asyncio task.
+"""The flow of control: the process, thread, greenlet and asyncio task that run the code.
 
-A session belongs to one flow. Code that opens a block notes :func:`here`, and later compares it
-with the flow of whoever wants to use or end that block.
+A session belongs to one flow. A block notes the flow that enters it, which is :func:`here`. Later
+this flow is compared with the flow of the code that uses or ends the block.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from weakref import ref
 
 
 class Flow(NamedTuple):
-    """A flow of control. Two are equal if they are the same flow.
+    """A flow of control. Two objects are equal if they are the same flow.
 
     The greenlet and the task are weak references, so that a block that nobody ends can still be
-    collected together with the greenlet or task that has opened it. (Therefore a flow that has
-    ended has no hash: compare flows, and do not put them into sets.)
+    garbage-collected together with the greenlet or task that has entered it. (Therefore a flow that
+    has ended has no hash: compare flows, and do not put them into sets.)
     """
 
     process: int
@@ -28,13 +28,13 @@ class Flow(NamedTuple):
     task: object
 
     def includes(self, other: Flow) -> bool:
-        """Tell whether another flow may go on with what was begun in this one.
+        """Tell whether another flow may use a block that this flow has entered.
 
-        It may if it is the same flow, or if it is an asyncio task that runs inside: a block that
-        was entered outside any task is still open while ``asyncio.run()`` is called in it. A task
-        never includes another task, though a task gets a copy of its parent's context.
+        The same flow may use the block. If this flow is no asyncio task, the tasks in its thread
+        and greenlet may use the block, too, because ``asyncio.run()`` may be called inside it. A
+        task never includes another task, although a task gets a copy of its parent's context.
 
-        :param other: The other flow, as a rule :func:`here`.
+        :param other: The other flow, as a rule the result of :func:`here`.
         """
         if self.task is None:
             return self[:3] == other[:3]
@@ -43,8 +43,8 @@ class Flow(NamedTuple):
 
 class _Thread(threading.local):
     def __init__(self) -> None:
-        # The system gives the ident of a thread that has ended to a new one. The mark is the
-        # object itself, which stays alive as long as a Flow refers to it, so it is never reused.
+        # The system reuses the ident of a thread that has ended. A mark is an object, which stays
+        # alive as long as a Flow refers to it, and so is not reused meanwhile.
         self.mark = object()
 
 
@@ -52,22 +52,22 @@ _thread = _Thread()
 
 
 def here() -> Flow:
-    """Return the flow of control that calls this. Sends nothing.
+    """Return the flow of control that calls this function. Sends nothing.
 
-    A copied context (``contextvars``) does not make it the same flow: neither a new asyncio task
-    nor ``asyncio.to_thread()`` is the one that called it. After ``os.fork()`` the child is another
-    flow than its parent.
+    A copied context (``contextvars``) does not make two flows the same: a new asyncio task, and the
+    thread of ``asyncio.to_thread()``, are other flows than their caller. After ``os.fork()``, the
+    child is another flow than its parent.
     """
     try:
         task = asyncio.current_task()
     except RuntimeError:  # no event loop runs in this thread
         task = None
     greenlet: Any = None
-    # Without an import, because greenlets exist only if something else has imported them.
+    # Nothing is imported here, because greenlets exist only if other code has imported the module.
     if (module := sys.modules.get("greenlet")) is not None:
         greenlet = module.getcurrent()
-        # In SQLAlchemy's asyncio extension each call is a greenlet of its own: begin() is one,
-        # and the next statement is another. The one that waits for it is the task's.
+        # In SQLAlchemy's asyncio extension each call has a greenlet of its own: begin() has one,
+        # and the next statement has another. Their parent is the greenlet of the task.
         while getattr(greenlet, "__sqlalchemy_greenlet_provider__", False):
             greenlet = greenlet.parent
         greenlet = ref(greenlet)

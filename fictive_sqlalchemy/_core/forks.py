@@ -1,10 +1,10 @@
-"""A forked child leaves the connections of its parent alone.
+"""Make a forked child leave the connections of its parent alone.
 
-A connection is one conversation with the server. If a child used an inherited connection, closed it
-or ended its transaction, it would do so to the parent's connection. So a child of ``os.fork()``
-begins with empty pools, its inherited connections count as lost, and the parent goes on as if
-nothing had happened. ``Engine.dispose(close=False)`` does less: it empties the pool, and does
-nothing about connections that are in use:
+A connection is one conversation with the server. If a child used or closed an inherited connection,
+or ended its transaction, the parent's connection would be affected, too. So a child of
+``os.fork()`` begins with empty pools, its inherited connections count as lost, and the parent goes
+on as if nothing had happened. ``Engine.dispose(close=False)`` does less: it empties the pool, and
+does nothing about connections that are in use:
 https://docs.sqlalchemy.org/en/20/core/pooling.html#using-connection-pools-with-multiprocessing-or-os-fork
 """
 
@@ -25,15 +25,15 @@ from .transactions import open_transactions
 
 _engines: WeakSet[Engine] = WeakSet()
 _entries: WeakSet[Any] = WeakSet()  # the entries of the pools, which hold the DBAPI connections
-# All open connections. A dictionary of weak references, because WeakSet is written in Python, and
-# each new connection is added here.
+# All open connections. This is a dictionary of weak references and not a WeakSet, which is written
+# in Python and so is slower, because each new connection is added here.
 _connections: dict[ref[ConnectionHooks], None] = {}
 
 
 def leave_to_parent(engine: Engine) -> None:
-    """Have forked children leave the pool of an engine to their parent.
+    """Make forked children leave the pool of an engine to their parent.
 
-    :param engine: The engine. One of SQLite is skipped, because a child has its own copy of a
+    :param engine: The engine. An engine of SQLite is skipped, because a child has its own copy of a
         database in memory.
     """
     if engine.dialect.name == "sqlite":
@@ -46,7 +46,7 @@ def leave_to_parent(engine: Engine) -> None:
 
 
 def leave_connection_to_parent(connection: ConnectionHooks) -> None:
-    """Have forked children leave a connection that is in use to their parent.
+    """Make forked children leave a connection that is in use to their parent.
 
     :param connection: The connection. :func:`leave_to_parent` was called for its engine, so that
         the child gets an empty pool.

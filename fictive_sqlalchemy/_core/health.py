@@ -1,4 +1,4 @@
-"""Whether a replica can be used."""
+"""The health of a replica: whether it can be used."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ class Health:
         self._down_until = 0.0
         self._was_standby = False
         self.promotions = 0
-        """How often it was found to be promoted. A connection from before may not know of it."""
+        """How often the replica was found to be promoted. An older connection may not know this."""
 
     @property
     def is_up(self) -> bool:
-        """Whether it is not known to be down."""
+        """Whether the replica is not known to be down."""
         return not self._down_until
 
     def is_promoted(self, *, is_standby: bool) -> bool:
-        """Tell whether it was a standby earlier, and is the primary now. Then it counts as down.
+        """Tell whether the server was a standby earlier and is the primary now.
 
-        :param is_standby: Whether it is a standby now.
+        If so, the replica counts as down.
+
+        :param is_standby: Whether the server is a standby now.
         """
         if is_standby:
             self._was_standby = True
@@ -37,16 +39,16 @@ class Health:
         return True
 
     def may_be_tried(self) -> bool:
-        """Tell whether to try it. If it is down, one caller is told so after each pause."""
+        """Tell whether to try the replica. If it is down, one caller may try after each pause."""
         if self.is_up:
             return True
         now = time.monotonic()
         if now < self._down_until:
             return False
-        # Without a lock, which a fork might copy while it is held: two callers at once do no harm.
+        # No lock is used, because a fork might copy a held lock. Two callers at once do no harm.
         self._down_until = now + RETRY_AFTER
         return True
 
     def note(self, *, up: bool) -> None:
-        """Note that it was reached, or was not."""
+        """Note whether the replica was reached."""
         self._down_until = 0.0 if up else time.monotonic() + RETRY_AFTER

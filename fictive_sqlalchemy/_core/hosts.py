@@ -1,4 +1,4 @@
-"""URLs with several hosts, of which libpq takes the first one that answers and is as asked for.
+"""Check and split URLs with several hosts. libpq uses the first host that fits the URL.
 
 See https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-MULTIPLE-HOSTS and
 https://docs.sqlalchemy.org/en/21/dialects/postgresql.html#specifying-multiple-fallback-hosts
@@ -15,30 +15,34 @@ from sqlalchemy.engine import URL
 
 from .autocommit import PSYCOPG
 from .describe import listed
+from .errors import see
 
 #: Which server a connection may go to.
 #: https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNECT-TARGET-SESSION-ATTRS
 TARGETS = ("any", "read-write", "read-only", "primary", "standby", "prefer-standby")
 
-# What no standby is.
+# The targets with which libpq uses no standby.
 _OF_THE_PRIMARY = ("read-write", "primary")
 
 #: How to name several hosts, for errors.
 FORMS = (
     "Name several hosts as in ?host=one:5432&host=two:5432, or as in ?host=one,two&port=5432,5432."
+    + see("urls")
 )
 
-_IPV6 = "Write it without brackets, and the ports separately: ?host=::1,::2&port=5432,5432."
+_IPV6 = "Write it without brackets, and the ports separately: ?host=::1,::2&port=5432,5432." + see(
+    "urls"
+)
 
 
 def check_hosts(url: URL, what: str = "The URL") -> None:
     """Refuse a URL whose hosts or ``target_session_attrs`` libpq would not understand.
 
-    No error shows a value: where two URLs have run together, it would be a password.
+    No error shows a value of the URL. If two URLs have run together, the value may be a password.
 
     :param url: The URL.
-    :param what: Whose URL it is, for the error.
-    :raises sqlalchemy.exc.ArgumentError: if it is wrong.
+    :param what: The name of the URL, for the error.
+    :raises sqlalchemy.exc.ArgumentError: if the URL is wrong.
     """
     if not _is_for_libpq(url):
         return
@@ -46,15 +50,15 @@ def check_hosts(url: URL, what: str = "The URL") -> None:
     if any("://" in value for value in (url.database or "", url.host or "", *values)):
         raise exc.ArgumentError(
             f"{what} has another URL in it. Several URLs are items of a list, or a string in which "
-            "white space is between them."
+            "white space is between them." + see("urls")
         )
     given = url.normalized_query.get("host", ())
     if len(given) > 1 and any("," in host for host in given):
         raise exc.ArgumentError(f"{what} mixes two ways to name several hosts. {FORMS}")
     hosts = _hosts(url, what)
     for host in hosts:
-        # A path, or an abstract name, is that of a Unix socket, and an IPv6 address has several
-        # colons.
+        # A path or an abstract name stands for a Unix socket. An IPv6 address has several colons,
+        # and is not a host with a port.
         if host.startswith(("/", "@")):
             continue
         if "[" in host:
@@ -69,7 +73,7 @@ def check_hosts(url: URL, what: str = "The URL") -> None:
     if target is not None and target not in TARGETS:
         raise exc.ArgumentError(
             f"{what} has a target_session_attrs that libpq does not know: it is one of "
-            f"{listed(TARGETS)}."
+            f"{listed(TARGETS)}." + see("urls")
         )
 
 
@@ -85,25 +89,25 @@ def target_of(url: URL) -> str | None:
 def one_url_per_host(url: URL, which: str) -> list[URL]:
     """Return a URL for each host of the URL of replicas.
 
-    A session keeps to one replica, so that it does not go back in time. One engine for all of them
-    could not tell which one a connection has reached.
+    A session keeps to one replica, so that its reads do not go back in time. If one engine served
+    all hosts, nobody could tell which host a connection has reached.
 
-    :param url: The URL, checked.
-    :param which: Which replica it is, for the error.
-    :raises sqlalchemy.exc.ArgumentError: if it asks for the primary, or if it can't be taken apart.
+    :param url: The URL, which :func:`check_hosts` has checked.
+    :param which: The name of the replica, for the error.
+    :raises sqlalchemy.exc.ArgumentError: if the URL asks for the primary, or can't be split.
     """
     if not _is_for_libpq(url):
         return [url]
     if target_of(url) in _OF_THE_PRIMARY:
         raise exc.ArgumentError(
             f"The URL of {which} has target_session_attrs={target_of(url)}, with which no standby "
-            "is used: write standby, or leave it out."
+            "is used: write target_session_attrs=standby, or leave it out." + see("urls")
         )
     hosts = _hosts(url, f"The URL of {which}")
     if "," in str(url.query.get("hostaddr", "")) or (len(hosts) > 1 and "hostaddr" in url.query):
         raise exc.ArgumentError(
             f"The URL of {which} has hostaddr for several hosts, each of which is a replica of its "
-            "own: give each one its own URL."
+            "own: give each host its own URL." + see("urls")
         )
     if len(hosts) < 2:
         return [url]
@@ -132,7 +136,7 @@ def _hosts(url: URL, what: str) -> list[str]:
     try:
         return str(_connect_args(url).get("host") or "").split(",")
     except (exc.ArgumentError, ValueError):
-        pass  # and not raised from here: SQLAlchemy's error shows values
+        pass  # the error below has no cause, because SQLAlchemy's error shows values
     raise exc.ArgumentError(f"{what} has hosts and ports that do not belong together. {reason}")
 
 

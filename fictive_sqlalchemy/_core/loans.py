@@ -1,4 +1,4 @@
-"""Which connections a session has on loan from the pools, and when they go back."""
+"""The connections that a session has on loan from the pools, and when they go back."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Loans(dict[OptInEngine, OptInConnection]):
     after a statement when the pool has none.
     """
 
-    # The results that are not read yet; see OptInConnection.lend_to() for why they are here.
+    # The results that are not read yet. OptInConnection.lend_to() says why they are here.
     _unread: dict[OptInEngine, object] | None = None
 
     def borrow(self, engine: OptInEngine, owner: Owner, options: Any) -> OptInConnection:
         """Take a connection to a bind on loan from its pool.
 
-        :param engine: The bind, to which no connection is on loan yet.
+        :param engine: The bind. No connection to it is on loan yet.
         :param owner: The session.
         :param options: Execution options for the connection.
         """
@@ -35,9 +35,9 @@ class Loans(dict[OptInEngine, OptInConnection]):
         return connection
 
     def hand_back(self, engine: OptInEngine) -> None:
-        """Give back the connection to a bind that was not used, for it is of no use.
+        """Invalidate and give back the connection to a bind that turned out to be unusable.
 
-        :param engine: The bind; harmless if no connection to it is on loan.
+        :param engine: The bind. If no connection to it is on loan, nothing happens.
         """
         connection = self.pop(engine, None)
         if connection is not None:
@@ -49,7 +49,7 @@ class Loans(dict[OptInEngine, OptInConnection]):
         return [one for one in self.values() if one.is_handed_out and not one.closed]
 
     def leave(self, transaction: object) -> None:
-        """Have the connections leave a transaction of the session that has ended."""
+        """Make the connections leave a transaction of the session that has ended."""
         for connection in self.values():
             if connection.is_standing_alone:
                 connection.end_standing_alone()
@@ -73,11 +73,11 @@ class Loans(dict[OptInEngine, OptInConnection]):
             while self:
                 self.popitem()[1].close()
         finally:
-            if self:  # close() of one failed: the others have to go back all the same
+            if self:  # one close() has failed, and the other connections have to go back
                 self.end()
 
     def invalidate(self) -> None:
-        """Have the pools close the DBAPI connections."""
+        """Make the pools close the DBAPI connections."""
         for connection in self.values():
             if not connection.closed:
                 connection.invalidate()

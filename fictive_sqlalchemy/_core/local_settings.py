@@ -1,8 +1,8 @@
-"""The settings that a session's statements take along: ``session.set_local({…})``.
+"""The settings that are sent with a session's statements: ``session.set_local({…})``.
 
-SET LOCAL of PostgreSQL ends with the transaction: a read outside would have none of it. SET stays
-on the server's session, and would reach whoever borrows the connection next. So the settings of a
-session travel with each of its statements, see :mod:`.carrying`.
+SET LOCAL of PostgreSQL ends with the transaction, so it has no effect on a read outside one. SET
+holds for the server's session, so the next borrower of the connection would get the setting, too.
+Therefore a session's settings travel with its statements, see :mod:`.carrying`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from uuid import UUID
 
 from sqlalchemy import exc
 
+from .errors import see
+
 Setting: TypeAlias = str | int | float | Decimal | bool | UUID | None
 """The value of a setting; ``None`` takes the setting back."""
 
@@ -25,7 +27,7 @@ Settings: TypeAlias = Mapping[str, Setting]
 
 SettingsFunction = TypeVar("SettingsFunction", bound=Callable[[], "Settings | None"])
 
-# What set_config() takes: https://www.postgresql.org/docs/current/runtime-config-custom.html
+# Names for set_config(): https://www.postgresql.org/docs/current/runtime-config-custom.html
 _NAME = re.compile(r"[a-z_][a-z0-9_$]*(?:\.[a-z_][a-z0-9_$]*)*\Z")
 
 _OF_BEGIN = "it is a part of BEGIN: use begin(isolation_level=…, read_only=…, deferrable=…)"
@@ -44,14 +46,15 @@ _REFUSED = {
 def checked(settings: Any, call: str = "set_local()") -> dict[str, str | None]:
     """Return settings as the server takes them: names in lower case, values as text.
 
-    :param settings: What the user has given.
-    :param call: What the user has called, for the error.
-    :raises sqlalchemy.exc.ArgumentError: if they are no mapping, a name is none, or a value is of
-        another type.
+    :param settings: The settings that the user has given.
+    :param call: The function that the user has called, for the error.
+    :raises sqlalchemy.exc.ArgumentError: if the settings are not a mapping, if a name is invalid,
+        refused or given twice, or if a value is invalid.
     """
     if not isinstance(settings, Mapping):
         raise exc.ArgumentError(
             f'{call} takes a mapping, such as {{"app.tenant_id": 7}}, and not {settings!r}.'
+            + see("settings-values")
         )
     found: dict[str, str | None] = {}
     given: Mapping[Any, Any] = settings  # pyright: ignore[reportUnknownVariableType]
@@ -60,14 +63,18 @@ def checked(settings: Any, call: str = "set_local()") -> dict[str, str | None]:
             raise exc.ArgumentError(
                 f"{call} got {name!r} for the name of a setting: it is a word such as "
                 "statement_timeout, or two with a dot between, such as app.tenant_id."
+                + see("settings-values")
             )
         key = name.lower()  # PostgreSQL ignores the case
         if key in _REFUSED:
             raise exc.ArgumentError(
                 f"{call} can't have {name} among the settings: {_REFUSED[key]}."
+                + see("settings-values")
             )
         if key in found:
-            raise exc.ArgumentError(f"{call} got {name} twice: PostgreSQL ignores the case.")
+            raise exc.ArgumentError(
+                f"{call} got {name} twice: PostgreSQL ignores the case." + see("settings-values")
+            )
         found[key] = _as_text(name, value, call)
     return found
 
@@ -82,44 +89,47 @@ def _as_text(name: str, value: Any, call: str) -> str | None:
     if not isinstance(value, (str, int, float, Decimal, UUID)):
         raise exc.ArgumentError(
             f"{call} got {value!r} for {name}: a value is a string, a number, a bool or a UUID, or "
-            "None to take the setting back."
+            "None to take the setting back." + see("settings-values")
         )
     text = str(value)
     if "\0" in text:
-        raise exc.ArgumentError(f"{call} got a value with a null character for {name}.")
+        raise exc.ArgumentError(
+            f"{call} got a value with a null character for {name}." + see("settings-values")
+        )
     return text
 
 
 def check_source(function: Any) -> None:
-    """Refuse what can't be asked for settings.
+    """Refuse an object that can't be called for settings.
 
-    :param function: What the user has given.
-    :raises sqlalchemy.exc.ArgumentError: if it can't be called, or is an async function.
+    :param function: The object that the user has given.
+    :raises sqlalchemy.exc.ArgumentError: if it can't be called, or is an ``async`` function.
     """
     if not callable(function) or iscoroutinefunction(function):
         raise exc.ArgumentError(
             "local_settings is a function without parameters that returns settings, such as "
-            f'{{"app.tenant_id": 7}}, or None; it is not async. {function!r} is none.'
+            f'{{"app.tenant_id": 7}}, or None; it is not async. {function!r} is not such a '
+            "function." + see("local-settings-function")
         )
 
 
 class LocalSettings:
     """The settings of one session.
 
-    :param source: Asked once, before the first statement, for settings. Those of ``set_local()``
-        take precedence.
+    :param source: A function that is called once, before the first statement, and returns settings.
+        The settings of ``set_local()`` take precedence.
     """
 
     def __init__(self, source: Callable[[], Settings | None] | None = None) -> None:
         self.values: dict[str, str] = {}
-        """The settings by name, as text. Replaced by another one when they change."""
+        """The settings by name, as text. A change makes a new dictionary."""
         self._taken_back: set[str] = set()
         self._source = source
 
     def update(self, settings: Mapping[str, str | None]) -> None:
-        """Change some.
+        """Change some of the settings.
 
-        :param settings: What :func:`checked` has returned.
+        :param settings: The settings that :func:`checked` has returned.
         """
         merged: dict[str, str | None] = {**dict.fromkeys(self._taken_back), **self.values}
         merged.update(settings)
@@ -127,19 +137,19 @@ class LocalSettings:
         self._taken_back = merged.keys() - self.values
 
     def replace(self, values: Mapping[str, str]) -> None:
-        """Put back earlier values, and take back all others.
+        """Restore earlier values, and take back all other settings.
 
-        :param values: What :attr:`values` was earlier.
+        :param values: An earlier value of :attr:`values`.
         """
         self.update({**dict.fromkeys(self.values), **values})
 
     @property
     def is_to_ask(self) -> bool:
-        """Whether there is a source that was not asked yet."""
+        """Whether there is a source that was not called yet."""
         return self._source is not None
 
     def ask(self) -> None:
-        """Ask the source, unless that was done already, or is being done."""
+        """Call the source, unless it was called already or is being called."""
         source, self._source = self._source, None
         if source is None:
             return
@@ -147,7 +157,7 @@ class LocalSettings:
             given = source()
             found = {} if given is None else checked(given, "The function of local_settings")
         except BaseException:
-            self._source = source  # for the next statement
+            self._source = source  # the next statement calls it again
             raise
         by_hand = {**dict.fromkeys(self._taken_back), **self.values}
         self.update({**found, **by_hand})

@@ -1,10 +1,11 @@
-"""The hooks through which the core tells an observer, and a recorder, what it does.
+"""The hooks through which the core tells an observer, and a recorder, what the core does.
 
 There is no observer unless :class:`fictive_sqlalchemy.strict_report.StrictReport` is on. The core
-asks for one only where something waits, writes or locks, so that a read costs the same as ever.
+looks for the observer only where changes are pending, or where a statement may write or lock. So a
+plain read costs the same with and without an observer.
 
-There is no recorder unless something of :mod:`fictive_sqlalchemy.recording` is on. The core asks
-for one where a transaction begins and where the pool gives a connection.
+There is no recorder unless something of :mod:`fictive_sqlalchemy.recording` is on. The core looks
+for the recorder where a transaction begins, and where the pool gives a connection.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from typing import Any, Protocol
 
 
 class Observer(Protocol):
-    """What the core tells. All else it hears from SQLAlchemy's events."""
+    """What the core tells an observer, which hears everything else from SQLAlchemy's events."""
 
     def statement_writes(self, session: Any, *, only_locks: bool) -> Callable[[], object] | None:
-        """Hear of a statement that may write or lock, of a session with ``begin_on_write=True``.
+        """Hear that a statement of a session with ``begin_on_write=True`` may write or lock.
 
-        :param session: The session, whose transaction has begun already; ``None`` if it is gone.
-        :param only_locks: Whether no part of the statement writes.
-        :returns: What is called if the statement fails.
+        :param session: The session, whose transaction has begun already.
+        :param only_locks: Whether the statement locks rows, and no part of it writes.
+        :returns: A function to call if the statement fails, or ``None``.
         """
         ...
 
     def read_passes_over(self, session: Any) -> None:
-        """Hear that a session in the strict mode does not flush what waits, where stock would.
+        """Hear that a session in the strict mode leaves changes pending that stock would flush.
 
         :param session: The session.
         """
@@ -42,19 +43,19 @@ class Observer(Protocol):
         ...
 
     def runs_on_connection(self) -> None:
-        """Hear of each use of a ``Connection`` of the user's own, to which a session is bound."""
+        """Hear that a session uses a ``Connection`` of the user, to which the session is bound."""
         ...
 
 
 observer: Observer | None = None
-"""Who is told; ``None`` where nobody is."""
+"""The observer to tell; ``None`` if there is none."""
 
 
 class Recorder(Protocol):
     """What the core tells while something records what is sent: see :mod:`.recorder`.
 
-    What a connection has recorded of its open transaction is ``recorded`` of the connection. The
-    connection tells that itself how the transaction ends.
+    What is recorded of the open transaction of a connection is in the connection's attribute
+    ``recorded``. When the transaction ends, the connection itself notes the outcome there.
     """
 
     def note_block(self, transaction: Any) -> None:
@@ -65,7 +66,7 @@ class Recorder(Protocol):
         ...
 
     def noting_cursor(self, connection: Any) -> AbstractContextManager[None]:
-        """Return what surrounds the making of a cursor on the server.
+        """Return a context manager for the code that makes a server-side cursor.
 
         :param connection: The connection.
         """
@@ -79,10 +80,10 @@ class Recorder(Protocol):
         ...
 
     def beneath(self, dialect: Any, change: Callable[[], object]) -> None:
-        """Change functions of a dialect so that the recorder's are around them.
+        """Change functions of a dialect, and have the recorder's functions wrap the changed ones.
 
         :param dialect: The dialect.
-        :param change: What changes them.
+        :param change: A function that changes them.
         """
         ...
 
@@ -91,25 +92,27 @@ class Recorder(Protocol):
 
         :param engine: The engine.
         :param info: The ``info`` of the pool's entry.
-        :param started: When the pool was asked, by :func:`time.perf_counter`.
+        :param started: The time at which the pool was asked, by :func:`time.perf_counter`.
         """
         ...
 
 
 changing_dialects = RLock()
-"""Held by who changes functions of a dialect. The handler of a signal may do so, too."""
+"""Held while functions of a dialect are changed. A signal handler may change some meanwhile, so the
+lock is reentrant."""
 
 recorder: Recorder | None = None
-"""Who is told; ``None`` where nothing records."""
+"""The recorder to tell; ``None`` if nothing records."""
 
 reporters: tuple[Callable[[str], AbstractContextManager[object]], ...] = ()
-"""What reports each unit of work, such as a task: see :mod:`fictive_sqlalchemy.reporting`."""
+"""The functions that report units of work, such as tasks: see :mod:`fictive_sqlalchemy.reporting`.
+Each function takes the name of a unit, and returns a context manager."""
 
 
 def reported(name: Callable[[], str]) -> AbstractContextManager[object]:
-    """Return what surrounds a unit of work, for those who report it.
+    """Return a context manager for a unit of work, which :data:`reporters` report.
 
-    :param name: Returns what it is. Called only if somebody reports.
+    :param name: A function that returns the name of the unit. Called only if there are reporters.
     """
     if not reporters:
         return nullcontext()

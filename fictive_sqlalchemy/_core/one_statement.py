@@ -3,8 +3,8 @@
 PostgreSQL runs a statement outside a transaction as a transaction of its own. If the last flush of
 a transaction sends one INSERT or UPDATE, and nothing else is sent in the transaction, the statement
 alone stores the same in one round trip instead of three. :func:`is_one_statement` decides this for
-blocks, for ``commit()`` and ``flush()`` outside, and for all that is built on them. It sends
-nothing. In case of doubt BEGIN and COMMIT are sent.
+blocks, for ``commit()`` and ``flush()`` outside a transaction, and for all functions that use them.
+The decision sends nothing. In case of doubt BEGIN and COMMIT are sent.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def is_one_statement(session: Any, connection: Any, only: Collection[object] | N
     """Tell whether a flush sends one INSERT or UPDATE that needs neither BEGIN nor COMMIT.
 
     The caller has checked that the flush is the last one of its transaction, that the transaction
-    was begun without options, that no bind has joined it, and that no savepoint is open. The answer
-    is no in these cases:
+    was begun without options, that no bind has joined the transaction, and that no savepoint is
+    open. The answer is no in these cases:
 
     ======================================================  ========================================
     case                                                    what tells it
@@ -85,14 +85,14 @@ def is_one_statement(session: Any, connection: Any, only: Collection[object] | N
     the driver is neither psycopg2 nor psycopg 3            ``dialect.driver``
     ======================================================  ========================================
 
-    SQL that the flush itself sends first, such as that of a column's default, can't be foreseen
-    here. If it is sent, the transaction begins before it: see ``OptInConnection.join_instead()``.
-    In ``retry_transaction()`` the answer is always no, because it flushes before ``commit()``, to
-    know how many binds will be committed.
+    This function can't foresee SQL that the flush itself sends first, such as that of a column's
+    default. If the flush sends such SQL, the transaction begins before: see
+    ``OptInConnection.join_instead()``. In ``retry_transaction()`` the answer is always no, because
+    ``retry_transaction()`` flushes before ``commit()``, to know how many binds will be committed.
 
     :param session: The session.
     :param connection: The session's connection to the bind that the flush has asked for.
-    :param only: The objects that are flushed; ``None`` for all that wait in the session.
+    :param only: The objects that are flushed; ``None`` for all pending changes of the session.
     """
     engine = connection.engine
     if (
@@ -122,7 +122,7 @@ def is_one_statement(session: Any, connection: Any, only: Collection[object] | N
 
 
 class _Shape:
-    """How the objects of one mapped class are stored."""
+    """How the objects of one mapped class are stored: what is known from the class alone."""
 
     __slots__ = ("has_one_table", "plain", "rules")
 
@@ -136,7 +136,7 @@ class _Shape:
             and mapper.eager_defaults is not True
             and (mapper.version_id_col is None or mapper.version_id_generator is not False)
         )
-        """Whether one INSERT or UPDATE stores an object, and returns all values that are needed."""
+        """Whether one INSERT or UPDATE stores an object and returns all values that are needed."""
         self.plain = frozenset(
             attribute.key
             for attribute in mapper.column_attrs
@@ -176,7 +176,7 @@ def _flushed(session: Any, only: Collection[object] | None) -> list[Any] | None:
 
 
 def _fits(state: Any) -> bool:
-    """Tell whether a flush stores an object with one statement, and reads nothing else for it.
+    """Tell whether a flush stores an object with one statement, and reads no other value for it.
 
     :param state: The state of an object that is new or changed.
     """
@@ -187,7 +187,7 @@ def _fits(state: Any) -> bool:
     if not is_new:
         for relationship in state.manager.mapper.relationships:
             if not relationship.passive_updates:
-                return False  # other rows may follow what has changed
+                return False  # the flush may also update related rows
     for name in state.committed_state:
         if name in shape.plain:
             continue
@@ -198,7 +198,7 @@ def _fits(state: Any) -> bool:
         elif not is_new or name not in state.mapper.column_attrs:
             return False
     if is_new:
-        # committed_state does not have attributes that were set before the object was made new.
+        # committed_state lacks attributes that were set before the object was made a new one.
         for relationship in state.manager.mapper.relationships:
             if relationship.key in state.dict and not _leads_to_stored(state, relationship):
                 return False
@@ -208,8 +208,8 @@ def _fits(state: Any) -> bool:
 def _leads_to_stored(state: Any, relationship: RelationshipProperty[Any]) -> bool:
     """Tell whether a flush sends nothing for a relationship.
 
-    So it is for a many-to-one relationship to ``None`` or to a stored object, for an empty
-    collection of a new object, and for a relationship that is only for reading.
+    A flush sends nothing for a many-to-one relationship to ``None`` or to a stored object, for an
+    empty collection of a new object, and for a relationship with ``viewonly=True``.
     """
     if relationship.viewonly:
         return True
@@ -230,7 +230,7 @@ def _has_changed_collections_alone(state: Any) -> bool:
     return bool(state.committed_state) and all(
         name in relationships
         and relationships[name].direction is RelationshipDirection.ONETOMANY
-        and relationships[name].uselist  # for a scalar, the flush reads the object it replaces
+        and relationships[name].uselist  # for a scalar one, the flush reads the replaced object
         and not relationships[name].viewonly
         and not relationships[name].post_update
         for name in state.committed_state
@@ -241,7 +241,8 @@ def _sends_nothing(state: Any, target: Any) -> bool:
     """Tell whether a flush sends nothing for an object of which only collections have changed.
 
     :param state: The state of the object.
-    :param target: The state of the one object that is stored. No other may be in the changes.
+    :param target: The state of the one object that is stored. If another object was added to the
+        collections or removed from them, the answer is no.
     """
     shape = _shape(state)
     if not shape.has_one_table or (any(shape.rules) and is_orphan(state)):
@@ -259,7 +260,7 @@ def _sends_nothing(state: Any, target: Any) -> bool:
 def _listens(target: Any, names: Iterable[str]) -> bool:
     """Tell whether a session or class has a listener to an event that is not one of this package.
 
-    The same as :func:`_hears`, but faster where most events have no listener.
+    This does the same as :func:`_hears`, but is faster if most of the events have no listener.
     """
     dispatch = target.dispatch
     for name in names:

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, cast
 from sqlalchemy import exc
 from sqlalchemy.engine import Dialect
 
+from .errors import see
 from .timeouts import Timeout, seconds_of
 
 IsolationLevel: TypeAlias = Literal[
@@ -18,13 +19,13 @@ IsolationLevel: TypeAlias = Literal[
 
 
 class BeginOptions(TypedDict, total=False):
-    """What ``begin()``, ``atomic()`` and ``retry_transaction()`` take for the transaction.
+    """The options of a transaction that ``begin()``, ``atomic()``, ``retry_transaction()`` take.
 
-    Those that are left out, or ``None``, are the server's default.
+    For an option that is left out, or is ``None``, the server's default applies.
     """
 
     isolation_level: IsolationLevel | None
-    """In SQLAlchemy's spelling, such as ``"REPEATABLE READ"``."""
+    """The isolation level in SQLAlchemy's spelling, such as ``"REPEATABLE READ"``."""
 
     read_only: bool | None
     """Whether the server refuses writes."""
@@ -34,7 +35,7 @@ class BeginOptions(TypedDict, total=False):
     fail."""
 
     timeout: Timeout | None
-    """After how long the server ends it: seconds, or text with a unit, such as ``"2s"``."""
+    """After how long the server ends the transaction: seconds, or text with a unit, as ``"2s"``."""
 
 
 _EXECUTION_OPTIONS = {
@@ -46,10 +47,11 @@ _EXECUTION_OPTIONS = {
 
 @dataclass(frozen=True)
 class TransactionOptions:
-    """What a transaction begins with; the server's default stands for what is ``None``.
+    """The options that a transaction begins with; ``None`` means the server's default.
 
-    It is part of the one BEGIN: https://www.postgresql.org/docs/current/sql-begin.html. The
-    timeout is sent with the first statement (psycopg2) or with BEGIN (psycopg 3).
+    The isolation level and the flags are part of the one BEGIN:
+    https://www.postgresql.org/docs/current/sql-begin.html. The timeout is sent with the first
+    statement (psycopg2) or with BEGIN (psycopg 3).
     """
 
     isolation_level: str | None = None
@@ -65,9 +67,9 @@ class TransactionOptions:
             object.__setattr__(self, "isolation_level", level)
 
     def over(self, base: TransactionOptions) -> TransactionOptions:
-        """Return these options, with ``base`` for those that are ``None``.
+        """Return these options, with the values of ``base`` for those that are ``None``.
 
-        :param base: The options that stand behind these.
+        :param base: The other options.
         """
         if self is DEFAULT:
             return base
@@ -86,11 +88,11 @@ class TransactionOptions:
         return " ".join(words)
 
     def check(self, dialect: Dialect) -> None:
-        """Refuse what the database would not understand. Sends nothing.
+        """Refuse options that the database would not understand. Sends nothing.
 
-        :param dialect: The dialect of the engine the transaction is for.
-        :raises sqlalchemy.exc.ArgumentError: if a value is unknown, or makes no sense with the
-            others.
+        :param dialect: The dialect of the engine on which the transaction begins.
+        :raises sqlalchemy.exc.ArgumentError: if a value is unknown, or makes no sense together with
+            the other values.
         """
         if self is DEFAULT or self == DEFAULT:
             return
@@ -100,24 +102,31 @@ class TransactionOptions:
                 raise exc.ArgumentError(
                     f"A transaction of {dialect.name} has no isolation level "
                     f"{self.isolation_level!r}: use one of {', '.join(levels)}. Outside of "
-                    "transactions connections are in autocommit anyway."
+                    "transactions connections are in autocommit anyway." + see("isolation-level")
                 )
         if self.timeout is not None and dialect.name != "postgresql":
-            raise exc.ArgumentError(f"{dialect.name} has no timeout for transactions.")
+            raise exc.ArgumentError(
+                f"{dialect.name} has no timeout for transactions." + see("timeout-argument")
+            )
         for name, known in (
             ("read_only", hasattr(dialect, "set_readonly")),
             ("deferrable", hasattr(dialect, "set_deferrable")),
         ):
             value = getattr(self, name)
             if value not in (None, True, False):
-                raise exc.ArgumentError(f"{name} is True, False or None, not {value!r}.")
+                raise exc.ArgumentError(
+                    f"{name} is True, False or None, not {value!r}." + see("flags")
+                )
             if value is not None and not known:
-                raise exc.ArgumentError(f"{dialect.name} has no {name} transactions.")
+                raise exc.ArgumentError(
+                    f"{dialect.name} has no option {name} for transactions."
+                    + see("flags-of-database")
+                )
         if self.deferrable and not (self.isolation_level == "SERIALIZABLE" and self.read_only):
             raise exc.ArgumentError(
                 "PostgreSQL ignores deferrable unless the transaction is serializable and "
                 'read-only: add isolation_level="SERIALIZABLE" and read_only=True, or leave '
-                "deferrable out."
+                "deferrable out." + see("deferrable")
             )
 
 
@@ -127,26 +136,26 @@ DEFAULT = TransactionOptions()
 def given_options(call: str, options: BeginOptions) -> BeginOptions:
     """Return the options that a call was given, without those that are ``None``.
 
-    :param call: The call, for the error.
-    :param options: Its keywords.
-    :raises TypeError: if it does not take one of them.
+    :param call: The name of the call, for the error.
+    :param options: The keywords of the call.
+    :raises TypeError: if the call does not take one of the keywords.
     """
     known = BeginOptions.__annotations__
     for name in options:
         if name not in known:
             raise TypeError(
                 f"{call} got an unexpected keyword argument {name!r}: for the transaction it takes "
-                f"{', '.join(known)}."
+                f"{', '.join(known)}." + see("options-of-begin")
             )
     given = {name: value for name, value in options.items() if value is not None}
     return cast(BeginOptions, given)
 
 
 def split_options(options: Mapping[str, Any]) -> tuple[TransactionOptions, dict[str, Any]]:
-    """Take what transactions begin with out of SQLAlchemy's execution options.
+    """Split SQLAlchemy's execution options into the options of transactions and the others.
 
     :param options: Execution options, as ``Connection.execution_options()`` takes them.
-    :returns: the transactions' part, and the rest.
+    :returns: The options that transactions begin with, and the other execution options.
     """
     rest = dict(options)
     given = {field: rest.pop(name) for name, field in _EXECUTION_OPTIONS.items() if name in rest}
@@ -154,7 +163,7 @@ def split_options(options: Mapping[str, Any]) -> tuple[TransactionOptions, dict[
 
 
 def without_autocommit(options: TransactionOptions) -> TransactionOptions:
-    """Return options without the level AUTOCOMMIT, with which there is no transaction.
+    """Return options without the level AUTOCOMMIT, with which no transaction begins.
 
     :param options: The options of a connection or an engine.
     """
@@ -164,7 +173,7 @@ def without_autocommit(options: TransactionOptions) -> TransactionOptions:
 
 
 def join_options(options: TransactionOptions) -> dict[str, Any]:
-    """Return what transactions begin with as SQLAlchemy's execution options.
+    """Return the options of a transaction as SQLAlchemy's execution options.
 
     :param options: The options of a transaction.
     """
@@ -173,7 +182,7 @@ def join_options(options: TransactionOptions) -> dict[str, Any]:
 
 
 def isolation_levels(dialect: Dialect) -> list[str]:
-    """Return the isolation levels that a dialect offers, without asking the database.
+    """Return the isolation levels that a dialect offers. Sends nothing.
 
     :param dialect: The dialect of an engine.
     """

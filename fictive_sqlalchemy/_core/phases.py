@@ -6,20 +6,20 @@ from enum import Enum
 
 
 class Phase(Enum):
-    """Which transaction a connection is in, if any, and so whether the driver is in autocommit.
+    """Which transaction a connection is in, if any. This tells whether the driver is in autocommit.
 
     The phase changes before the driver leaves autocommit, and after the driver has returned to it.
     So if an exception from a signal handler interrupts the return, the phase is still OPEN.
     """
 
     RESTING = "resting"
-    """No transaction: the driver is in autocommit."""
+    """The connection is in no transaction: the driver is in autocommit."""
 
     STANDALONE = "standalone"
-    """A transaction of the session that is one statement: the driver stays in autocommit."""
+    """The session's transaction is expected to be one statement: the driver stays in autocommit."""
 
     BEGINNING = "beginning"
-    """A transaction begins. What listeners to its begin send is part of the transaction."""
+    """A transaction is beginning. What listeners to the begin send is part of the transaction."""
 
     OPEN = "open"
     """A transaction is open, or is being ended: the driver is not in autocommit."""

@@ -1,4 +1,4 @@
-"""Where in the application a call came from, for messages."""
+"""Find the line of the application that a call came from, for messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
-# The packages whose frames are between the application's and the database.
+# The packages whose frames lie between those of the application and the database.
 _LIBRARIES = frozenset({"fictive_sqlalchemy", "sqlalchemy", "flask_sqlalchemy", "contextlib"})
 
 _OF_ATTRIBUTES = (
@@ -19,7 +19,8 @@ _OF_ATTRIBUTES = (
     ("sqlalchemy.orm.attributes", "__set__"),
 )
 
-# Where Python and what it installs are; packages are also in directories with these names.
+# The directories of Python and of installed packages. Packages are also in any directory with one
+# of the names in _OF_PACKAGES.
 _INSTALLED = tuple(
     {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "scripts")}
 )
@@ -27,7 +28,7 @@ _OF_PACKAGES = frozenset({"site-packages", "dist-packages"})
 
 
 class Place(NamedTuple):
-    """A line of the application, and what it has called there."""
+    """A line of the application, and what this line has called."""
 
     filename: str
     line: int
@@ -35,62 +36,63 @@ class Place(NamedTuple):
     call: str
 
     def __str__(self) -> str:
-        call = self.call if "." in self.call else f"{self.call}()"  # an attribute that is loaded
+        call = self.call if "." in self.call else f"{self.call}()"  # with a dot: a loaded attribute
         return f"{call} in {self.filename}, line {self.line}, in {self.function}"
 
 
 class Caller(NamedTuple):
-    """The application's line that is being executed, and all that can be told of it."""
+    """The application's line that is being executed, and all that is known about it."""
 
     place: Place
 
     called_from: Place | None
-    """If the place is in an installed package: the line outside of those that has called it."""
+    """If the place is in an installed package: the line of other code that has called it."""
 
     code: CodeType
     offset: int
     """Which instruction of the code is being executed."""
 
     way: tuple[tuple[str, str], ...]
-    """The module and the name of each function between the place and here, the innermost first."""
+    """The module and name of each function from the place to here, the innermost first."""
 
     call: FrameType | None
-    """The frame of what the line has called, to tell one call from the next. It holds objects."""
+    """The frame of the function that the line has called, to tell one call from the next. A frame
+    keeps the objects in its local variables alive."""
 
     attribute: Any
-    """The mapped attribute that is being read or set there, if that is all the line has called."""
+    """The mapped attribute that the line reads or sets, if the line has called nothing else."""
 
     @property
     def called(self) -> str:
-        """What the line has called, as one would write it."""
+        """What the line has called, such as ``flush()`` or ``User.name``."""
         return f"{self.place.call}()" if self.attribute is None else str(self.attribute)
 
 
 def calling_place() -> Place:
-    """Return the line of the application that is being executed, with the call it has made."""
+    """Return the line of the application that is being executed, and the call on this line."""
     frame, call = _calling_frame(currentframe())
     return _place(frame, call)
 
 
-# Documented, and named as if it were private, because not each Python has it.
+# Public and documented. The name has an underscore because not each Python has the function.
 _frame_at = sys._getframe  # pyright: ignore[reportPrivateUsage]
 
 _depths: dict[int, int] = {}
-"""How many frames above a statement its line was the last time, by the hash of the SQL. The SQL
-itself may be long."""
+"""How many frames above a statement the application's line was the last time. The key is the hash
+of the SQL, because the SQL itself may be long."""
 
 _MOST_DEPTHS = 5_000
 
 
 class Spot(NamedTuple):
-    """What a place is made of, when somebody asks for it: to make one takes longer."""
+    """The parts from which a :class:`Place` is made on demand, because making one takes longer."""
 
     code: CodeType
     offset: int
     call: str
 
     def place(self) -> Place:
-        """Return the place."""
+        """Return the place that these parts describe."""
         line = next(
             (line for start, end, line in self.code.co_lines() if start <= self.offset < end), None
         )
@@ -99,10 +101,10 @@ class Spot(NamedTuple):
 
 
 def place_of(sql: str) -> Place | Spot | None:
-    """Return the application's line that sends a statement, in a fraction of the time.
+    """Return the application's line that sends a statement: :func:`calling_place`, but faster.
 
-    It tries the frame that it was for the same statement the last time. To look at each frame would
-    cost more, because Python makes an object for each that is looked at.
+    The function first tries the frame at which it found the line for the same statement the last
+    time. To look at all frames takes longer, because Python makes an object for each of them.
 
     :param sql: The statement.
     """
@@ -110,11 +112,11 @@ def place_of(sql: str) -> Place | Spot | None:
     if depth is not None:
         try:
             below = _frame_at(depth)
-        except ValueError:  # the stack is not that deep this time
+        except ValueError:  # the stack is less deep this time
             pass
         else:
             frame, call = below.f_back, below.f_code.co_name
-            # No functions are called here: each statement comes here.
+            # No function is called here, because each statement passes through this code.
             if (
                 frame is not None
                 and _known.get(frame.f_globals.get("__name__", "")) is False
@@ -141,11 +143,11 @@ def place_of(sql: str) -> Place | Spot | None:
     return None
 
 
-_spot: Any = tuple.__new__  # pyright: ignore  # that of a NamedTuple is a function in Python
+_spot: Any = tuple.__new__  # pyright: ignore  # Spot.__new__ is a Python function, and slower
 
 
 def calling() -> Caller:
-    """Return all that can be told of the line of the application that is being executed."""
+    """Return all that is known about the line of the application that is being executed."""
     own: Any = currentframe()
     frame, call = _calling_frame(own)
     way: list[tuple[str, str]] = []
@@ -166,9 +168,9 @@ def calling() -> Caller:
 
 
 def is_within(name: str, of: object) -> bool:
-    """Tell whether a method of an object is being executed, further out than here.
+    """Tell whether a method of an object is being executed, in a frame further out than the caller.
 
-    :param name: The name of the method, which is one of the libraries.
+    :param name: The name of the method, which a library defines.
     :param of: The object.
     """
     frame = currentframe()
@@ -184,9 +186,9 @@ def is_within(name: str, of: object) -> bool:
 
 
 def warn_at_calling_place(message: str, category: type[Warning]) -> None:
-    """Warn, with the line of the application that is being executed; as a rule once for each line.
+    """Warn at the line of the application that is being executed; as a rule once for each line.
 
-    :param message: What is wrong.
+    :param message: The text of the warning.
     :param category: The class of the warning.
     """
     frame, _ = _calling_frame(currentframe())
@@ -201,7 +203,7 @@ def warn_at_calling_place(message: str, category: type[Warning]) -> None:
 
 
 def _attribute_of(frame: FrameType | None) -> Any:
-    """Return the mapped attribute that a frame of SQLAlchemy's reads or sets, if that is all."""
+    """Return the mapped attribute that a frame of SQLAlchemy reads or sets; otherwise ``None``."""
     if frame is None:
         return None
     function = frame.f_globals.get("__name__", ""), frame.f_code.co_name
@@ -211,12 +213,12 @@ def _attribute_of(frame: FrameType | None) -> Any:
 def _place(frame: FrameType, call: str) -> Place:
     line: int = frame.f_lineno
     if (template := frame.f_globals.get("__jinja_template__")) is not None:
-        line = template.get_corresponding_lineno(line)  # of the template, which is compiled
+        line = template.get_corresponding_lineno(line)  # the frame has the line of compiled code
     return Place(frame.f_code.co_filename, line, frame.f_code.co_name, call)
 
 
 def _calling_frame(frame: FrameType | None) -> tuple[FrameType, str]:
-    assert frame is not None  # as on every Python that SQLAlchemy runs on
+    assert frame is not None  # every Python that SQLAlchemy runs on has frames
     call = frame.f_code.co_name
     while frame.f_back is not None and _is_of_a_library(frame):
         name = frame.f_code.co_name
@@ -246,12 +248,12 @@ def _is_of_a_library(frame: FrameType) -> bool:
 
 
 _known: dict[str, bool] = {}
-"""For the name of each module that was seen: whether it is one of a library."""
+"""For the name of each module that was seen: whether the module belongs to a library."""
 
 
 @lru_cache(maxsize=1024)
 def _is_installed(filename: str) -> bool:
-    """Tell whether code is a part of Python or of an installed package."""
+    """Tell whether a file belongs to Python or to an installed package."""
     if filename.startswith("<frozen"):
         return True
     path = Path(filename)

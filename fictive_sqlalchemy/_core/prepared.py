@@ -1,8 +1,9 @@
 """Prepared statements of psycopg 3 that the server does not execute any more.
 
-psycopg 3 prepares a statement that was executed often, on each connection by itself. Outside a
-transaction nothing makes it forget that again: after a migration has changed what the statement
-returns, and after DISCARD ALL or a pooler has dropped it, each execution would fail for ever.
+On each connection, psycopg 3 prepares the statements that were executed often. Outside a
+transaction nothing makes psycopg forget a prepared statement again. So if a migration changes what
+the statement returns, or if DISCARD ALL or a pooler drops the prepared statement, every later
+execution on the connection would fail.
 """
 
 from __future__ import annotations
@@ -20,23 +21,24 @@ from .sql import statements
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _FEATURE_NOT_SUPPORTED, _NO_SUCH_STATEMENT, _STATEMENT_EXISTS = "0A000", "26000", "42P05"
 
-# The function of PostgreSQL that says "cached plan must not change result type"; the text of the
+# The function of PostgreSQL that raises "cached plan must not change result type". The text of the
 # message depends on the server's language.
 _CHANGED = "RevalidateCachedQuery"
 
-# What psycopg names the statements that it prepares.
+# How the names of psycopg's prepared statements begin.
 _NAME = '"_pg3_'
 
 
 def prepare_anew(dialect: Dialect) -> None:
-    """Send a statement outside a transaction again when psycopg had prepared it in vain.
+    """Send a statement outside a transaction again if the server refuses the prepared statement.
 
-    The server refuses such a statement before it does anything, so that nothing is done twice.
-    It happens below SQLAlchemy's events and log, which know of one execution. Inside a
-    transaction the refusal aborts the transaction, and the ROLLBACK makes psycopg forget.
+    The server refuses the prepared statement before it executes anything, so nothing is done twice.
+    The second execution happens below SQLAlchemy's events and log, which know of one execution.
+    Inside a transaction the refusal aborts the transaction, and the ROLLBACK makes psycopg forget
+    the prepared statement.
 
-    :param dialect: The dialect of an engine of ours, and of no other. It is changed if its driver
-        is psycopg 3.
+    :param dialect: The dialect of an engine of ours, and of no other engine. The function changes
+        the dialect if its driver is psycopg 3.
     """
     if dialect.driver != "psycopg" or dialect.is_async:
         return
@@ -44,7 +46,7 @@ def prepare_anew(dialect: Dialect) -> None:
     for name in ("do_execute", "do_execute_no_params"):
         setattr(changed, name, prepared_anew(dialect, getattr(changed, name)))
     if type(dialect).do_execute is DefaultDialect.do_execute:
-        # The same without another function around the driver's, because each statement comes here.
+        # Does the same with one Python call less, because each statement passes through here.
         once, errors = changed.do_execute.once, changed.loaded_dbapi.Error
 
         def execute(cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
@@ -61,12 +63,12 @@ def prepare_anew(dialect: Dialect) -> None:
 
 
 def prepared_anew(dialect: Dialect, execute: Callable[..., Any]) -> Callable[..., Any]:
-    """Return what executes a statement, and again if psycopg had prepared it in vain.
+    """Return a function that executes a statement, and again if its prepared form is refused.
 
-    What executes it only once is ``once`` of that.
+    The attribute ``once`` of the returned function is ``execute``.
 
     :param dialect: The dialect.
-    :param execute: Executes the statement once.
+    :param execute: A function that executes a statement once.
     """
     errors = dialect.loaded_dbapi.Error
 
@@ -86,11 +88,12 @@ def prepared_anew(dialect: Dialect, execute: Callable[..., Any]) -> Callable[...
 def _is_refused(error: Any, cursor: Any, statement: str) -> bool:
     """Tell whether the server has refused a statement that psycopg had prepared, and done nothing.
 
-    Nothing was done either where the statement was the only one: no transaction is open now.
+    The answer is no while a transaction is open, because the refusal has aborted the transaction.
     """
     code = sqlstate(error)
     if code == _FEATURE_NOT_SUPPORTED:
-        # Of what the user has prepared, psycopg knows nothing. In a function there is a context.
+        # psycopg can't prepare again what the user has prepared by PREPARE. If the error comes from
+        # inside a function, it has a context, and the function may have done something already.
         refused = (
             error.diag.source_function == _CHANGED
             and error.diag.context is None
@@ -102,10 +105,10 @@ def _is_refused(error: Any, cursor: Any, statement: str) -> bool:
 
 
 def forget_prepared(connection: Any) -> None:
-    """Have psycopg, and the server, forget all statements that are prepared on a connection.
+    """Have psycopg and the server forget all statements that are prepared on a connection.
 
-    Cursors on the server stay open. psycopg notices DEALLOCATE ALL only where it has not counted
-    that text before, hence the comment.
+    Server-side cursors stay open. psycopg notices DEALLOCATE ALL only in a statement that psycopg
+    has not counted before. So the statement ends with a random comment.
     """
     with connection.cursor() as cursor:
         cursor.execute(f"DEALLOCATE ALL -- {token_hex(4)}")

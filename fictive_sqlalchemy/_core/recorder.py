@@ -1,10 +1,11 @@
 """Records what is sent, and which transaction is open: the mechanics of :mod:`.recording`.
 
-While nothing records, :data:`.observing.recorder` is ``None``, and nothing of this is called. While
-something does, the functions of the dialect that execute a statement are replaced on the dialects
-of the engines in question. SQLAlchemy's events would serve as well, but a listener to the events of
-statements would have BEGIN and COMMIT sent around a transaction that is one statement, because it
-could tell the difference (see :mod:`.one_statement`). So a recording would change what it shows.
+While nothing records, :data:`.observing.recorder` is ``None``, and this module is not called. While
+something records, the functions of a dialect that execute a statement are replaced, on the dialects
+of the recorded engines. SQLAlchemy's events would serve as well. But if a listener to the events of
+statements is registered, BEGIN and COMMIT are sent around a transaction that is one statement,
+because the listener could tell the difference (see :mod:`.one_statement`). So a recording by events
+would change what is sent.
 """
 
 from __future__ import annotations
@@ -33,20 +34,20 @@ _EXECUTE = ("do_execute", "do_execute_no_params", "do_executemany")
 
 
 class Sink(Protocol):
-    """What the recorder hands what it hears to: a recording."""
+    """What the recorder needs of a recording, to which it passes what was sent."""
 
     keeps_parameters: bool
 
     def covers(self, connection: TransactingConnection) -> bool:
-        """Tell whether what is sent on a connection belongs to it."""
+        """Tell whether what is sent on a connection belongs to the recording."""
         ...
 
     def add_statement(self, statement: Statement) -> None:
-        """Note a statement, with its transaction."""
+        """Note a statement, whose transaction is already set."""
         ...
 
     def note_round_trip(self, statement: Statement) -> None:
-        """Hear that a part of a stream was read, which the statement has noted."""
+        """Hear that a part of a stream was read, after the statement has counted the round trip."""
         ...
 
     def add_transaction(self, transaction: Transaction) -> None:
@@ -54,7 +55,7 @@ class Sink(Protocol):
         ...
 
     def end_transaction(self, transaction: Transaction) -> None:
-        """Hear that a transaction has ended, in the thread in which it has."""
+        """Hear that a transaction has ended; called in the thread that has ended it."""
         ...
 
     def add_use(self, use: ConnectionUse) -> None:
@@ -63,34 +64,34 @@ class Sink(Protocol):
 
 
 of_this_context: ContextVar[tuple[Sink, ...]] = ContextVar("recordings", default=())
-"""The recordings of what is sent in this context alone, such as a request."""
+"""The recordings of what is sent in this context alone, such as in one request."""
 
 
 def leave_context(recording: object) -> None:
-    """Hand no more of what is sent in this context to a recording.
+    """Stop passing what is sent in this context to a recording.
 
-    :param recording: One of :data:`of_this_context`; harmless if it is none.
+    :param recording: One of :data:`of_this_context`. Nothing happens if it is not one of them.
     """
     here = of_this_context.get()
     of_this_context.set(tuple(each for each in here if each is not recording))
 
 
 class Recorder:
-    """Hands to the recordings what the core tells and what the dialects send."""
+    """Passes to the recordings what the core tells and what the dialects send."""
 
     def __init__(self) -> None:
         self._lock = observing.changing_dialects
         self._of_all_contexts: tuple[Sink, ...] = ()
         self._users: set[object] = set()
-        # Weak, because engines are made and forgotten while something records for days.
+        # Weak references: something may record for days, while engines are made and forgotten.
         self._looked_at: WeakSet[Dialect] = WeakSet()
 
     # On and off
 
     def use(self, user: object, dialects: Iterable[Dialect]) -> None:
-        """Begin to look at the statements of these dialects, until :meth:`leave`.
+        """Begin to record the statements of these dialects, until :meth:`leave`.
 
-        :param user: Who needs it.
+        :param user: The object that needs the recorder, such as a recording.
         :param dialects: The dialects of engines of ours.
         """
         with self._lock:
@@ -100,9 +101,9 @@ class Recorder:
             self.look_at(dialect)
 
     def leave(self, user: object) -> None:
-        """Undo :meth:`use` and :meth:`add`. After the last user, everything is as it was.
+        """Undo :meth:`use` and :meth:`add`. After the last user, the dialects are as before.
 
-        :param user: Who has called :meth:`use`; harmless if nobody has.
+        :param user: What was passed to :meth:`use`. Nothing happens if it was not passed.
         """
         with self._lock:
             self._of_all_contexts = tuple(
@@ -119,7 +120,7 @@ class Recorder:
         for name in _EXECUTE:
             function = vars(dialect).get(name)
             if not isinstance(function, partial) or function.func not in ours:
-                return  # somebody else has wrapped ours meanwhile, which hands to nobody now
+                return  # other code has wrapped our function, which passes on nothing now
         for name in _EXECUTE:
             original = vars(dialect)[name].args[0]
             if getattr(original, "__self__", None) is dialect:
@@ -129,11 +130,11 @@ class Recorder:
         self._looked_at.discard(dialect)
 
     def has(self, user: object) -> bool:
-        """Tell whether somebody has called :meth:`use`, and not :meth:`leave` yet."""
+        """Tell whether :meth:`use` was called for a user, and :meth:`leave` was not called yet."""
         return user in self._users
 
     def add(self, recording: Sink) -> None:
-        """Hand to a recording, which is a user, what is sent in any context."""
+        """Pass what is sent in any context to a recording, which is a user already."""
         with self._lock:
             self._of_all_contexts += (recording,)
 
@@ -160,7 +161,7 @@ class Recorder:
             if was_restored:
                 self.look_at(dialect)
 
-    # What the core tells: see observing.Recorder
+    # What the core calls: see observing.Recorder
 
     def note_block(self, transaction: Any) -> None:
         transaction.opened_at = calling_place()
@@ -204,7 +205,7 @@ class Recorder:
         context: Any = None,
     ) -> None:
         connection: Any = None if context is None else context.root_connection
-        # Each statement comes here, so what _covering() does in most cases is done without a call.
+        # Each statement passes through here. So the usual case of _covering() is inlined.
         recordings = of_this_context.get()
         if (
             len(recordings) != 1
@@ -220,9 +221,9 @@ class Recorder:
         if recorded is None and connection.is_out_of_autocommit():
             recorded = self._record_transaction(connection, recordings)
         count = None if counter is None else counter(cursor, parameters)
-        # Before it is sent, because a processor that has waited has its caches cold.
+        # Before the statement is sent: after the wait, the caches of the processor are cold.
         place = place_of(sql)
-        # Not the error itself, which would keep this frame alive, and this frame the error.
+        # Not the error itself: the error and this frame would keep each other alive.
         failed: str | None = None
         was_sent = True
         started = perf_counter()
@@ -232,7 +233,7 @@ class Recorder:
             failed, was_sent = type(error).__name__, _was_sent(error, connection)
             raise
         finally:
-            # Here and not in another function, because each statement comes here.
+            # This code is not in a function of its own, because each statement passes through here.
             duration = perf_counter() - started
             trips = 0 if not was_sent else 1 if count is None else count(failed is not None)
             carried = connection.carried
@@ -249,7 +250,7 @@ class Recorder:
             held = connection.held
             if held is not None:
                 use: ConnectionUse | None = held.info.get(USE)
-                if use is None:  # it was held before the recording
+                if use is None:  # the connection was held before the recording
                     use = held.info[USE] = ConnectionUse(started, 0.0)
                 if use.recordings is not recordings or use.sent_in is not statement.transaction:
                     use.note(statement, recordings)
@@ -260,7 +261,7 @@ class Recorder:
             if type(cursor) in NOTING:
                 cursor.noted = partial(_note_fetch, statement, recordings)
 
-    # Which recordings
+    # Which recordings get a statement
 
     def _covering(self, connection: Any) -> tuple[Sink, ...]:
         recordings = of_this_context.get()
@@ -286,7 +287,7 @@ class Recorder:
         transaction = Transaction(_begun_at(connection), options.as_begin(), level, is_alone)
         recorded = connection.recorded = RecordedTransaction(transaction)
         if not (is_new or is_alone) and connection.is_open_on_server():
-            # It was begun before the recording.
+            # The transaction has begun before the recording.
             recorded.has_begun = True
             transaction.started = perf_counter()
         recorded.add_to(recordings)
@@ -294,7 +295,7 @@ class Recorder:
 
 
 def _was_sent(error: BaseException, connection: TransactingConnection) -> bool:
-    """Tell whether a statement that raised an error was sent at all."""
+    """Tell whether a statement that has raised an error was sent at all."""
     held, switch = connection.held, connection.engine.switch
     if sqlstate(error) is not None or held is None:
         return True
@@ -302,7 +303,7 @@ def _was_sent(error: BaseException, connection: TransactingConnection) -> bool:
 
 
 def _note_fetch(statement: Statement, recordings: tuple[Sink, ...], duration: float) -> None:
-    """Note that a part of a stream was read."""
+    """Note a message that was sent to read from a stream."""
     statement.duration += duration
     statement.round_trips += 1
     if (transaction := statement.transaction) is not None:
@@ -313,7 +314,7 @@ def _note_fetch(statement: Statement, recordings: tuple[Sink, ...], duration: fl
 
 
 def _begun_at(connection: TransactingConnection) -> Place | None:
-    """Return the line that has begun the transaction of a connection."""
+    """Return the application's line that has begun the transaction of a connection."""
     transaction: Any = connection.session_transaction
     while transaction is not None and transaction.parent is not None:
         transaction = transaction.parent
@@ -324,4 +325,4 @@ def _begun_at(connection: TransactingConnection) -> Place | None:
 
 
 recorder = Recorder()
-"""The one recorder of the process."""
+"""The only recorder of the process."""

@@ -14,13 +14,13 @@ from .round_trips import of_rollback
 
 Outcome: TypeAlias = Literal["open", "committed", "rolled back", "unknown"]
 
-#: In the ``info`` of a pool's entry: the use of its connection that is being recorded.
+#: Key in the ``info`` of a pool's entry: the use of the connection that is being recorded.
 USE = "fictive_sqlalchemy.recorded_use"
 
-#: Of a transaction so many statements are kept.
+#: How many statements of a transaction are kept at most.
 MOST_STATEMENTS = 1_000
 
-#: Of the SQL of a statement so many characters are kept.
+#: How many characters of the SQL of a statement are kept at most.
 MOST_CHARACTERS = 10_000
 
 _CONTROL = ("BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE", "PREPARE TRANSACTION")
@@ -31,7 +31,7 @@ def _made(place: Place | Spot | None) -> Place | None:
 
 
 class Statement:
-    """One statement that was sent, or one BEGIN, COMMIT, ROLLBACK or savepoint."""
+    """One statement that was sent, which may also be BEGIN, COMMIT, ROLLBACK or for a savepoint."""
 
     __slots__ = (
         "duration",
@@ -56,38 +56,38 @@ class Statement:
         self.sql: str = sql if len(sql) <= MOST_CHARACTERS else f"{sql[:MOST_CHARACTERS]}…"
         """What was sent, with placeholders for the parameters."""
         self.spot = place
-        """What :attr:`place` is made of."""
+        """What :attr:`place` is made from."""
         self.started: float = started
-        """When it was sent: seconds by :func:`time.perf_counter`."""
+        """When the statement was sent: seconds by :func:`time.perf_counter`."""
         self.duration: float = duration
-        """How many seconds the caller waited for it, reading a stream included. That of a BEGIN is
-        part of the first statement's, because the driver sends the two together."""
+        """How many seconds the caller waited, reading a stream included. The duration of a BEGIN is
+        0, because the driver sends BEGIN with the first statement, whose duration includes it."""
         self.round_trips: int = round_trips
-        """How many messages waited for an answer. Of a stream, each part that was read is one."""
+        """How many messages waited for an answer. Each part of a stream that was read is one."""
         self.rows: int | None = None
-        """How many rows it returned or changed; ``None`` where the driver does not say."""
+        """How many rows the statement returned or changed; ``None`` if the driver does not say."""
         self.transaction: Transaction | None = None
-        """The transaction that it belongs to; ``None`` outside."""
+        """The transaction that the statement belongs to; ``None`` outside a transaction."""
         self.error: str | None = None
-        """The class of the error that it raised; ``None`` if it raised none."""
+        """The name of the class of the error that the statement raised, or ``None``."""
         self.parameters: Any = None
-        """Its parameters, if a recording keeps them."""
+        """The parameters, if a recording keeps parameters."""
 
     @property
     def place(self) -> Place | None:
-        """The application's line, with the call it made there."""
+        """The application's line that has sent the statement, and the call on this line."""
         place = self.spot = _made(self.spot)
         return place
 
     @property
     def verb(self) -> str:
-        """Its first word, in capitals."""
+        """The first word of the SQL, in capitals."""
         words = self.sql.split(None, 1)
         return words[0].upper() if words else ""
 
     @property
     def is_control(self) -> bool:
-        """Whether it begins or ends a transaction or savepoint, and does nothing else."""
+        """Whether the statement does nothing but begin or end a transaction or savepoint."""
         return self.transaction is not None and self.sql[:30].lstrip().upper().startswith(_CONTROL)
 
     def __repr__(self) -> str:
@@ -115,24 +115,24 @@ class Transaction:
         self, begun_at: Place | None, begin: str, level: str | None, is_one_statement: bool
     ) -> None:
         self.begun_at: Place | None = begun_at
-        """The application's line that has begun it, and the call: ``begin()``, or what wrote."""
+        """The application's line that has begun it, and the call: ``begin()``, or a write."""
         self.begin: str = begin
-        """The BEGIN that is sent for it."""
+        """The text of its BEGIN."""
         self.isolation_level: str | None = level
-        """The level that it has begun with; ``None`` for the server's default."""
+        """The isolation level that it has begun with; ``None`` for the server's default."""
         self.is_one_statement: bool = is_one_statement
-        """Whether it is its one statement, which is sent without BEGIN and COMMIT."""
+        """Whether the transaction is one statement, which is sent without BEGIN and COMMIT."""
         self.started: float | None = None
         """When BEGIN was sent: seconds by :func:`time.perf_counter`. ``None`` before that."""
         self.busy: float = 0.0
-        """For how many seconds of it the database was busy for it."""
+        """For how many seconds the database was busy with its statements."""
         self.sent: list[Statement] = []
-        """All that was sent in it, in order, BEGIN and COMMIT included; the first 1,000."""
+        """The first 1,000 statements that were sent in it, in order, BEGIN and COMMIT included."""
         self.round_trips: int = 0
-        """How many messages waited for an answer, BEGIN and its end included."""
+        """How many messages waited for an answer, those of BEGIN, COMMIT and ROLLBACK included."""
         self.outcome: Outcome = "open"
-        """``"committed"``, ``"rolled back"``, ``"open"`` before, or ``"unknown"`` if the connection
-        was lost during COMMIT."""
+        """``"open"`` until the end, then ``"committed"`` or ``"rolled back"``; ``"unknown"`` if the
+        connection was lost during COMMIT, or during the one statement."""
         self.thread: int = get_ident()
         """The ident of the thread that has begun it."""
         self._ended: float | None = None
@@ -144,28 +144,28 @@ class Transaction:
 
     @property
     def has_begun(self) -> bool:
-        """Whether it has sent something."""
+        """Whether BEGIN, or its one statement, was sent."""
         return self.started is not None
 
     @property
     def has_ended(self) -> bool:
-        """Whether it is over."""
+        """Whether the transaction has ended."""
         return self.outcome != "open"
 
     @property
     def duration(self) -> float:
-        """How many seconds it was open on the server, from BEGIN to its end, or until now."""
+        """How many seconds it was open on the server: from BEGIN to its end, or until now."""
         if self.started is None:
             return 0.0
         return (perf_counter() if self._ended is None else self._ended) - self.started
 
     @property
     def waiting(self) -> float:
-        """For how many seconds of it the database was not busy for it."""
+        """For how many seconds it was open while the database was not busy with its statements."""
         return max(0.0, self.duration - self.busy)
 
     def add(self, statement: Statement) -> None:
-        """Note what was sent in it."""
+        """Note a statement that was sent in the transaction."""
         statement.transaction = self
         self.busy += statement.duration
         self.round_trips += statement.round_trips
@@ -173,7 +173,7 @@ class Transaction:
             self.sent.append(statement)
 
     def end(self, outcome: Outcome) -> None:
-        """Note that it has ended, unless that was noted already."""
+        """Note the outcome of the transaction, unless an outcome was noted already."""
         if self.outcome == "open":
             self.outcome = outcome
             self._ended = perf_counter()
@@ -183,51 +183,51 @@ class Transaction:
 
 
 class ConnectionUse:
-    """One use of a connection of the pool, from the pool and back to it."""
+    """One use of a connection of the pool, from its checkout until the pool has it again."""
 
     __slots__ = ("_ended", "recordings", "sent_in", "spot", "started", "waited")
 
     def __init__(self, started: float, waited: float) -> None:
         self.started: float = started
-        """When the pool gave it: seconds by :func:`time.perf_counter`."""
+        """When the pool gave the connection: seconds by :func:`time.perf_counter`."""
         self.waited: float = waited
-        """For how many seconds the pool was waited for, making a new connection included."""
+        """How many seconds the caller waited for the pool, opening a new connection included."""
         self.spot: Place | Spot | None = None
-        """What :attr:`place` is made of."""
+        """What :attr:`place` is made from."""
         self.sent_in: Transaction | None = None
-        """The transaction of what was sent on it last; ``None`` outside."""
+        """The transaction of the last statement on the connection; ``None`` outside one."""
         self.recordings: tuple[Any, ...] = ()
-        """The recordings that get it."""
+        """The recordings that have this use."""
         self._ended: float | None = None
 
     @property
     def place(self) -> Place | None:
-        """The application's line that has sent its first statement."""
+        """The application's line that has sent the first statement on the connection."""
         place = self.spot = _made(self.spot)
         return place
 
     @property
     def held(self) -> float:
-        """For how many seconds it was held; until now, if it still is."""
+        """For how many seconds the connection was held; if it still is held, until now."""
         return (perf_counter() if self._ended is None else self._ended) - self.started
 
     has_begun = True
 
     @property
     def has_ended(self) -> bool:
-        """Whether it is back in the pool."""
+        """Whether the connection is back in the pool."""
         return self._ended is not None
 
     @property
     def is_held(self) -> bool:
-        """Whether it is not back in the pool yet."""
+        """Whether the connection is not back in the pool yet."""
         return self._ended is None
 
     def note(self, statement: Statement, recordings: tuple[Any, ...]) -> None:
         """Note a statement that was sent on the connection.
 
         :param statement: The statement.
-        :param recordings: The recordings that get the statement, and so the use.
+        :param recordings: The recordings that get the statement. They get this use, too.
         """
         self.sent_in = statement.transaction
         if self.spot is None:
@@ -244,7 +244,7 @@ class ConnectionUse:
             self._ended = perf_counter()
 
     def give_back(self) -> None:
-        """Note that the pool gets it back, and rolls back what was left open."""
+        """Note that the pool gets the connection back, and rolls back a transaction left open."""
         if self._ended is None:
             self._ended = perf_counter()
         if self.sent_in is not None:
@@ -252,21 +252,21 @@ class ConnectionUse:
 
 
 def given_back(connection: Any, record: Any, state: Any) -> None:
-    """Note that a pool gets a connection back; a listener to the event ``reset``."""
+    """Note that a pool gets a connection back. This is a listener to the event ``reset``."""
     use: ConnectionUse | None = record.info.pop(USE, None)
     if use is not None:
         use.give_back()
 
 
 def _not_known(recordings: tuple[Any, ...], known: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the recordings that are not known yet."""
+    """Return the recordings that are not among the known ones."""
     return tuple(each for each in recordings if each not in known)
 
 
 class RecordedTransaction:
-    """What notes the open transaction of a connection.
+    """Records the open transaction of a connection.
 
-    :param transaction: What is noted.
+    :param transaction: The transaction, to which this object adds what is sent.
     """
 
     __slots__ = ("flow", "has_begun", "is_prepared", "recordings", "transaction")
@@ -274,16 +274,16 @@ class RecordedTransaction:
     def __init__(self, transaction: Transaction) -> None:
         self.transaction = transaction
         self.flow: Flow = here()
-        """The thread, greenlet and task that has begun it."""
+        """The thread, greenlet and asyncio task that have begun the transaction."""
         self.recordings: tuple[Any, ...] = ()
-        """The recordings that get it."""
+        """The recordings that have the transaction."""
         self.has_begun = False
-        """Whether BEGIN was sent, and noted."""
+        """Whether BEGIN was sent and noted."""
         self.is_prepared = False
         """Whether PREPARE TRANSACTION was sent."""
 
     def add_to(self, recordings: tuple[Any, ...]) -> None:
-        """Have recordings that do not know the transaction get it."""
+        """Add the transaction to the recordings that do not have it yet."""
         if self.recordings != recordings:
             new = _not_known(recordings, self.recordings)
             self.recordings += new
@@ -291,7 +291,7 @@ class RecordedTransaction:
                 recording.add_transaction(self.transaction)
 
     def add(self, statement: Statement) -> None:
-        """Note a statement that was sent, and the BEGIN that the driver sends before the first."""
+        """Note a statement that was sent, and the BEGIN that the driver sent with the first."""
         if statement.round_trips:
             if self.transaction.is_one_statement:
                 self.transaction.started = statement.started
@@ -305,10 +305,10 @@ class RecordedTransaction:
         self._note(Statement(self.transaction.begin, self.transaction.begun_at, started, 0.0, 1))
 
     def timed(self, verb: str, way: Callable[[], object], connection: Any) -> Callable[[], object]:
-        """Wrap what ends the transaction so that it is noted.
+        """Wrap a function that ends or prepares the transaction, so that the end is noted.
 
         :param verb: ``"PREPARE"``, ``"COMMIT"`` or ``"ROLLBACK"``.
-        :param way: What sends it.
+        :param way: The function, which sends this command.
         :param connection: The connection.
         """
 
@@ -316,7 +316,7 @@ class RecordedTransaction:
             held = connection.held
             is_open = self.has_begun or connection.is_open_on_server()
             count = of_rollback(None if held is None else held.dbapi_connection)
-            # Not the error itself, which would keep this frame alive, and this frame the error.
+            # Not the error itself: the error and this frame would keep each other alive.
             failed: type[BaseException] | None = None
             started = perf_counter()
             try:
@@ -326,7 +326,7 @@ class RecordedTransaction:
                 raise
             finally:
                 if is_open and held is not None and self.transaction.outcome == "open":
-                    if not self.has_begun:  # a cursor of the driver has sent it, for example
+                    if not self.has_begun:  # such as when a cursor of the driver has sent BEGIN
                         self._note_begin(started)
                     sql = f"{verb} TRANSACTION" if verb == "PREPARE" else verb
                     sql += " PREPARED" if self.is_prepared else ""
@@ -353,7 +353,7 @@ class RecordedTransaction:
         self.is_prepared = failed is None and verb == "PREPARE"
 
     def end(self, outcome: Outcome) -> None:
-        """Note that the transaction has ended, and tell the recordings, unless that was done."""
+        """Note the outcome and tell the recordings, unless an outcome was noted already."""
         if self.transaction.outcome == "open":
             self.transaction.end(outcome)
             for recording in self.recordings:
@@ -362,7 +362,7 @@ class RecordedTransaction:
     def end_alone(self, session_transaction: Any) -> None:
         """Note the end of a transaction that is one statement.
 
-        :param session_transaction: The transaction of the session.
+        :param session_transaction: The transaction of the session, which knows the outcome.
         """
         if session_transaction.is_stored_in_part_or_unknown():
             self.end("unknown")

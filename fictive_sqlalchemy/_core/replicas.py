@@ -1,8 +1,8 @@
 """Read replicas: where a session's reads outside a transaction go.
 
-A session that has been to the primary stays there, so that it reads what it has written; one that
-has read from a replica keeps to it, so that it does not go back in time. The connections that a
-session has on loan tell where it has been.
+A session that has used the primary goes on using the primary, so that the session reads what it has
+written. A session that has read from a replica keeps to this replica, so that later reads see no
+older state. The connections that a session has on loan tell which servers the session has used.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sqlalchemy.sql.selectable import ForUpdateArg
 from .connection import OptInConnection
 from .describe import listed
 from .engine import OptInEngine
-from .errors import READ_ONLY, begins_to_write, reported, sqlstate
+from .errors import READ_ONLY, begins_to_write, reported, see, sqlstate
 from .health import Health
 from .hosts import check_hosts, one_url_per_host
 from .loans import Loans
@@ -32,27 +32,28 @@ from .standby import is_standby
 #: What ``create_engine(replicas=…)`` takes.
 ReplicaOptions: TypeAlias = "str | Iterable[str | URL | Mapping[str, Any]]"
 
-# In the ``info`` of a pool's entry: how many promotions of the server were known at its first use.
+# Key in the ``info`` of a pool's entry: how many promotions of the server were known at the first
+# use of the connection.
 _PROMOTIONS = "fictive_sqlalchemy.promotions"
 
-# Options of the primary with which a replica's engine would connect to the primary.
+# If a replica's engine had one of these options of the primary, it would connect to the primary.
 _CONNECTS = ("creator", "pool", "async_creator")
 
-# Parameters of libpq that say where to connect to.
+# Parameters of libpq that tell which server to connect to.
 _ADDRESSES = {"host", "hostaddr", "port", "service", "target_session_attrs"}
 
 
 def options_of_replicas(
     replicas: ReplicaOptions, options: Mapping[str, Any]
 ) -> list[tuple[str | URL, dict[str, Any]]]:
-    """Return the URL and the engine's options of each replica.
+    """Return the URL and the engine options of each replica.
 
     Each host of a URL with several hosts is a replica of its own.
 
-    :param replicas: URLs, in one string or each by itself, or dictionaries of a ``url`` and of
-        options that are not the primary's.
-    :param options: The primary's.
-    :raises sqlalchemy.exc.ArgumentError: if one has no URL, or would connect to the primary.
+    :param replicas: URLs, all in one string or one by one; or dictionaries of a ``url`` and of
+        options that differ from the primary's.
+    :param options: The options of the primary.
+    :raises sqlalchemy.exc.ArgumentError: if a replica has no URL, or would connect to the primary.
     """
     if isinstance(replicas, (URL, Mapping)):
         replicas = [cast("URL | Mapping[str, Any]", replicas)]
@@ -68,13 +69,13 @@ def options_of_replicas(
             raise exc.ArgumentError(
                 f"With {listed(addresses)} in connect_args the replicas would connect to the same "
                 "server as the primary: put the address into the URL, or give each replica "
-                "connect_args of its own."
+                "connect_args of its own." + see("urls")
             )
         for name in _CONNECTS:
             if options.get(name) is not None and name not in own:
                 raise exc.ArgumentError(
-                    f"With {name}=… the replicas would connect to the primary: give each one of "
-                    f"its own, as in replicas=[{{'url': …, {name!r}: …}}]."
+                    f"With {name}=… the replicas would connect to the primary: give each replica "
+                    f"its own {name}, as in replicas=[{{'url': …, {name!r}: …}}]." + see("urls")
                 )
         for one in one_url_per_host(url, f"replica {number}"):
             result.append((one, {**options, **own}))
@@ -82,39 +83,41 @@ def options_of_replicas(
 
 
 def _url(given: object, which: str, options: Mapping[str, Any]) -> URL:
-    """Return the URL of a replica. No error shows a value, which may have a password in it."""
+    """Return the URL of a replica. The errors show no values, which may contain a password."""
     if given is None:
         has = f"has {listed(options)}" if options else "is empty"
-        raise exc.ArgumentError(f"A replica needs a URL: {{'url': …}}, but {which} {has}.")
+        raise exc.ArgumentError(
+            f"A replica needs a URL: {{'url': …}}, but {which} {has}." + see("urls")
+        )
     if not isinstance(given, (str, URL)):
         raise exc.ArgumentError(
             f"The URL of {which} is a {type(given).__name__}: give each replica as a URL, or as a "
-            "dictionary, {'url': …}."
+            "dictionary, {'url': …}." + see("urls")
         )
     try:
         url = make_url(given)
     except (exc.ArgumentError, ValueError):
-        url = None  # and not raised from here: SQLAlchemy's error may show parts of it
+        url = None  # the error below has no cause: SQLAlchemy's error may show parts of the URL
     if url is None:
         raise exc.ArgumentError(
             f"Could not parse the URL of {which}. One string with several URLs is split at spaces: "
-            "percent-encode those, and other special characters, in a password."
+            "percent-encode spaces, and other special characters, in a password." + see("urls")
         )
     check_hosts(url, f"The URL of {which}")
     return url
 
 
 def attach(primary: OptInEngine, replicas: Iterable[OptInEngine]) -> None:
-    """Make engines the replicas of another.
+    """Make engines the replicas of another engine.
 
-    :raises sqlalchemy.exc.ArgumentError: if one is of another database system.
+    :raises sqlalchemy.exc.ArgumentError: if a replica is of another database system.
     """
     primary.replicas = tuple(replicas)
     for replica in primary.replicas:
         if replica.dialect.name != primary.dialect.name:
             raise exc.ArgumentError(
                 f"A database of {replica.dialect.name} can't be a replica of one of "
-                f"{primary.dialect.name}, which is another database system."
+                f"{primary.dialect.name}, which is another database system." + see("urls")
             )
         replica.primary = primary
         health = replica.health = Health()
@@ -126,7 +129,7 @@ def attach(primary: OptInEngine, replicas: Iterable[OptInEngine]) -> None:
                 health.note(up=False)
             elif (
                 sqlstate(context.original_exception) == READ_ONLY
-                and not connection.in_transaction()  # begun by the user, on the replica itself
+                and not connection.in_transaction()  # one that the user has begun on the replica
             ):
                 return _went_to_a_replica(connection, context.original_exception)
             return None
@@ -134,25 +137,26 @@ def attach(primary: OptInEngine, replicas: Iterable[OptInEngine]) -> None:
 
 def _went_to_a_replica(connection: Connection, error: BaseException) -> exc.InvalidRequestError:
     engine: Any = connection.engine
-    advice = "Put it into `with session.begin():`, or call read_from_primary() before"
+    advice = "Put the statement into `with session.begin():`, or call read_from_primary() first"
     if reported(connection, "default_transaction_read_only") == "on":
-        # Then the primary refuses it, too, unless it is in a transaction that says READ WRITE.
+        # Then the primary also refuses the write, unless its transaction begins READ WRITE.
         writes = begins_to_write(engine.primary.transaction_options)
-        advice = f"Put it into `with session.begin({'' if writes else 'read_only=False'}):`"
+        options = "" if writes else "read_only=False"
+        advice = f"Put the statement into `with session.begin({options}):`"
     return exc.InvalidRequestError(
-        "This statement writes, and it went to a replica, which refused it "
-        f"({str(error).strip()}). {advice}."
+        "This statement writes, but it was sent to a replica, and the replica refused it "
+        f"({str(error).strip()}). {advice}." + see("write-on-replica")
     )
 
 
 def source_of(primary: OptInEngine, statement: Any, loans: Collection[OptInEngine]) -> OptInEngine:
-    """Return the engine that a statement outside a transaction goes to. Sends nothing.
+    """Return the engine that a statement outside a transaction is sent to. Sends nothing.
 
     :param primary: An engine with replicas.
-    :param statement: What ``get_bind()`` got as ``clause``.
-    :param loans: The engines the session has been to.
+    :param statement: The argument ``clause`` of ``get_bind()``.
+    :param loans: The engines that the session has used.
     """
-    # If the pool is isolated for a test, no replica will ever see what is done in it.
+    # If the pool is isolated for a test, no replica ever sees the writes of the test.
     is_isolated = hasattr(primary.pool, "isolation")
     if is_isolated or _has_been_to(primary, loans) or not _only_reads(statement):
         return primary
@@ -176,8 +180,8 @@ def _only_reads(statement: Any) -> bool:
 def may_write(statement: Any, engine: OptInEngine) -> bool:
     """Tell whether a SELECT locks, or calls a function that may write. Sends nothing.
 
-    :param statement: What ``get_bind()`` got as ``clause``.
-    :param engine: The engine whose SQL it would be.
+    :param statement: The argument ``clause`` of ``get_bind()``.
+    :param engine: The engine for which the statement is compiled.
     """
     if isinstance(statement, FromStatement):
         statement = cast(Any, statement).element
@@ -187,28 +191,30 @@ def may_write(statement: Any, engine: OptInEngine) -> bool:
     for part in visitors.iterate(statement):
         if isinstance(part, ForUpdateArg):
             return True
-        # To compile the statement takes long, and most statements call no other function.
+        # Compiling the statement takes long, and most statements call no function that may write.
         calls = calls or isinstance(part, TextClause)
         if isinstance(part, FunctionElement):
-            name: str = getattr(cast(Any, part), "name", "")  # one of the user's own may have none
+            name: str = getattr(cast(Any, part), "name", "")  # a class of the user may have none
             calls = calls or not is_reading_function(name)
     return calls and not evidently_reads(str(statement.compile(dialect=engine.dialect)))
 
 
 def _has_been_to(engine: OptInEngine, loans: Iterable[OptInEngine]) -> bool:
-    """Tell whether a session has been to an engine, or to a copy of it, which has the same pool."""
+    """Tell whether a session has used an engine, or a copy of the engine with the same pool."""
     return any(one.pool is engine.pool for one in loans)
 
 
 def borrow_to_read(
     replica: OptInEngine, borrow: Callable[[OptInEngine], OptInConnection], loans: Loans
 ) -> OptInConnection:
-    """Return a connection to a replica; to another, or to the primary, if it can't be reached.
+    """Return a connection to a replica, or to another server if the replica can't be reached.
+
+    The other server is another replica, or the primary.
 
     :param replica: The replica.
     :param borrow: Returns the session's connection to an engine.
-    :param loans: The session's connections. If it has been to this replica, it goes to the primary,
-        and not to another replica, which may be behind.
+    :param loans: The session's connections. If the session has used this replica, the other server
+        is the primary, because another replica may have an older state.
     """
     primary = replica.primary
     assert primary is not None
@@ -232,14 +238,15 @@ def borrow_to_read(
             if has_been_there or not is_promoted:
                 return connection
         if not has_been_there:
-            loans.hand_back(one)  # else the session would seem to have been there
+            loans.hand_back(one)  # otherwise the session would count as having used it
     return borrow(primary)
 
 
 def _knows_of_promotions(held: PoolProxiedConnection, health: Health) -> bool:
     """Tell whether a connection was first used after the last promotion of its server.
 
-    The server tells a connection that it is no standby any more with the next answer on it.
+    After a promotion, the server reports on each connection that it is no standby any more, but
+    only with the next answer on that connection.
     """
     known: int = held.info.setdefault(_PROMOTIONS, health.promotions)
     return known == health.promotions

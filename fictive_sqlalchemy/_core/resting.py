@@ -1,4 +1,4 @@
-"""The base class of the engine: what a connection needs of its engine."""
+"""The base class of the engine, with what a connection needs of its engine."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class RestingEngine(Engine):
     """An engine whose DBAPI connections are in autocommit except during a transaction."""
 
     switch: Switch
-    """Enters and leaves autocommit, as its driver does that."""
+    """Enters and leaves autocommit, in the way of the driver."""
 
     transaction_options: TransactionOptions = DEFAULT
-    """The isolation level and flags of transactions that do not ask for others."""
+    """The isolation level and flags of transactions that were begun without these options."""
 
     begins_on_write: bool = False
-    """Whether, on a connection that its user holds, the first write begins the transaction that
-    ``commit()`` ends. A session says it for the connections that it has on loan."""
+    """Whether the first write on a connection of ``connect()`` begins a transaction, which
+    ``commit()`` ends. For connections on loan to a session, the option of the session counts."""
 
     def raw_connection(self) -> PoolProxiedConnection:
         """Return a DBAPI connection from the pool, in autocommit. Sends nothing."""
@@ -35,14 +35,14 @@ class RestingEngine(Engine):
             info = connection.info
             if recorder is not None:
                 recorder.note_connection(self, info, started)
-            if STARTED_WITH not in info:  # its first use, after all "connect" listeners
+            if STARTED_WITH not in info:  # the first use, after all listeners to "connect"
                 started_with = self.switch.started_with(connection.dbapi_connection)
                 info[STARTED_WITH] = started_with
                 self.switch.reset(connection.dbapi_connection, started_with)
             return connection
         except BaseException:
-            # SingletonThreadPool counts the users of its connection, and nobody else would give
-            # this one back.
+            # SingletonThreadPool counts the users of its connection. The caller does not get this
+            # one, so nobody else would give it back.
             if connection is not None:
                 connection.close()
             raise

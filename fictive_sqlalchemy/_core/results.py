@@ -1,4 +1,4 @@
-"""Results that have to be read before their connection goes back to the pool."""
+"""Results that are read in full before their connection goes back to the pool."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sqlalchemy.engine.cursor import (
 
 from .errors import close_lost_cursor
 
-# How many results are kept. Beyond that, those that are not read yet are read in full.
+# If a connection has more unread results than this, they are read in full, except streams.
 _MOST_UNREAD = 8
 
 
@@ -23,18 +23,18 @@ class UnreadResults(list[CursorResult[Any]]):
     """The results of one connection that have not been read to their end."""
 
     def note(self, result: CursorResult[Any]) -> None:
-        """Note a result that has just come."""
-        while self and self[-1].cursor is None:  # it was read meanwhile
+        """Note the result of the statement that was just executed."""
+        while self and self[-1].cursor is None:  # this result was read meanwhile
             self.pop()
         if len(self) > _MOST_UNREAD:
             self.read()
         self.append(result)
 
     def read(self) -> None:
-        """Read all but streams from the driver: afterwards they need no connection."""
+        """Read all results except streams from the driver, so that they need no connection."""
         for result in self:
             if result.cursor is not None and not is_stream(result):
-                with suppress(Exception):  # whoever reads the result gets the error
+                with suppress(Exception):  # the caller who reads the result gets the error
                     _read_in_full(result)
         self[:] = self.streams()
 
@@ -43,41 +43,42 @@ class UnreadResults(list[CursorResult[Any]]):
         return filter(is_stream, self)
 
     def close_lost_streams(self) -> None:
-        """Close the cursors of streams whose connection is lost: the next row is an error."""
+        """Close the cursors of streams whose connection is lost. Their next row is an error."""
         for stream in self.streams():
             close_lost_cursor(stream.cursor)
 
     def forget(self) -> list[CursorResult[Any]]:
-        """Forget all results, and return the streams among them."""
+        """Forget all results. Return the streams among them."""
         streams = list(self.streams())
         self.clear()
         return streams
 
 
 class DeclaredCursors(WeakSet[Any]):
-    """The cursors of psycopg that end on the server with one transaction."""
+    """The server-side cursors of psycopg 3 that end with one transaction."""
 
     def close(self, dbapi: Any) -> None:
-        """Close them when the transaction has ended. Sends nothing.
+        """Close the cursors when the transaction has ended. Sends nothing.
 
-        Otherwise a stream that was left half way would still send FETCH and CLOSE, and perhaps in
-        the transaction of the next borrower, which they would abort. psycopg2 refuses that itself.
+        Otherwise a stream that was read in part would still send FETCH and CLOSE. If the next
+        borrower of the connection is in a transaction, they would abort this transaction. psycopg2
+        itself refuses to send them.
 
-        :param dbapi: The module of psycopg.
+        :param dbapi: The module of psycopg 3.
         """
         for cursor in self:
             dbapi.Cursor.close(cursor)
 
 
 def is_stream(result: CursorResult[Any]) -> bool:
-    """Tell whether a result has a cursor on the server that has more rows."""
+    """Tell whether a result reads from a server-side cursor that was not read to its end."""
     return result.cursor is not None and isinstance(
         result.cursor_strategy, BufferedRowCursorFetchStrategy
     )
 
 
 def _read_in_full(result: CursorResult[Any]) -> None:
-    """Read the rows while the connection is there; the caller gets them from the result as ever."""
+    """Read the rows while the connection is held. The caller gets them from the result as usual."""
     strategy = result.cursor_strategy
     if not isinstance(strategy, FullyBufferedCursorFetchStrategy):
         result.cursor_strategy = FullyBufferedCursorFetchStrategy(

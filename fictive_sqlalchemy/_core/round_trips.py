@@ -1,6 +1,7 @@
 """How many messages of a statement wait for an answer, for each driver.
 
-No driver tells. What each does is known, and the tests compare the numbers with the wire.
+No driver tells this number. It is computed from what is known about each driver, and the tests
+compare the results with the messages on the wire.
 """
 
 from __future__ import annotations
@@ -17,25 +18,26 @@ from sqlalchemy.engine import Dialect
 from .autocommit import PSYCOPG
 from .psycopg_private import prepared_so_far
 
-#: The size of the pages of psycopg2's ``execute_batch()``, unless another is given.
+#: The size of the pages of psycopg2's ``execute_batch()``, unless the engine has another.
 _PAGE = 100
 
-#: Called after a statement, with whether it failed; returns how many round trips it took.
+#: A function to call after a statement with whether the statement failed. It returns how many
+#: round trips the statement took.
 Trips: TypeAlias = Callable[[bool], int]
 
-#: Called before a statement with the cursor and the parameters.
+#: A function to call before a statement with the cursor and the parameters.
 Counter: TypeAlias = Callable[[Any, Any], Trips]
 
 
 def counters_for(dialect: Dialect) -> tuple[Counter | None, Counter | None]:
-    """Return what counts the round trips of ``execute()``, and of ``executemany()``.
+    """Return the counters of the round trips of ``execute()`` and of ``executemany()``.
 
     :param dialect: The dialect.
-    :returns: For each of both ``None`` if it is always one round trip.
+    :returns: Two counters. One is ``None`` if the call always takes one round trip.
     """
-    if dialect.driver == "psycopg":  # whose executemany() is one pipeline
+    if dialect.driver == "psycopg":  # its executemany() is one pipeline
         return _of_psycopg, None
-    # With "values_plus_batch", psycopg2 is given many at once.
+    # With "values_plus_batch", psycopg2 sends many statements in one message.
     mode: Any = getattr(dialect, "executemany_mode", None)
     if getattr(mode, "name", "") == "EXECUTEMANY_VALUES_PLUS_BATCH":
         page: int = getattr(dialect, "executemany_batch_page_size", None) or _PAGE
@@ -50,7 +52,7 @@ def _one_for_each(page: int, cursor: Any, parameters: Any) -> Trips:
 def _of_psycopg(cursor: Any, parameters: Any) -> Trips:
     connection = cursor.connection
     before = prepared_so_far(connection)
-    # After DECLARE, unless that fails, it asks for the columns.
+    # After DECLARE the server-side cursor asks for the columns, unless DECLARE fails.
     own = 2 if type(cursor) in NOTING else 1
 
     def trips(failed: bool) -> int:
@@ -62,7 +64,7 @@ def _of_psycopg(cursor: Any, parameters: Any) -> Trips:
 
 
 def of_rollback(connection: Any) -> Trips:
-    """Count the round trips of a ROLLBACK, after which psycopg 3 forgets what it has prepared.
+    """Count the round trips of a ROLLBACK, after which psycopg 3 forgets its prepared statements.
 
     :param connection: The DBAPI connection.
     """
@@ -71,10 +73,10 @@ def of_rollback(connection: Any) -> Trips:
 
 
 def _of_prepared(before: tuple[int, int], after: tuple[int, int]) -> int:
-    """Count what psycopg 3 sends to prepare statements, and to deallocate them."""
+    """Count the messages of psycopg 3 that prepare statements and deallocate them."""
     new = after[0] - before[0]
     gone = before[1] + new - after[1]
-    return new + (gone if after[1] else min(gone, 1))  # DEALLOCATE ALL is one
+    return new + (gone if after[1] else min(gone, 1))  # DEALLOCATE ALL is one message
 
 
 # Streams
@@ -82,7 +84,7 @@ def _of_prepared(before: tuple[int, int], after: tuple[int, int]) -> int:
 
 @contextmanager
 def noting_cursor(connection: Any, dialect: Dialect) -> Generator[None]:
-    """Have the cursor on the server that is made meanwhile note what is sent to read from it.
+    """Have a server-side cursor that is made in this block note each message for reading from it.
 
     :param connection: The DBAPI connection.
     :param dialect: The dialect of its engine.
@@ -90,14 +92,14 @@ def noting_cursor(connection: Any, dialect: Dialect) -> Generator[None]:
     name = "server_cursor_factory" if dialect.driver == "psycopg" else "cursor_factory"
     if dialect.driver not in PSYCOPG or not hasattr(
         connection, name
-    ):  # one of the test isolation's
+    ):  # the connection of the test isolation has no such attribute
         yield
         return
     factory: Any = getattr(connection, name)
     dbapi: Any = dialect.loaded_dbapi
     made: Any = factory or dbapi.extensions.cursor  # psycopg2 has none until one is set
     try:
-        if isinstance(made, type):  # the user's may be any function
+        if isinstance(made, type):  # a factory of the user may be any function
             setattr(connection, name, _noting(made))
         yield
     finally:
@@ -108,12 +110,12 @@ def noting_cursor(connection: Any, dialect: Dialect) -> Generator[None]:
 _INERROR = 3
 
 NOTING: set[type[Any]] = set()
-"""The classes of :func:`noting_cursor`."""
+"""The classes of the cursors that :func:`noting_cursor` makes."""
 
 
 @lru_cache(maxsize=16)
 def _noting(base: Any) -> type[Any]:
-    """Return a class of cursors that notes what is sent to read from it."""
+    """Return a class of cursors that note each message for reading from them."""
 
     def noting(name: str) -> Callable[..., Any]:
         send = getattr(base, name)

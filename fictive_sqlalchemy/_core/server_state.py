@@ -1,8 +1,8 @@
-"""What a statement leaves on the server's session, where the next borrower would find it.
+"""What a statement leaves on the server's session, and so for the connection's next borrower.
 
 With SQLAlchemy's own transactions, an uncommitted SET ends with the ROLLBACK of the pool. In
-autocommit it stays on the connection, and another request would read with the role, the
-search_path or the locks of this one. So the pool closes such a connection.
+autocommit, what a SET has set stays on the connection, and another request would read with the
+role, the search_path or the locks of the request before. So the pool closes the connection.
 """
 
 from __future__ import annotations
@@ -12,34 +12,35 @@ from functools import lru_cache
 from itertools import pairwise, takewhile
 from typing import Any, NamedTuple
 
+from .errors import see
 from .places import warn_at_calling_place
 from .sql import Word, calls, statements
 
 
 class SessionStateWarning(UserWarning):
-    """A statement sets something that stays on its connection, which is closed after its use."""
+    """A statement leaves something on its connection, so the pool closes the connection."""
 
 
 class Left(NamedTuple):
     """What a statement leaves behind."""
 
     what: str
-    """What it is, for the warning."""
+    """The name of what is left, for the text of the warning."""
 
     instead: str
-    """What to use instead."""
+    """What to use instead, for the text of the warning."""
 
     rolls_back: bool
-    """Whether a ROLLBACK undoes it."""
+    """Whether a ROLLBACK of the transaction undoes the statement."""
 
     may_be_held: bool = True
-    """Whether there is no warning on a connection of ``engine.connect()``, where it is useful."""
+    """Whether a connection of ``engine.connect()``, where this is useful, gets no warning."""
 
 
 _SETTING = Left(
     "a setting of the server's session",
     "use SET LOCAL, or set_config(…, true), inside begin(), where it ends with the transaction; or "
-    "a `connect` listener for what every connection has to have",
+    "a `connect` listener for what every connection needs",
     True,
     may_be_held=False,
 )
@@ -81,7 +82,7 @@ _FUNCTIONS = {
     "PG_REPLICATION_ORIGIN_SESSION_SETUP": _PREPARED,
 }
 
-# Functions that release a lock. A statement that takes one and releases it leaves nothing.
+# Functions that release a lock. A statement that takes a lock and releases it leaves nothing.
 _UNLOCKS = frozenset({"PG_ADVISORY_UNLOCK", "PG_ADVISORY_UNLOCK_SHARED", "PG_ADVISORY_UNLOCK_ALL"})
 
 _TRUE = re.compile(r"\s*'?(?:true|t|on|yes|y|1)'?\s*(?:::\s*bool(?:ean)?)?\s*", re.IGNORECASE)
@@ -89,7 +90,7 @@ _TRUTH = (True, "true", "t", "on", "yes", "1")
 _POSITIONAL = re.compile(r"%%|(%s)")
 _BOUND = re.compile(r"\s*%(?:\((\w+)\))?[sb]\s*(?:::\s*bool(?:ean)?)?\s*", re.IGNORECASE)
 
-# A statement without one of these words leaves nothing, and most have none.
+# A statement without any of these words leaves nothing. Most statements have none of them.
 _ANY = re.compile(
     r"\b(?:SET|RESET|DISCARD|LISTEN|TEMP|TEMPORARY|PG_TEMP\w*|PREPARE|LOAD|HOLD|SETSEED|SET_LIMIT"
     r"|SET_CONFIG|PG_(?:TRY_)?ADVISORY_LOCK(?:_SHARED)?|DBLINK_CONNECT(?:_U)?"
@@ -99,7 +100,7 @@ _ANY = re.compile(
 
 _BODY = re.compile(r"\$(\w*)\$(.*?)\$\1\$|'((?:[^']|'')*)'", re.DOTALL)
 
-# Words between CREATE and the kind of what is made.
+# Words between CREATE and the kind of the object that is created.
 _BEFORE_KIND = frozenset({"OR", "REPLACE", "GLOBAL", "LOCAL", "TEMP", "TEMPORARY", "RECURSIVE"})
 _TEMPORARY_WORDS = frozenset({"TEMP", "TEMPORARY"})
 _IN_PG_TEMP = re.compile(r'\bpg_temp"?\s*\.', re.IGNORECASE)
@@ -109,12 +110,12 @@ _BLOCK_WORDS = frozenset({"BEGIN", "THEN", "ELSE", "LOOP", "PERFORM"})
 
 
 def left_behind(sql: str, parameters: Any) -> Left | None:
-    """Tell what SQL leaves on the server's session, as far as its text tells. Nothing is sent.
+    """Tell what SQL leaves on the server's session, as far as its text shows. Sends nothing.
 
-    A function of the user's own that sets something is not seen.
+    The text does not show what a function of the user sets.
 
     :param sql: One statement or more, in the driver's form.
-    :param parameters: Its parameters: ``set_config()`` says there whether it is local.
+    :param parameters: The parameters of the SQL. Whether a ``set_config()`` is local may be one.
     """
     found = examine(sql)
     if found is None or isinstance(found, Left):
@@ -124,11 +125,12 @@ def left_behind(sql: str, parameters: Any) -> Left | None:
 
 @lru_cache(maxsize=2048)
 def examine(sql: str) -> Left | tuple[str | int, ...] | None:
-    """Tell what SQL leaves; or which parameters tell whether its ``set_config()`` are local.
+    """Tell what SQL leaves, or which parameters tell whether its ``set_config()`` are local.
 
-    It is cached for each text, because each statement comes here.
+    The answer is cached for each text, because each statement passes through here.
 
     :param sql: As :func:`left_behind` takes it.
+    :returns: ``None`` if the SQL leaves nothing; otherwise what is left, or the parameters.
     """
     if not _ANY.search(sql):
         return None
@@ -157,7 +159,7 @@ def _of_statement(words: list[Word], sql: str) -> Left | None:
     if first == "DO":
         bodies = (body[2] or body[3] or "" for body in _BODY.finditer(sql))
         return next(filter(None, map(_of_body, bodies)), None)
-    if ("UPDATE", "PG_SETTINGS") in pairwise(names):  # which does what SET does
+    if ("UPDATE", "PG_SETTINGS") in pairwise(names):  # this UPDATE does what SET does
         return _SETTING
     if first in ("SET", "RESET"):
         if first == "SET" and names[1:2] in (["LOCAL"], ["TRANSACTION"], ["CONSTRAINTS"]):
@@ -195,7 +197,7 @@ def _is_temporary(first: str, names: list[str], sql: str) -> bool:
 
 
 def _of_body(body: str) -> Left | None:
-    """Tell what the body of a DO leaves."""
+    """Tell what the body of a DO leaves on the server's session."""
     for words in statements(body):
         at = max((i for i, word in enumerate(words) if word.text in _BLOCK_WORDS), default=-1)
         rest = words[at + 1 :]
@@ -210,7 +212,7 @@ def _of_body(body: str) -> Left | None:
 
 
 def _is_true(parameters: Any, name: str | int) -> bool:
-    """Tell whether a parameter is true, in each of the sets if there are many."""
+    """Tell whether a parameter is true, in each of the parameter sets if there are several."""
     given: Any = parameters
     sets: list[Any] = given if isinstance(parameters, list) else [given]
     try:
@@ -220,9 +222,9 @@ def _is_true(parameters: Any, name: str | int) -> bool:
 
 
 def warn(left: Left) -> None:
-    """Warn of what a statement leaves, at the line of the application that sends it."""
+    """Warn of what a statement leaves, at the application's line that sends the statement."""
     warn_at_calling_place(
         f"This statement leaves {left.what} on its connection, which is therefore closed after its "
-        f"use, and not used again. Instead {left.instead}.",
+        f"use, and not used again. Instead {left.instead}." + see("session-state"),
         SessionStateWarning,
     )

@@ -1,4 +1,4 @@
-"""The session: its public methods. Its state is kept in :mod:`.states`."""
+"""The public methods of the session. Its state is kept in :mod:`.states`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from .atomic import HasAtomic
 from .blocks import Block, OptInSessionTransaction
 from .callbacks import Callback, after_end, check_callback
 from .engine import OptInEngine
+from .errors import see
 from .options import DEFAULT, BeginOptions, TransactionOptions, given_options
 from .states import OUTSIDE
 from .writes import Kind, WritingCall
@@ -27,22 +28,22 @@ class OptInSession(HasAtomic, WritingSession):
 
         Session = sessionmaker(create_engine(url), class_=OptInSession)
 
-    Outside, a read is the statement alone and never writes, ``flush()`` and ``commit()`` store
-    all that is waiting or nothing, and ``rollback()`` forgets what is waiting.
-    ``with session.begin():`` is a real transaction. Binds that are not made by
-    :func:`.create_engine` behave as SQLAlchemy's do.
+    Outside a transaction, a read sends the statement alone and never writes, ``flush()`` and
+    ``commit()`` store all pending changes or none, and ``rollback()`` discards pending changes.
+    ``with session.begin():`` is a real transaction. On binds that :func:`.create_engine` has not
+    made, the session behaves as SQLAlchemy's.
 
-    It takes the arguments of ``sqlalchemy.orm.Session``, and two more.
+    The session takes the arguments of ``sqlalchemy.orm.Session``, and two more.
 
-    :param begin_on_write: ``True`` is for applications that were written for SQLAlchemy's session:
-        outside, the first thing that writes or locks begins the transaction that ``commit()``,
-        ``rollback()`` or ``close()`` ends, and a read with changes waiting flushes them before.
-    :param local_settings: A function without parameters, asked once, before the first statement or
-        transaction, for the settings of :meth:`set_local`; it may return ``None``. Those that are
-        set by hand take precedence. Statements that the function itself sends on the session carry
-        only what was set by hand. After ``close()`` it is asked again.
+    :param begin_on_write: ``True`` is for applications that were written for SQLAlchemy's session.
+        Outside a transaction, the first call that writes or locks then begins a transaction, which
+        ``commit()``, ``rollback()`` or ``close()`` ends. A read first flushes pending changes.
+    :param local_settings: A function without parameters that returns settings, as
+        :meth:`set_local` takes them, or ``None``. The session calls it once, before the first
+        statement or transaction, and again after ``close()``. Settings of :meth:`set_local` take
+        precedence. Statements that the function itself sends on the session carry only these.
     :raises sqlalchemy.exc.ArgumentError: if ``begin_on_write`` is not a bool, or is ``True`` with
-        ``autobegin=False``; if ``local_settings`` can't be called.
+        ``autobegin=False``, or if ``local_settings`` can't be called.
     """
 
     # Transactions
@@ -52,23 +53,23 @@ class OptInSession(HasAtomic, WritingSession):
         nested: bool = False,
         **options: Unpack[BeginOptions],
     ) -> SessionTransaction:
-        """Begin a transaction: a context manager that commits, or rolls back on an exception.
+        """Begin a transaction, as a context manager that commits, or rolls back on an exception.
 
-        The driver sends BEGIN with the first statement on a bind, and COMMIT or ROLLBACK where
-        there was a BEGIN. If the transaction stores one new or changed object and sends nothing
-        else, the INSERT or UPDATE is sent alone. Objects loaded before stay attached, pending ones
-        are stored inside.
+        The driver sends BEGIN with the first statement on a bind, and sends COMMIT or ROLLBACK only
+        after a BEGIN. If the transaction stores one new or changed object and sends nothing else,
+        the INSERT or UPDATE is sent alone. Objects that were loaded before stay attached to the
+        session, and pending changes become part of the transaction.
 
-        :param nested: As :meth:`begin_nested`.
-        :param options: ``isolation_level``, in SQLAlchemy's spelling, such as ``"REPEATABLE
+        :param nested: ``True`` for :meth:`begin_nested`.
+        :param options: ``isolation_level``: in SQLAlchemy's spelling, such as ``"REPEATABLE
             READ"``; ``read_only``: whether the server refuses writes; ``deferrable``: whether a
             serializable, read-only transaction waits for a snapshot with which it can't fail;
             ``timeout``: seconds, or text such as ``"500ms"``, after which the server cancels a
-            statement, or ends the transaction between two of them. It is PostgreSQL's
-            ``statement_timeout`` and ``idle_in_transaction_session_timeout``, and for the whole
-            transaction ``transaction_timeout``, which PostgreSQL 17 and newer have. The three are
-            sent with the first statement (psycopg2) or with BEGIN (psycopg 3).
-            :class:`.TransactionTimeout` is raised.
+            statement, or ends the transaction between two statements, and
+            :class:`.TransactionTimeout` is raised. The timeout sets ``statement_timeout`` and
+            ``idle_in_transaction_session_timeout`` of PostgreSQL, and on PostgreSQL 17 and newer
+            ``transaction_timeout`` for the whole transaction. These settings are sent with the
+            first statement (psycopg2) or with BEGIN (psycopg 3).
         :returns: SQLAlchemy's ``SessionTransaction``.
         :raises sqlalchemy.exc.ArgumentError: if the database does not know a value, or ``nested``
             is not a bool. Nothing is sent.
@@ -77,7 +78,7 @@ class OptInSession(HasAtomic, WritingSession):
         if not isinstance(nested, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise exc.ArgumentError(
                 f"begin() got {nested!r} for nested, which is True or False. An isolation level is "
-                "given by its name: begin(isolation_level=…)."
+                "given by its name: begin(isolation_level=…)." + see("begin-nested-argument")
             )
         given = given_options("begin()", options) if options else None
         begins_with = TransactionOptions(**given) if given else DEFAULT
@@ -86,8 +87,8 @@ class OptInSession(HasAtomic, WritingSession):
                 raise exc.InvalidRequestError(self._already_begun())
             if begins_with is not DEFAULT:
                 raise exc.InvalidRequestError(
-                    "A savepoint has the isolation level and the flags of its transaction: give "
-                    "them to the begin() of that."
+                    "A savepoint has the isolation level and the flags of its transaction: pass "
+                    "them to the outermost begin()." + see("options-of-savepoint")
                 )
             return self._begin_savepoint()
         if nested and not self.is_on_ours():
@@ -98,11 +99,11 @@ class OptInSession(HasAtomic, WritingSession):
             if self.begins_on_write and begins_with is DEFAULT:
                 self.begin_implicitly()
                 return self._begin_savepoint()
-            self.flush()  # as before a savepoint: what waits is no part of the block
-            if self.in_transaction():  # of a stock bind, which the flush has written to
+            self.flush()  # as before a savepoint: earlier changes are no part of the block
+            if self.in_transaction():  # the flush has written to a stock bind
                 return self._begin_savepoint()
         if (noted := self.noted_transaction()) is not None:
-            noted.close()  # objects keep their changes
+            noted.close()  # without rollback(): objects keep their changes
         self.ask_for_settings()
         transaction = super().begin()
         assert isinstance(transaction, OptInSessionTransaction)
@@ -117,7 +118,7 @@ class OptInSession(HasAtomic, WritingSession):
         return self._with_handed_out(super().begin(nested=True))
 
     def _with_handed_out(self, transaction: SessionTransaction) -> SessionTransaction:
-        """Have the user's connections join the transaction; end it if one of them can't."""
+        """Have the user's connections join the transaction; end it if a connection can't join."""
         try:
             self.join_handed_out()
         except BaseException:
@@ -126,25 +127,27 @@ class OptInSession(HasAtomic, WritingSession):
         return transaction
 
     def begin_nested(self) -> SessionTransaction:
-        """Set a SAVEPOINT; outside there is nothing to nest in, so it is :meth:`begin`.
+        """Begin a savepoint; outside, where there is nothing to nest in, begin a transaction.
 
-        As ever, what is waiting is stored before: it is no part of the block. With
-        ``begin_on_write=True`` it begins the transaction outside, too, which stays open.
+        Pending changes are flushed before, as with SQLAlchemy, so they are no part of the block.
+        Outside, they are stored before, in a transaction of their own. With
+        ``begin_on_write=True``, this call outside begins a transaction, which stays open, and a
+        savepoint in it.
         """
         return self.begin(nested=True)
 
     def commit(self) -> None:
-        """Commit the transaction. Outside, store all that is waiting in a transaction of its own.
+        """Commit the transaction; outside, store all pending changes in a transaction of their own.
 
         If the transaction stores one new or changed object and sends nothing else, the INSERT or
         UPDATE is sent alone.
 
-        :raises Exception: what the database says. Outside, nothing is stored then, and the
-            session is usable at once. With ``begin_on_write=True`` it needs a ``rollback()``
-            before, as SQLAlchemy's does.
+        :raises Exception: The error of the database. Outside a transaction, nothing is stored then,
+            and the session is usable at once. With ``begin_on_write=True`` the session first needs
+            a ``rollback()``, as SQLAlchemy's does.
         :raises sqlalchemy.exc.InvalidRequestError: inside a ``with …begin():`` block, which is
-            stored at its end, as a whole, or not at all. With ``begin_on_write=True`` it ends the
-            transaction of the block, as SQLAlchemy's does.
+            stored at its end, as a whole, or not at all. With ``begin_on_write=True``, ``commit()``
+            ends the transaction of the block, as with SQLAlchemy.
         """
         if self.is_outside and not self.begins_on_write:
             with WritingCall(self, Kind.COMMIT):
@@ -158,28 +161,28 @@ class OptInSession(HasAtomic, WritingSession):
         super().commit()
 
     def rollback(self) -> None:
-        """Roll the transaction back. Outside, forget what is waiting, and send nothing.
+        """Roll back the transaction; outside, discard pending changes and send nothing.
 
-        Pending objects go, and changed attributes are reloaded at their next use.
+        Pending objects leave the session, and all others are read again at their next use.
         """
         if self.is_outside and super().get_transaction() is None:
-            # Inside a block whose transaction has ended there is nothing left to do.
+            # In a block whose transaction has already ended, there is nothing to roll back.
             if self.entered is not None:
                 return
-            # Without a SessionTransaction there is nothing to roll back. SQLAlchemy begins one at
-            # the first of several changes only, and that one may have ended.
+            # Without a SessionTransaction, rollback() would do nothing. SQLAlchemy begins one only
+            # at the first of several changes, and it may have ended since.
             super().begin()
         super().rollback()
 
     def in_transaction(self) -> bool:
-        """Tell whether a transaction is open. Outside there is none, whatever is pending."""
+        """Tell whether a transaction is open. Pending changes alone do not begin one."""
         return not self.is_outside
 
     def get_transaction(self) -> SessionTransaction | None:
-        """Return the outermost transaction; outside there is none."""
+        """Return the outermost transaction, or ``None`` outside a transaction."""
         return None if self.is_outside else super().get_transaction()
 
-    # What is atomic, and what comes after
+    # Rollback on request, and callbacks after the transaction
 
     def atomic_session(self) -> OptInSession:
         return self
@@ -187,17 +190,18 @@ class OptInSession(HasAtomic, WritingSession):
     def set_rollback(self) -> None:
         """Ask for a rollback, without an error, at the end of the innermost block.
 
-        That is one of ``begin()``, ``begin_nested()`` or ``atomic()``, or a request that is a
-        transaction. Sends nothing.
+        The block may be of ``begin()``, ``begin_nested()`` or ``atomic()``, or a request that is a
+        transaction. ``atomic(savepoint=False)`` inside another block can't be undone alone: if it
+        asks for a rollback, the other block raises ``PendingRollbackError`` at its end. This call
+        sends nothing.
 
-        :raises sqlalchemy.exc.InvalidRequestError: outside. And at the end of the block around an
-            ``atomic(savepoint=False)`` that has asked for it, which can't be undone alone.
+        :raises sqlalchemy.exc.InvalidRequestError: outside a transaction.
         """
         innermost = self.innermost()
         if innermost is None:
             raise exc.InvalidRequestError(
-                "set_rollback() is for a transaction, and none is open: rollback() forgets what is "
-                "waiting."
+                "set_rollback() is for a transaction, and none is open. To discard pending "
+                "changes, call rollback()." + see("set-rollback-outside")
             )
         if innermost.roll_back_only is None:
             innermost.roll_back_only = ""
@@ -205,18 +209,19 @@ class OptInSession(HasAtomic, WritingSession):
     def on_commit(self, function: Callback) -> None:
         """Call a function once the open transaction is committed; outside, call it at once.
 
-        It is called after COMMIT, outside the transaction: it may begin another. Functions are
-        called in the order of their registration. One that was registered in a savepoint or a
-        transaction that is rolled back is dropped, and all are if a lost connection leaves open
-        what became of the COMMIT or of the one statement, or if only a part of the transaction's
-        binds were committed.
+        The function is called after COMMIT, outside the transaction, so it may begin another one.
+        Functions are called in the order of their registration. If a savepoint or transaction is
+        rolled back, the functions that were registered in it are dropped. All functions are dropped
+        if the connection is lost during COMMIT or the one statement, so that the outcome is
+        unknown, or if only some of the transaction's binds were committed.
 
-        If one raises, the others are called all the same; then the first error is raised, from
-        where the transaction was ended, and others are logged. What is committed stays so.
+        If a function raises an error, the other functions are called all the same. Then the call
+        that has ended the transaction raises the first error, and the other errors are logged. The
+        transaction stays committed.
 
         :param function: A function without parameters.
-        :raises TypeError: if it can't be called, or would run later than that.
-        :raises sqlalchemy.exc.InvalidRequestError: in a block whose transaction was ended.
+        :raises TypeError: if the function can't be called, or is ``async`` or a generator function.
+        :raises sqlalchemy.exc.InvalidRequestError: in a block whose transaction has already ended.
         """
         check_callback(function, "on_commit()")
         innermost = self.innermost()
@@ -232,15 +237,15 @@ class OptInSession(HasAtomic, WritingSession):
     def on_rollback(self, function: Callback) -> None:
         """Call a function if the open transaction or savepoint is rolled back.
 
-        It is called after the outermost transaction has ended, by COMMIT or ROLLBACK. The functions
-        of savepoints that were rolled back come before those of :meth:`on_commit`. Outside there is
-        nothing to roll back, and the function is never called. Errors of the functions are treated
-        as with :meth:`on_commit`; where an error or ``close()`` has ended the transaction, all of
-        them are logged.
+        The function is called after the outermost transaction has ended, by COMMIT or ROLLBACK.
+        Functions of savepoints that were rolled back are called before those of :meth:`on_commit`.
+        Outside there is nothing to roll back, and the function is never called. Errors of the
+        functions are raised and logged as with :meth:`on_commit`. But if an exception or
+        ``close()`` has ended the transaction, all these errors are logged, and none is raised.
 
         :param function: A function without parameters.
-        :raises TypeError: if it can't be called, or would run later than that.
-        :raises sqlalchemy.exc.InvalidRequestError: in a block whose transaction was ended.
+        :raises TypeError: if the function can't be called, or is ``async`` or a generator function.
+        :raises sqlalchemy.exc.InvalidRequestError: in a block whose transaction has already ended.
         """
         check_callback(function, "on_rollback()")
         innermost = self.innermost()
@@ -252,8 +257,8 @@ class OptInSession(HasAtomic, WritingSession):
     # The end
 
     def close(self) -> None:
-        """Close the session as SQLAlchemy does, and give its connections back."""
-        if self._state is OUTSIDE and not self.callbacks:  # no transaction ends with it
+        """Close the session as SQLAlchemy does, and give its connections back to the pools."""
+        if self._state is OUTSIDE and not self.callbacks:  # close() ends no transaction
             self._close()
         else:
             with after_end(self, only_log=True):
@@ -268,7 +273,7 @@ class OptInSession(HasAtomic, WritingSession):
             self._end_loans()
 
     def reset(self) -> None:
-        """Reset the session as SQLAlchemy does, and give its connections back."""
+        """Reset the session as SQLAlchemy does, and give its connections back to the pools."""
         with after_end(self, only_log=True):
             self._note_closed_inside()
             try:
@@ -287,7 +292,7 @@ class OptInSession(HasAtomic, WritingSession):
                 self._end_loans()
 
     def _note_closed_inside(self) -> None:
-        """Have the blocks that are entered raise an error at their end, if they lose anything."""
+        """Have the entered blocks raise an error at their end, if they lose any of their work."""
         entered = self.entered
         if not isinstance(entered, Block) or not entered.is_open:
             return
@@ -300,7 +305,7 @@ class OptInSession(HasAtomic, WritingSession):
 
     def _check(self, options: TransactionOptions) -> None:
         bind = self._default_bind()
-        if isinstance(bind, OptInEngine):  # other binds are checked when they join
+        if isinstance(bind, OptInEngine):  # other binds check the options when they join
             options.over(bind.transaction_options).check(bind.dialect)
 
     def _already_begun(self) -> str:
@@ -308,21 +313,23 @@ class OptInSession(HasAtomic, WritingSession):
         if transaction.begun_at is not None:
             return (
                 "A transaction is already begun on this Session: with begin_on_write=True it was "
-                f"begun by {transaction.begun_at}, the first call that writes or locks (or any, at "
-                "an isolation level above READ COMMITTED). Call commit() or rollback() before this "
-                "begin(), or put that call into its block, too."
+                f"begun by {transaction.begun_at}, the first call that writes or locks (or any "
+                "call, at an isolation level above READ COMMITTED). Call commit() or rollback() "
+                "before this begin(), or move that call into its block." + see("begin-after-write")
             )
         if self.is_inside:
             return (
                 "A transaction is already begun on this Session. For functions that call each "
-                "other, use atomic() in each: outermost it is begin(), inside it is a savepoint, "
-                "as begin_nested() is. Or leave this begin() out."
+                "other, use atomic() in each: outside a transaction, atomic() begins one; inside a "
+                "transaction, it sets a savepoint, as begin_nested() does. Or leave this begin() "
+                "out." + see("begin-inside")
             )
         return (
             "A transaction is already begun on this Session, by SQLAlchemy itself, on a bind "
-            "whose connections don't rest in autocommit: one of another database, an engine that "
+            "whose connections are not in autocommit: one of another database, an engine that "
             "fictive_sqlalchemy.create_engine() has not made, or a Connection. With "
-            "Flask-SQLAlchemy that is each backend that is not in AUTOCOMMIT_DRIVERS of the "
-            "extension, which names postgresql: add the backend there. Use commit() or rollback() "
-            "before, or begin_nested() for a savepoint inside it."
+            "Flask-SQLAlchemy, these are the backends that AUTOCOMMIT_DRIVERS of the extension "
+            "does not list; by default it lists postgresql. Add the backend to the list. Or call "
+            "commit() or rollback() first, or begin_nested() for a savepoint."
+            + see("begin-on-other-bind")
         )

@@ -1,4 +1,4 @@
-"""What SQL does, as far as its text tells. Nothing is sent."""
+"""What SQL does, as far as its text shows. Nothing here sends anything."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 
-# What a statement that only reads begins with.
+# A statement that only reads begins with one of these words.
 _READING = frozenset({"SELECT", "VALUES", "TABLE", "SHOW", "EXPLAIN", "WITH"})
 
-# A statement with one of these words writes or locks, unless the word is a name.
+# A statement that contains one of these words writes or locks, unless the word is a name.
 _WRITING = frozenset(
     {"INSERT", "UPDATE", "DELETE", "MERGE", "INTO", "SHARE", "TRUNCATE", "CALL", "DO", "ANALYZE"}
 )
@@ -37,7 +37,7 @@ _WRITING_FUNCTIONS = re.compile(
 )
 
 # Functions that only read, and keywords that a parenthesis may follow. Another function may be the
-# user's own, and called for what it does: in a SELECT without FROM, or as the source of the rows.
+# user's own and may write, if a SELECT without FROM calls it, or if it is the source of the rows.
 _READING_NAMES = """
     ABS AGE ANY ARRAY ARRAY_AGG AVG BOOL_AND BOOL_OR CARDINALITY CAST CEIL CLOCK_TIMESTAMP COALESCE
     CONCAT COUNT CURRENT_DATABASE CURRENT_SCHEMA CURRENT_SCHEMAS CURRENT_SETTING CURRENT_TIMESTAMP
@@ -56,7 +56,7 @@ _READING_NAMES = """
 """
 _READING_FUNCTIONS = frozenset(_READING_NAMES.split())
 
-# Words before a function that is the source of rows.
+# Words that precede a function which is the source of rows.
 _SOURCES = frozenset({"FROM", "JOIN", "LATERAL"})
 
 # The word after one of these is a name, even if it looks like a keyword; not after "FROM (".
@@ -73,7 +73,7 @@ class Call(NamedTuple):
     """The SQL of each argument."""
 
     end: int
-    """Where the last argument ends."""
+    """The position in the SQL at which the last argument ends."""
 
 
 class Word(NamedTuple):
@@ -82,16 +82,16 @@ class Word(NamedTuple):
     text: str
 
     is_called: bool
-    """Whether a parenthesis follows."""
+    """Whether a parenthesis follows the word."""
 
     is_name: bool
-    """Whether it names something, and is no keyword: ``share`` in ``paper.share``."""
+    """Whether the word is a name and not a keyword, such as ``share`` in ``paper.share``."""
 
 
 def statements(sql: str) -> Iterator[list[Word]]:
     """Yield the words of each statement.
 
-    Comments, strings and quoted names are left out, but not the quoted name of a function.
+    Comments, strings and quoted names are left out. A quoted name of a called function is yielded.
 
     :param sql: One statement or more.
     """
@@ -122,10 +122,10 @@ def statements(sql: str) -> Iterator[list[Word]]:
 
 
 def calls(sql: str, function: str) -> Iterator[Call]:
-    """Yield each call of a function, those in comments and strings left out.
+    """Yield each call of a function that is not in a comment or a string.
 
     :param sql: One statement or more.
-    :param function: Its name, in capitals.
+    :param function: The name of the function, in capitals.
     """
     tokens = list(_TOKEN.finditer(sql))
     for at, token in enumerate(tokens):
@@ -150,10 +150,10 @@ def calls(sql: str, function: str) -> Iterator[Call]:
 
 @lru_cache(maxsize=2048)
 def evidently_reads(sql: str) -> bool:
-    """Tell whether SQL only reads, and locks nothing, as far as its text tells.
+    """Tell whether SQL only reads and locks nothing, as far as its text shows.
 
-    ``False`` where there is doubt. A function of the user's own that writes, among the columns or
-    in the criteria of a SELECT that has a FROM, is not seen.
+    In case of doubt the answer is ``False``. But if a SELECT with a FROM calls a function of the
+    user that writes, among its columns or in its criteria, the answer is ``True``.
 
     :param sql: One statement or more.
     """
@@ -161,9 +161,9 @@ def evidently_reads(sql: str) -> bool:
 
 
 def is_reading_function(name: str) -> bool:
-    """Tell whether a function is one of PostgreSQL's that only read.
+    """Tell whether a function is known to be one of PostgreSQL that only reads.
 
-    :param name: Its name.
+    :param name: The name of the function.
     """
     return name.upper() in _READING_FUNCTIONS
 
@@ -189,7 +189,7 @@ def _reads(words: list[Word]) -> bool:
 
 @lru_cache(maxsize=2048)
 def evidently_writes(sql: str) -> bool:
-    """Tell whether SQL changes rows, as far as its text tells; ``False`` where there is doubt.
+    """Tell whether SQL changes rows, as far as its text shows; in case of doubt, return ``False``.
 
     :param sql: One statement or more.
     """
@@ -207,7 +207,7 @@ def _changes_in_cte(words: list[Word]) -> bool:
 
 
 def first_words(sql: str) -> list[list[str]]:
-    """Return up to three words of each statement, in capitals, with which it begins.
+    """Return the first words of each statement, three at most, in capitals.
 
     :param sql: One statement or more.
     """
@@ -216,7 +216,7 @@ def first_words(sql: str) -> list[list[str]]:
         words = [word.text for word in statement]
         found.append(words[:3])
         if words[0] == "CREATE" and ("BEGIN", "ATOMIC") in pairwise(words):
-            break  # the body of an SQL function: its statements end in END, which is no COMMIT
+            break  # the body of an SQL function follows: its END is no COMMIT
     return found
 
 
@@ -233,7 +233,7 @@ def begins_or_ends_transaction(words: list[str]) -> bool:
     return first in ("BEGIN", "COMMIT", "END", "ABORT")
 
 
-# A statement without one of these words ends no transaction, and most have none.
+# A statement without any of these words ends no transaction. Most statements have none of them.
 _ENDS = re.compile(r"\b(?:COMMIT|ROLLBACK|END|ABORT|PREPARE)\b", re.IGNORECASE)
 
 

@@ -1,9 +1,8 @@
-"""A server that is a standby: an engine that is to write has to find the primary again.
+"""A server that is a standby: how an engine that writes finds the primary again.
 
 After a failover the address of an engine may for a moment still lead to the server that was the
-primary. There are no connections that became those of a standby while they were open, because a
-primary becomes a standby only by a restart. But new ones may reach it, and the pool would keep
-them.
+primary. A primary becomes a standby only by a restart, which closes all its connections. But new
+connections may then reach the standby, and the pool would keep them.
 """
 
 from __future__ import annotations
@@ -16,18 +15,18 @@ from sqlalchemy.pool import PoolProxiedConnection
 
 from .errors import reported_to, was_refused
 
-#: Key in the ``info`` of a pool's entry: whether the session or the user still needs the connection
-#: that has refused a write, for a savepoint, a stream or a lock.
+#: Key in the ``info`` of a pool's entry: whether the session or the user still needs a connection
+#: on which a write was refused, for a savepoint, a stream or a lock.
 IN_USE = "fictive_sqlalchemy.in_use_on_standby"
 
-# In seconds.
+# The shortest time in seconds between two errors that close the connections to a standby.
 _PAUSE = 1.0
 
 
 def is_loss(error: BaseException, dialect: Any, driver: Any, cursor: Any) -> bool:
-    """Tell whether nobody knows whether the server has executed a statement that has failed.
+    """Tell whether it is unknown if the server has executed a statement that has failed.
 
-    :param error: The error: of the driver, or of a signal handler that has interrupted the driver.
+    :param error: The error of the driver, or of a signal handler that has interrupted the driver.
     :param dialect: SQLAlchemy's dialect.
     :param driver: The DBAPI connection.
     :param cursor: The cursor.
@@ -40,14 +39,14 @@ def is_loss(error: BaseException, dialect: Any, driver: Any, cursor: Any) -> boo
 def leave_standbys(dialect: Dialect) -> None:
     """Have SQLAlchemy close the connections to a server that has refused a write as a standby.
 
-    SQLAlchemy then treats the error as that of a lost connection: this connection and all those of
-    the pool that are as old are replaced at their next use. Nothing is sent to find out: the server
-    tells the driver when a connection is opened whether it is a standby, since PostgreSQL 14.
+    SQLAlchemy then treats the error as that of a lost connection: this connection, and all
+    connections of the pool that are as old, are replaced at their next use. Sends nothing, because
+    since PostgreSQL 14 the server tells the driver at connect whether it is a standby.
 
-    At most once a second, because a new connection may reach the standby again, as it does where
-    the engine is for a standby on purpose.
+    This happens once a second at most, because a new connection may reach the standby again. If
+    the address of the engine is that of a standby on purpose, each new connection does.
 
-    :param dialect: The dialect of an engine that writes, so not of a replica's.
+    :param dialect: The dialect of an engine that writes, and so not that of a replica.
     """
     original = dialect.is_disconnect
     left_at = -_PAUSE
@@ -56,7 +55,7 @@ def leave_standbys(dialect: Dialect) -> None:
         nonlocal left_at
         if original(error, connection, cursor):
             return True
-        # A ping of the pool passes the driver's connection, and asks nothing that is refused.
+        # A ping of the pool passes the driver's connection. No standby refuses a ping.
         if not (isinstance(connection, PoolProxiedConnection) and was_refused(error)):
             return False
         if connection.info.get(IN_USE) or not is_standby(connection.driver_connection):

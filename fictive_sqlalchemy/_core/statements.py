@@ -1,7 +1,7 @@
-"""What is done before a statement outside a transaction: refuse it, begin, or hold its cursor.
+"""What is done before a statement: refuse it, begin a transaction, declare a cursor WITH HOLD.
 
-SQLAlchemy's compiler knows where a statement locks: in itself, in a subquery or in a CTE. Its
-execution context knows which statement reads with a cursor on the server.
+SQLAlchemy's compiler knows whether a statement locks, even in a subquery or in a CTE.
+SQLAlchemy's execution context knows whether a statement reads with a server-side cursor.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from sqlalchemy.engine import Dialect
 
 from . import observing
 from .autocommit import HELD_CURSORS, PSYCOPG
+from .errors import see
 from .results import DeclaredCursors
 from .server_state import Left, examine, left_behind
 from .sql import ends_transaction, evidently_reads
@@ -22,14 +23,14 @@ from .sql import ends_transaction, evidently_reads
 
 @runtime_checkable
 class NotesWhatIsLeft(Protocol):
-    """A connection of ours; SQLAlchemy makes others to ask the server for its version."""
+    """A connection of ours. SQLAlchemy makes other ones to ask the server for its version."""
 
     def note_left_behind(self, left: Left) -> None: ...
 
 
 @lru_cache(maxsize=2048)
 def _is_ordinary(sql: str) -> bool:
-    """Tell whether SQL leaves nothing on the server's session, and ends no transaction.
+    """Tell whether SQL leaves nothing on the server's session and ends no transaction.
 
     :param sql: One statement or more.
     """
@@ -37,17 +38,17 @@ def _is_ordinary(sql: str) -> bool:
 
 
 def guard_statements_outside(dialect: Dialect) -> None:
-    """Look at each statement of a dialect that is about to be sent outside a transaction.
+    """Look at each statement of a dialect before it is sent outside a transaction.
 
-    On the connection of a session with ``begin_on_write=True``, a statement that may write or lock
-    begins the session's transaction. On a connection that its user holds, the option is the
-    engine's. Otherwise a SELECT that locks is refused before it is sent: the lock would be gone
-    with the statement. (A statement that also writes may lock: what it writes is what the lock is
-    for, and both are over when it returns.) A cursor on the server is WITH HOLD, so that no
-    transaction is open while its rows are read:
+    If the session has ``begin_on_write=True``, a statement that may write or lock begins the
+    session's transaction. For a connection of ``engine.connect()``, the option of the engine
+    counts. Without the option, a SELECT that locks is refused before it is sent, because the lock
+    would be released at the end of the statement. (A statement that also writes may lock, because
+    the lock is for the write, which ends with the same statement.) A server-side cursor is declared
+    WITH HOLD, so that no transaction is open while its rows are read:
     https://www.postgresql.org/docs/current/sql-declare.html
 
-    :param dialect: The dialect of an engine of ours, and of no other.
+    :param dialect: The dialect of an engine of ours, and of no other engine.
     """
     compiler: Any = dialect.statement_compiler
     context: Any = dialect.execution_ctx_cls
@@ -74,21 +75,22 @@ def guard_statements_outside(dialect: Dialect) -> None:
 
     class GuardedContext(context):  # type: ignore[misc]
         declares: Any = None  # the cursor WITH HOLD that the statement declares
-        had_cursors = False  # whether the connection had another one before
-        take_back: Any = None  # what an observer has to hear if the statement fails
+        had_cursors = False  # whether the connection had such a cursor before
+        take_back: Any = None  # an observer's function to call if the statement fails
 
         def pre_exec(self) -> None:
             compiled = self.compiled
-            # getattr() and lru_cache() call no Python function: each statement comes here.
+            # Each statement passes through here. getattr() and lru_cache() call no Python function.
             if getattr(compiled, "locks", False) or getattr(
                 self.root_connection, "begins_on_write", False
             ):
                 self.begin_if_it_writes()
                 if self.locks_in_vain() and not self.root_connection.is_inside():
                     raise exc.InvalidRequestError(
-                        "with_for_update() outside a transaction protects nothing, for the lock "
-                        "would be gone with the statement: put the read and what depends on it "
-                        "into `with session.begin():`. Nothing was sent."
+                        "with_for_update() outside a transaction protects nothing, because the "
+                        "server releases the lock when the statement ends: put the read, and the "
+                        "write that depends on it, into `with session.begin():`. Nothing was "
+                        "sent." + see("lock-outside")
                     )
             sql = self.unicode_statement if compiled is None else compiled.string
             if not _is_ordinary(sql):
@@ -101,7 +103,7 @@ def guard_statements_outside(dialect: Dialect) -> None:
             context.pre_exec(self)  # super() is slower
 
         def begin_if_it_writes(self) -> None:
-            """Begin the transaction, if the session or the engine says that a write begins one."""
+            """Begin the transaction that the statement needs, if ``begin_on_write`` is set."""
             connection = self.root_connection
             if not connection.begins_on_write:
                 return
@@ -116,11 +118,11 @@ def guard_statements_outside(dialect: Dialect) -> None:
                 before = connection.held
                 connection.begin_implicitly()
                 if connection.held is not before and getattr(self, "cursor", None) is not None:
-                    self.cursor = connection.taken.cursor()  # that of before was lost meanwhile
+                    self.cursor = connection.taken.cursor()  # the first one was lost meanwhile
             owner = connection.owner
             if observer is not None and owner is not None and not reads:
                 take_back = observer.statement_writes(owner, only_locks=self.locks_in_vain())
-                self.take_back = take_back or self.take_back  # a stream comes here twice
+                self.take_back = take_back or self.take_back  # a stream passes here twice
 
         def create_server_side_cursor(self) -> Any:
             connection = self.root_connection
@@ -135,7 +137,7 @@ def guard_statements_outside(dialect: Dialect) -> None:
             if self.dialect.driver not in PSYCOPG:
                 return super().create_server_side_cursor()  # pyright: ignore
             if connection.is_inside():
-                # Not by super(), which takes the DBAPI connection of before begin_if_it_writes().
+                # super() would take the DBAPI connection that was held before begin_if_it_writes().
                 cursor = connection.taken.cursor(f"stream_{token_hex(8)}")
                 if self.dialect.driver == "psycopg":
                     if connection.declared is None:
@@ -143,7 +145,7 @@ def guard_statements_outside(dialect: Dialect) -> None:
                     connection.declared.add(cursor)
                 return cursor
             if self.locks_in_vain():
-                return self.create_default_cursor()  # nothing is sent on it: pre_exec() refuses
+                return self.create_default_cursor()  # pre_exec() refuses, so nothing is sent
             connection.has_streamed = True
             info = connection.taken.info
             self.had_cursors, info[HELD_CURSORS] = HELD_CURSORS in info, True

@@ -1,8 +1,8 @@
 """The state of a session: outside a transaction, inside one, or on a stock bind.
 
-Outside, a session has no transaction of the database. SQLAlchemy has a ``SessionTransaction`` then,
-too, but it has no connection and only notes which objects have changed. The session's connections,
-which are on loan from the pool, are in autocommit.
+Outside, a session has no transaction in the database. SQLAlchemy's ``SessionTransaction`` then has
+no connection, and only notes which objects have changed. The session's connections, which are on
+loan from the pool, are in autocommit.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from .blocks import (
 from .callbacks import Callbacks
 from .connection import OptInConnection
 from .engine import OptInEngine
+from .errors import see
 from .loans import Loans
 from .local_settings import LocalSettings, Settings, check_source, checked
 from .options import split_options
@@ -48,33 +49,33 @@ class State(Enum):
            ▼ used                        │ or a flush() that writes to both
          STOCK  ─────────────────────────┘              (or the transaction ends: OUTSIDE)
 
-    A transaction that a write has begun ends with the call that has written, or with commit(),
-    rollback() or close(): see :mod:`.writes`.
+    A transaction that a write has begun ends with the call that has written, or with ``commit()``,
+    ``rollback()`` or ``close()``: see :mod:`.writes`.
     """
 
     OUTSIDE = "outside"
     """No transaction was asked for. SQLAlchemy's ``SessionTransaction`` only notes changes."""
 
     INSIDE = "inside"
-    """A transaction is open. Every bind that is used joins, with a real transaction."""
+    """A transaction is open. Each bind that is used joins it with a real transaction."""
 
     STOCK = "stock"
     """SQLAlchemy has begun a transaction by itself, on a bind that is not an :class:`.OptInEngine`.
-    An :class:`.OptInEngine` is still outside."""
+    For each :class:`.OptInEngine`, the session is still outside."""
 
 
-# Each statement asks, and the attributes of an Enum are slow.
+# Each statement reads the state, and reading an attribute of an Enum is slow.
 OUTSIDE, INSIDE, STOCK = State
 
 
 class SessionStates(SessionHooks):
-    """The state machine of a session, and which connection a statement gets in each state."""
+    """The state machine of a session, and the connection that a statement gets in each state."""
 
     begins_on_write: bool
-    """Whether the first write outside begins a transaction that lasts until commit()."""
+    """Whether the first write outside begins a transaction that lasts until ``commit()``."""
 
     local_settings: LocalSettings | None = None
-    """What its statements carry, see :meth:`set_local`."""
+    """The settings that its statements carry: see :meth:`set_local`."""
 
     def __init__(
         self,
@@ -84,11 +85,14 @@ class SessionStates(SessionHooks):
         **kwargs: Any,
     ) -> None:
         if not isinstance(begin_on_write, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise exc.ArgumentError(f"begin_on_write is True or False, not {begin_on_write!r}.")
+            raise exc.ArgumentError(
+                f"begin_on_write is True or False, not {begin_on_write!r}."
+                + see("begin-on-write-option")
+            )
         if begin_on_write and kwargs.get("autobegin") is False:
             raise exc.ArgumentError(
                 "begin_on_write=True lets a write begin a transaction, which autobegin=False "
-                "forbids: leave one of them out."
+                "forbids: leave one of them out." + see("begin-on-write-option")
             )
         if local_settings is not None:
             check_source(local_settings)
@@ -109,9 +113,9 @@ class SessionStates(SessionHooks):
     # The transitions that SQLAlchemy's events cause (see the end of this module)
 
     def transaction_created(self, transaction: SessionTransaction) -> None:
-        """Go inside, if it is the transaction of a ``begin()``."""
+        """Set the class of a transaction. If ``begin()`` has created it, enter the state INSIDE."""
         origin = transaction.origin
-        # SQLAlchemy has no parameter for the class.
+        # SQLAlchemy has no parameter for the class of a transaction.
         if origin is SessionTransactionOrigin.BEGIN_NESTED:
             transaction.__class__ = OptInSavepoint
         elif origin is not SessionTransactionOrigin.SUBTRANSACTION:
@@ -128,7 +132,7 @@ class SessionStates(SessionHooks):
             transaction.__class__ = FlushThatLeavesObjects
 
     def transaction_begun(self, transaction: SessionTransaction, connection: Connection) -> None:
-        """Note that a bind has joined. Outside, only a stock bind does."""
+        """Note that a bind has joined a transaction. Outside, only a stock bind joins one."""
         if isinstance(transaction, Block):
             transaction.begun_on |= {connection}
         if self._state is OUTSIDE and isinstance(transaction, OptInSessionTransaction):
@@ -141,7 +145,7 @@ class SessionStates(SessionHooks):
             committed.hand_over_callbacks()
 
     def transaction_ended(self, transaction: SessionTransaction) -> None:
-        """Go outside, if it is the outermost one."""
+        """Note the end of a transaction. If it is the outermost one, enter the state OUTSIDE."""
         if isinstance(transaction, Block):
             transaction.note_end()
         if isinstance(transaction, OptInSessionTransaction):
@@ -149,7 +153,7 @@ class SessionStates(SessionHooks):
             self._loans.leave(transaction)
 
     def object_deleted(self, instance: object) -> None:
-        """Note an object whose row is deleted, for the end of the :class:`.WritingCall`."""
+        """Note an object whose row was deleted, for the end of the :class:`.WritingCall`."""
         if self.writing_call is not None:
             self.writing_call.deleted.append(instance)
 
@@ -169,7 +173,7 @@ class SessionStates(SessionHooks):
         return transaction
 
     def leave_to_stock(self, transaction: OptInSessionTransaction) -> None:
-        """Leave the state INSIDE, because no :class:`.OptInEngine` has joined the transaction."""
+        """Leave the state INSIDE, if no :class:`.OptInEngine` has joined the transaction."""
         self._state = STOCK if transaction.has_stock() else OUTSIDE
 
     @contextmanager
@@ -187,7 +191,7 @@ class SessionStates(SessionHooks):
             yield
 
     def join(self, connection: OptInConnection) -> None:
-        """Make a connection on loan part of the transaction; begin one if none is open.
+        """Make a connection on loan part of the transaction. Begin a transaction if none is open.
 
         :param connection: The connection.
         """
@@ -197,15 +201,15 @@ class SessionStates(SessionHooks):
         innermost.provide_connection(connection.engine, None)
 
     def join_handed_out(self) -> None:
-        """Make the connections that the user has part of the transaction, at its begin.
+        """Make the connections that the user has part of the transaction that begins.
 
-        Nobody sees when the user sends something on a cursor of the DBAPI connection. Sends
-        nothing, or SAVEPOINT where the transaction is a savepoint.
+        The user may send something on a cursor of the DBAPI connection, and nobody sees when. Sends
+        nothing, or SAVEPOINT if the transaction is a savepoint.
         """
         for connection in self._loans.handed_out():
             self.join(connection)
 
-    # What is known
+    # Queries
 
     @property
     def is_inside(self) -> bool:
@@ -218,16 +222,16 @@ class SessionStates(SessionHooks):
         return self._state is OUTSIDE
 
     def noted_transaction(self) -> Any:
-        """Return SQLAlchemy's outermost ``SessionTransaction``; outside it only notes changes."""
+        """Return SQLAlchemy's outermost ``SessionTransaction``. Outside, it only notes changes."""
         return self.current_transaction and super().get_transaction()
 
     def autobegun(self) -> OptInSessionTransaction:
-        """Return SQLAlchemy's outermost ``SessionTransaction``; make one if there is none."""
+        """Return SQLAlchemy's outermost ``SessionTransaction``. Make one if there is none."""
         transaction = self.noted_transaction()
         if transaction is None:
             state = self._state
             transaction = super().begin()
-            transaction.origin = SessionTransactionOrigin.AUTOBEGIN  # nobody has asked for it
+            transaction.origin = SessionTransactionOrigin.AUTOBEGIN  # nobody has called begin()
             self._state = state
         assert isinstance(transaction, OptInSessionTransaction)
         return transaction
@@ -235,13 +239,13 @@ class SessionStates(SessionHooks):
     def innermost(self) -> Block | None:
         """Return the innermost transaction or savepoint that is open.
 
-        :raises sqlalchemy.exc.InvalidRequestError: in a block whose transaction was ended.
+        :raises sqlalchemy.exc.InvalidRequestError: in a block whose transaction has already ended.
         """
         if self._state is OUTSIDE:
             if self.entered is not None and not self.callbacks.ending:
                 raise exc.InvalidRequestError(
                     "The transaction of this block was ended inside it, by commit(), rollback() or "
-                    "close(): leave the block before you go on."
+                    "close(): leave the block before you go on." + see("ended-in-block")
                 )
             return None
         innermost = super().get_nested_transaction() or super().get_transaction()
@@ -252,12 +256,12 @@ class SessionStates(SessionHooks):
         return self._state is not INSIDE and self.entered is None
 
     def _changed_binds(self) -> set[Any]:
-        """Return the binds of the objects that wait for a flush, asked for as a flush does."""
+        """Return the binds of the pending changes, as a flush finds them."""
         changed = [*self.new, *self.dirty, *self.deleted]
         return {self.get_bind(mapper) for mapper in set(map(object_mapper, changed))}
 
     def engines_in_use(self) -> list[OptInEngine]:
-        """Return the engines whose connections it has on loan."""
+        """Return the engines whose connections the session has on loan."""
         return list(self._loans)
 
     def _default_bind(self) -> Any:
@@ -269,7 +273,7 @@ class SessionStates(SessionHooks):
     def is_on_ours(self) -> bool:
         """Tell whether a transaction would include an :class:`.OptInEngine`, as far as is known.
 
-        Known are the default bind and those of the objects that wait for a flush.
+        The default bind and the binds of the pending changes are known.
         """
         known = {self._default_bind(), *self._changed_binds()} - {None}
         return not known or any(map(is_opt_in, known))
@@ -284,8 +288,8 @@ class SessionStates(SessionHooks):
         def autoflush(self):
             """Whether SQLAlchemy flushes before a statement.
 
-            Outside it is ``None``, which SQLAlchemy reads as off. But ``no_autoflush`` reads the
-            value, and sets it again later: so the setter takes ``None`` for on.
+            Outside, the value is ``None``, which SQLAlchemy reads as off. But ``no_autoflush``
+            reads the value and sets it again later. So the setter reads ``None`` as on.
             """
             if not self._autoflushes:
                 return False
@@ -304,13 +308,13 @@ class SessionStates(SessionHooks):
             self._autoflushes = value is None or bool(value)
 
     def _is_stock_waiting(self) -> bool:
-        """Tell whether all that waits is for stock binds, where SQLAlchemy flushes as ever."""
+        """Tell whether all pending changes are for stock binds, where SQLAlchemy autoflushes."""
         if self.connection_callable is not None:
             return False  # with shards, each object may have another bind
         try:
             binds = self._changed_binds()
         except exc.UnboundExecutionError:
-            return False  # for the flush to say, and not for a read
+            return False  # the flush raises this error, and not a read
         return bool(binds) and not any(map(is_opt_in, binds))
 
     # Connections
@@ -323,14 +327,14 @@ class SessionStates(SessionHooks):
         if (
             self._state is INSIDE
             or not isinstance(engine, OptInEngine)
-            # Inside a block whose transaction has ended SQLAlchemy refuses to go on.
+            # In a block whose transaction has ended, SQLAlchemy refuses statements.
             or self.entered is not None
         ):
             return super().provide_connection(engine, execution_options, **kw)
         if (
             self.begins_on_write
             and engine.primary is None
-            # The connection is borrowed first: its first use tells the server's default level.
+            # This borrows first, because an engine knows the server's default level after its use.
             and has_one_snapshot(self.borrow(engine))
         ):
             self.begin_implicitly()
@@ -338,49 +342,50 @@ class SessionStates(SessionHooks):
         if not execution_options:
             if engine.primary is not None:
                 return borrow_to_read(engine, self.borrow, self._loans)
-            on_loan = self._loans.get(engine)  # as borrow() does: each statement comes here
+            on_loan = self._loans.get(engine)  # borrow(), inlined: each statement passes here
             if on_loan is not None and on_loan.held is not None:
                 return on_loan
             return self.borrow(engine)
         if len(split_options(execution_options)[1]) < len(execution_options):
             raise exc.InvalidRequestError(
-                "The isolation level and the flags are those of a transaction, and none is open: "
-                "give them to `with session.begin(…):`."
+                "The isolation level and the flags belong to a transaction, and no transaction is "
+                "open: pass them to `with session.begin(…):`." + see("options-without-transaction")
             )
         return self.borrow(engine).execution_options(**execution_options)
 
     def borrow(self, engine: OptInEngine) -> OptInConnection:
-        """Return this session's connection to one of its binds; take one on loan if it has none.
+        """Return the session's connection to a bind. Take one on loan if the session has none.
 
         :param engine: The bind.
         """
         on_loan = self._loans.get(engine)
-        # What is held is not closed; to ask that takes a call.
+        # A connection with a DBAPI connection is not closed. Reading `closed` takes a call.
         if on_loan is not None and (on_loan.held is not None or not on_loan.closed):
             return on_loan
         if self._is_closed:
-            super().begin()  # which raises SQLAlchemy's own error
-        # SQLAlchemy 2.1: a session may have execution options for its connections.
+            super().begin()  # raises SQLAlchemy's own error
+        # In SQLAlchemy 2.1 a session may have execution options for its connections.
         return self._loans.borrow(engine, self, getattr(self, "execution_options", None))
 
     def set_local(self, settings: Settings) -> None:
-        """Have each statement of this session carry settings, until it is closed or reset.
+        """Have each statement of this session carry settings, until the session is closed or reset.
 
         ``session.set_local({"app.tenant_id": 7, "statement_timeout": "5s"})``. Outside a
-        transaction they travel with each statement, in the same round trip, and end with it; in a
-        transaction they are sent once, with its first statement, and again with the next one after
-        they were changed. The connection keeps none of it. Nothing is sent by this call.
+        transaction the settings travel with each statement, in the same round trip, and end with
+        the statement. In a transaction they are sent once, with the first statement. After a
+        change, they are sent again with the next statement. The connection keeps no setting. This
+        call sends nothing.
 
-        They are those of PostgreSQL's ``set_config(name, value, true)``, which is SET LOCAL:
+        The settings are set as by PostgreSQL's ``set_config(name, value, true)`` or SET LOCAL:
         https://www.postgresql.org/docs/current/functions-admin.html. Statements on cursors of the
-        driver do not carry them, nor do binds of another database.
+        driver, and statements to another database, do not carry the settings.
 
-        :param settings: By name; a value is a string, a number, a bool or a UUID. ``None`` takes
-            the setting back.
-        :raises sqlalchemy.exc.ArgumentError: if a name or a value can't be one. Nothing is changed.
-        :raises sqlalchemy.exc.InvalidRequestError: if a bind of PostgreSQL that the session uses is
-            no engine of :func:`.create_engine`, or its driver is neither psycopg2 nor psycopg 3;
-            there or when it is used.
+        :param settings: The settings by name. A value is a string, a number, a bool or a UUID;
+            ``None`` takes the setting back.
+        :raises sqlalchemy.exc.ArgumentError: if a name or a value is invalid. Nothing is changed.
+        :raises sqlalchemy.exc.InvalidRequestError: by this call or a later statement, if the
+            session uses a bind of PostgreSQL that is no engine of :func:`.create_engine`, or whose
+            driver is neither psycopg2 nor psycopg 3.
         """
         given = checked(settings)
         if self.local_settings is None:
@@ -394,9 +399,9 @@ class SessionStates(SessionHooks):
         self.local_settings.update(given)
 
     def ask_for_settings(self) -> None:
-        """Ask the function of ``local_settings``, unless that was done.
+        """Call the function of ``local_settings``, unless it was called already.
 
-        Before a transaction begins, because the function may use the session.
+        Call this before a transaction begins, because the function may use the session.
         """
         settings = self.local_settings
         if settings is None or not settings.is_to_ask:
@@ -405,30 +410,33 @@ class SessionStates(SessionHooks):
             settings.ask()
         if self.local_settings is not settings:
             raise exc.InvalidRequestError(
-                "The function of local_settings has closed or reset the session that it was asked "
-                "for, and its answer is lost: leave that out. Nothing was sent."
+                "The function of local_settings has closed or reset the session that it was called "
+                "for, so its settings are lost: remove that call from the function. Nothing was "
+                "sent." + see("settings-not-sent")
             )
 
     def refuse_stock(self, bind: Engine | Connection, settings: Mapping[str, object]) -> None:
         """Refuse settings on a bind of PostgreSQL that is no engine of ours.
 
         :param bind: The bind.
-        :param settings: The settings of the session, which may be none.
-        :raises sqlalchemy.exc.InvalidRequestError: as it says.
+        :param settings: The settings of the session. If there are none, every bind is accepted.
+        :raises sqlalchemy.exc.InvalidRequestError: if there are settings, and the bind is refused.
         """
         if settings and bind.dialect.name == "postgresql":
             raise exc.InvalidRequestError(
                 "The settings of set_local() travel with the statements of engines that "
                 "fictive_sqlalchemy.create_engine() makes, and this session uses a bind that is "
-                "another engine, or a Connection: bind it to such an engine."
+                "another engine, or a Connection: bind the session to such an engine."
+                + see("settings-on-other-engine")
             )
 
     def connection(self, bind_arguments: Any = None, execution_options: Any = None) -> Connection:
         """Return the connection to a bind, as SQLAlchemy does.
 
-        Outside, each statement on it stands alone. It joins each transaction that the session
-        begins later, and so do cursors of its DBAPI connection. With ``begin_on_write=True`` this
-        call begins the transaction, because nobody sees what is sent on such a cursor.
+        Outside, each statement on the connection stands alone. The connection joins each
+        transaction that the session begins later, and so do cursors of its DBAPI connection. With
+        ``begin_on_write=True`` this call begins the transaction, because nobody sees what is sent
+        on a cursor of the DBAPI connection.
 
         :param bind_arguments: As SQLAlchemy takes them.
         :param execution_options: As SQLAlchemy takes them.
@@ -444,24 +452,24 @@ class SessionStates(SessionHooks):
         return connection
 
     def give_back(self) -> None:
-        """Give the connections on loan back to the pool; the next statement takes one again.
+        """Give the connections on loan back to the pool. The next statement takes one again.
 
-        For code that will not need the database for a while. In a transaction, a connection is
-        kept. Sends nothing.
+        This is for code that will not need the database for a while. A connection in a transaction
+        is kept. Sends nothing.
         """
         self._loans.give_back()
 
     def read_from_primary(self) -> None:
-        """Send no read to a replica any more, until the session is closed or reset.
+        """Send all reads to the primary from now on, until the session is closed or reset.
 
-        A session that has been to the primary does so by itself, see :mod:`.replicas`.
+        A session that has used the primary does so without this call: see :mod:`.replicas`.
         """
         self._from_primary = True
 
     def get_bind(self, *args: Any, **kwargs: Any) -> Any:
         """Return the engine of a mapper or a statement, as SQLAlchemy does.
 
-        :returns: For a SELECT outside, one of the engine's replicas, if it has some.
+        :returns: For a SELECT outside a transaction, a replica of the engine, if it has any.
         """
         bind: Any = super().get_bind(*args, **kwargs)
         if self._state is INSIDE or self._from_primary or not getattr(bind, "replicas", ()):
@@ -474,7 +482,7 @@ class SessionStates(SessionHooks):
         return source_of(bind, clause, self._loans)
 
     def _end_loans(self) -> None:
-        """Give the connections back, and forget what held until the session is closed."""
+        """Give the connections back, and forget what lasts until the session is closed."""
         self._from_primary = self._has_handed_out = False
         source = self._settings_source
         self.local_settings = None if source is None else LocalSettings(source)
@@ -486,7 +494,7 @@ def is_opt_in(bind: Any) -> bool:
     return isinstance(bind, OptInEngine)
 
 
-# Before all other listeners, because these may raise.
+# These come before all other listeners, because the others may raise errors.
 for _name, _method in (
     ("after_transaction_create", SessionStates.transaction_created),
     ("after_begin", SessionStates.transaction_begun),

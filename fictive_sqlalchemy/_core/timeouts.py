@@ -1,4 +1,4 @@
-"""The timeout of a transaction: ``begin(timeout="2s")``."""
+"""The timeout of a transaction, as in ``begin(timeout="2s")``."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any, TypeAlias
 from sqlalchemy import exc
 from sqlalchemy.engine import Dialect
 
-from .errors import TransactionTimeout, sqlstate
+from .errors import TransactionTimeout, see, sqlstate
 
 Timeout: TypeAlias = str | int | float | timedelta
-"""A number of seconds, or text with a unit of PostgreSQL, such as ``"2s"`` or ``"500ms"``."""
+"""A number of seconds, a ``timedelta``, or text with a unit of PostgreSQL, such as ``"500ms"``."""
 
 # https://www.postgresql.org/docs/current/config-setting.html
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _TEXT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(us|ms|s|min|h|d)\s*\Z")
 
-_MOST_SECONDS = 2_147_483  # of milliseconds in an int of PostgreSQL
+_MOST_SECONDS = 2_147_483  # PostgreSQL has the milliseconds in an int of 32 bits
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _WHICH = {
@@ -32,7 +32,8 @@ def seconds_of(timeout: Any) -> float:
     """Return a timeout in seconds.
 
     :param timeout: What the user has given.
-    :raises sqlalchemy.exc.ArgumentError: if it is none, or less than a millisecond.
+    :raises sqlalchemy.exc.ArgumentError: if this is no timeout, is less than a millisecond, or is
+        more than PostgreSQL allows.
     """
     seconds = 0.0
     if isinstance(timeout, timedelta):
@@ -44,16 +45,18 @@ def seconds_of(timeout: Any) -> float:
     if not 0.001 <= seconds <= _MOST_SECONDS:
         raise exc.ArgumentError(
             f"timeout is a number of seconds, a timedelta, or text with a unit such as "
-            f'"500ms" or "2s", a millisecond or more, and not {timeout!r}.'
+            f'"500ms" or "2s", from a millisecond to 24 days, and not {timeout!r}.'
+            + see("timeout-argument")
         )
     return seconds
 
 
 def settings_for(seconds: float, dialect: Dialect) -> dict[str, str]:
-    """Return the settings of a transaction with a timeout.
+    """Return the settings of PostgreSQL for a transaction with a timeout.
 
-    Each statement and each pause between two has the timeout. PostgreSQL 17 and newer have one for
-    the whole transaction, which overrides the other two, because they are not shorter: https://www.postgresql.org/docs/current/runtime-config-client.html
+    Each statement and each pause between two statements has the timeout. PostgreSQL 17 and newer
+    also have a setting for the whole transaction. It overrides the other two, because they are not
+    shorter: https://www.postgresql.org/docs/current/runtime-config-client.html
 
     :param seconds: The timeout.
     :param dialect: The dialect of an engine that has connected.
@@ -67,16 +70,17 @@ def settings_for(seconds: float, dialect: Dialect) -> dict[str, str]:
 
 
 def ran_out(error: exc.DBAPIError, seconds: float, elapsed: float) -> TransactionTimeout | None:
-    """Return the error for a timeout that has run out; ``None`` if an error is another one.
+    """Return the error for a timeout that has run out; ``None`` if an error has another cause.
 
     :param error: The driver's error, as SQLAlchemy has wrapped it.
     :param seconds: The timeout.
-    :param elapsed: How many seconds ago the transaction has begun.
+    :param elapsed: How many seconds ago the transaction began.
     """
     which = _WHICH.get(sqlstate(error) or "")
     if which is None and error.connection_invalidated:
-        which = "and the server has closed the connection"  # whose last message nobody has read
-    # Before that, it is the cancel of somebody else, or another loss of the connection.
+        which = "and the server has closed the connection"  # nobody has read its last message
+    # If the timeout has not run out, somebody else has cancelled the statement, or the connection
+    # was lost for another reason.
     if which is None or elapsed < 0.99 * seconds:
         return None
     timeout = TransactionTimeout(
@@ -88,5 +92,6 @@ def ran_out(error: exc.DBAPIError, seconds: float, elapsed: float) -> Transactio
     timeout.add_detail(
         f"The timeout of {seconds:g} seconds of this transaction ran out {which}. The "
         "transaction is rolled back, unless this error is caught around a savepoint."
+        + see("timeout")
     )
     return timeout

@@ -19,6 +19,7 @@ from .connection_transactions import (
     OptInTransaction,
     OptInTwoPhaseTransaction,
 )
+from .errors import see
 from .failing import FailingConnection
 from .options import DEFAULT, TransactionOptions, split_options, without_autocommit
 from .phases import BEGINNING, OPEN, RESTING, STANDALONE
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-# A snapshot that begins with the first write would miss what the reads before it have seen.
+# If the snapshot began with the first write, it could differ from what earlier reads have seen.
 _SNAPSHOTS = ("REPEATABLE READ", "SERIALIZABLE")
 
 
@@ -46,25 +47,25 @@ class TransactingConnection(FailingConnection):
     """The isolation level and flags that its transactions begin with."""
 
     taken = Connection.connection
-    """The DBAPI connection; one is taken from the pool if there is none.
+    """The DBAPI connection. If none is held, one is taken from the pool.
 
-    For this package alone: the public ``connection`` also notes that its user has seen it.
+    This is for this package alone. The public ``connection`` also notes that the user has seen it.
     """
 
     is_seen = False
-    """Whether the user may have the DBAPI connection, or a cursor of it."""
+    """Whether the user may have the DBAPI connection or one of its cursors."""
 
     recorded: RecordedTransaction | None = None
-    """What is recorded of the open transaction, while something records."""
+    """The record of the open transaction, while something records."""
 
     session_transaction: SessionTransaction | None
-    """The session's open transaction, if the connection has joined one."""
+    """The session's open transaction that the connection has joined, or ``None``."""
 
     declared: DeclaredCursors | None = None
-    """The cursors on the server that end with the open transaction, if psycopg has them."""
+    """The server-side cursors of psycopg 3 that end with the open transaction."""
 
     def __init__(self, engine: RestingEngine) -> None:
-        # Before super().__init__(), whose events may use it already.
+        # Before super().__init__(), because listeners that it calls may use the connection already.
         self.transaction_options = engine.transaction_options
         self.session_transaction = None
         self.has_streamed = False
@@ -74,12 +75,12 @@ class TransactingConnection(FailingConnection):
         # The isolation level and flags that the open transaction has begun with.
         self._options_in_effect = engine.transaction_options
         self._unread_of_its_own: UnreadResults | None = UnreadResults()
-        # A session that has the connection on loan keeps the unread results. So this is a weak
-        # reference, which is None when the session is gone.
+        # If a session has the connection on loan, the session keeps the unread results. So this is
+        # a weak reference, which returns None when the session is gone.
         self._unread = ref(self._unread_of_its_own)
         self._has_sent = False
         self._begin_to_log: str | None = None
-        # The DBAPI connection that _has_input() watches, see Switch.watch().
+        # The DBAPI connection that _has_input() watches: see Switch.watch().
         self._watched: PoolProxiedConnection | None = None
         self._has_input: Callable[[int], Any] = bool
         super().__init__(engine)
@@ -98,13 +99,13 @@ class TransactingConnection(FailingConnection):
         if self._phase is STANDALONE:
             self.join_instead()
         if self.root_transaction is not None:
-            return super().begin()  # which raises SQLAlchemy's own error
+            return super().begin()  # raises SQLAlchemy's own error
         if self.transaction_options.isolation_level == "AUTOCOMMIT":
-            return super().begin()  # the user has asked for one that sends no BEGIN
+            return super().begin()  # the user has asked for a begin() that sends no BEGIN
         return OptInTransaction(self)
 
     def begin_nested(self) -> NestedTransaction:
-        """Set a SAVEPOINT; outside there is nothing to nest in, so it is :meth:`begin`."""
+        """Begin a savepoint; outside, where there is nothing to nest in, begin a transaction."""
         if self._phase is STANDALONE:
             self.join_instead()
         if self.get_transaction() is None:
@@ -114,21 +115,21 @@ class TransactingConnection(FailingConnection):
     def begin_twophase(self, xid: Any | None = None) -> TwoPhaseTransaction:
         """Begin a transaction that can be prepared.
 
-        :param xid: Its id; one is made up if it is left out.
+        :param xid: The id of the transaction. If it is left out, the dialect makes one.
         :raises sqlalchemy.exc.InvalidRequestError: if the connection is in a transaction.
         """
         if self._phase is STANDALONE:
             self.join_instead()
         if self.get_transaction() is not None:
-            return super().begin_twophase(xid)  # which raises SQLAlchemy's own error
+            return super().begin_twophase(xid)  # raises SQLAlchemy's own error
         return OptInTwoPhaseTransaction(self, xid or self.dialect.create_xid())
 
     def execution_options(self, **opt: Any) -> Self:
         """Set execution options.
 
-        :param opt: As SQLAlchemy takes them, but ``isolation_level``, ``postgresql_readonly``
-            and ``postgresql_deferrable`` are those of the transactions that begin from now on.
-            With the level ``"AUTOCOMMIT"``, ``begin()`` sends no BEGIN, as with SQLAlchemy. That is
+        :param opt: The options of SQLAlchemy. But ``isolation_level``, ``postgresql_readonly`` and
+            ``postgresql_deferrable`` are for the transactions that begin from now on. With the
+            level ``"AUTOCOMMIT"``, ``begin()`` sends no BEGIN, as with SQLAlchemy. This level is
             for code that calls ``begin()`` around statements that PostgreSQL refuses in a
             transaction.
         :raises sqlalchemy.exc.ArgumentError: if the database does not know a value.
@@ -139,7 +140,7 @@ class TransactingConnection(FailingConnection):
             if self.in_transaction():
                 raise exc.InvalidRequestError(
                     "The isolation level and the flags of a transaction that has begun can't "
-                    "be changed: set them before begin()."
+                    "be changed: set them before begin()." + see("options-after-begin")
                 )
             options = options.over(self.transaction_options)
             without_autocommit(options).check(self.dialect)
@@ -153,7 +154,7 @@ class TransactingConnection(FailingConnection):
         return self._options_in_effect
 
     def join_instead(self) -> None:
-        """Join the session's transaction, which is not one statement after all."""
+        """Join the session's transaction with BEGIN, because it is not one statement after all."""
         raise NotImplementedError
 
     def has_sent_nothing(self) -> bool:
@@ -164,7 +165,7 @@ class TransactingConnection(FailingConnection):
         )
 
     def give_options(self, **opt: Any) -> None:
-        """Set execution options, also for the open transaction, which has sent nothing yet.
+        """Set execution options, also for the open transaction, if it has sent nothing yet.
 
         :param opt: As :meth:`execution_options` takes them.
         """
@@ -181,7 +182,7 @@ class TransactingConnection(FailingConnection):
                 self._options_in_effect = options
                 switch.leave_autocommit(connection, options)
             except BaseException:
-                self.invalidate()  # the driver may be in autocommit in an open transaction
+                self.invalidate()  # the driver may be in autocommit inside the transaction
                 raise
 
     def leave_autocommit(self) -> None:
@@ -193,8 +194,9 @@ class TransactingConnection(FailingConnection):
             used_by = connection.info.get(USED_BY)
             if used_by is not None and (other := used_by()) and other.in_transaction():
                 raise exc.InvalidRequestError(
-                    "Another transaction is open on the one connection that this pool has for "
-                    "all: end that transaction first, or use a pool with more connections."
+                    "Another transaction is open on the only connection of this pool: end that "
+                    "transaction first, or use a pool with more connections."
+                    + see("one-connection-pool")
                 )
             connection.info[USED_BY] = ref(self)
         options = self._options_in_effect = self.transaction_options
@@ -207,7 +209,7 @@ class TransactingConnection(FailingConnection):
         except self.dialect.loaded_dbapi.Error as error:
             if not self.engine.switch.is_lost(connection.dbapi_connection):
                 self.raise_wrapped(error)
-            self._begin_on_another(options)  # lost since live_connection(), and nothing was sent
+            self._begin_on_another(options)  # it was lost since live_connection(); nothing was sent
 
     def note_begin(self) -> None:
         """Note that the transaction is open."""
@@ -228,8 +230,8 @@ class TransactingConnection(FailingConnection):
                     held.dbapi_connection, self._options_in_effect, held.info[STARTED_WITH]
                 )
         except BaseException as failure:
-            # Nobody knows the connection's state, so it must not reach the pool. An error of the
-            # driver is not raised: the transaction has ended, and its own error is the one to see.
+            # The state of the connection is unknown, so it must not reach the pool. An error of
+            # the driver is not raised, because it would hide the error of the transaction.
             self.invalidate()
             if not isinstance(failure, self.dialect.loaded_dbapi.Error):
                 raise
@@ -238,10 +240,10 @@ class TransactingConnection(FailingConnection):
             if (recorded := self.recorded) is not None:
                 self.recorded = None
                 recorded.end("rolled back")
-            self._phase = RESTING  # last: if an exception comes before, close() does all this again
+            self._phase = RESTING  # last: after an exception above, close() does all this again
 
     def waits_for_session(self) -> bool:
-        """Tell whether it returns to autocommit only when the session's transaction has ended.
+        """Tell whether the connection stays out of autocommit until the session's transaction ends.
 
         After a flush that failed, the transaction is rolled back on the server, but the session's
         block goes on. What the user sends meanwhile on a cursor of their own must not be stored.
@@ -249,7 +251,7 @@ class TransactingConnection(FailingConnection):
         return False
 
     def roll_back_rest(self) -> None:
-        """Roll back what a cursor of the user's has sent after the session's rollback."""
+        """Roll back what a cursor of the user has sent after the session's rollback."""
         held = self.held
         try:
             if held is not None and self.engine.switch.has_begun(held.dbapi_connection):
@@ -260,7 +262,7 @@ class TransactingConnection(FailingConnection):
             self.return_to_autocommit()
 
     def _end_interrupted(self) -> None:
-        """Return to autocommit, after an exception has interrupted the end of a transaction.
+        """Return to autocommit after an exception has interrupted the end of a transaction.
 
         :raises sqlalchemy.exc.InvalidRequestError: if the transaction is still open on the server.
         """
@@ -270,22 +272,22 @@ class TransactingConnection(FailingConnection):
             self.return_to_autocommit()
             raise exc.InvalidRequestError(
                 "An exception interrupted the end of the last transaction, which is rolled back "
-                "now. This statement was not sent; the next one will be."
+                "now. This statement was not sent; the next one will be." + see("interrupted-end")
             )
         self.return_to_autocommit()
 
     def is_inside(self) -> bool:
-        """Tell whether a transaction is open or begins, or one statement is a whole transaction."""
+        """Tell whether a transaction is open or beginning, or expected to be one statement."""
         return self._phase is not RESTING or self.root_transaction is not None
 
     def is_out_of_autocommit(self) -> bool:
-        """Tell the same, but not of ``begin()`` with the level ``"AUTOCOMMIT"``, which is none."""
+        """Tell the same as :meth:`is_inside`, but ``False`` with the level ``"AUTOCOMMIT"``."""
         return self._phase is not RESTING
 
     # What is left on the server's session
 
     def note_left_behind(self, left: Left) -> None:
-        """Warn of what a statement leaves on the server's session; the pool closes the connection.
+        """Warn of what a statement leaves on the server's session. The pool closes the connection.
 
         :param left: What the statement leaves.
         """
@@ -297,20 +299,20 @@ class TransactingConnection(FailingConnection):
             self.taken.info[LEFT_BEHIND] = True
 
     def keep_what_is_left(self) -> None:
-        """Note that what the transaction has set stays, because it is about to be committed."""
+        """Note before COMMIT that what the transaction has set stays on the server's session."""
         if self.leaves_something and (held := self.held) is not None:
             held.info[LEFT_BEHIND] = True
 
     def is_held_by_user(self) -> bool:
-        """Tell whether the user has opened it and will close it, so that it is no session's."""
+        """Tell whether the user has opened the connection, so that no session has it on loan."""
         raise NotImplementedError
 
     # A DBAPI connection that was lost
 
     def is_lost(self) -> bool:
-        """Tell whether there is no usable DBAPI connection. Sends nothing.
+        """Tell whether no usable DBAPI connection is held. Sends nothing.
 
-        None is held, or the server has closed it, as far as is known here.
+        Either no DBAPI connection is held, or the server has closed it, as far as is known here.
         """
         held = self.held
         if held is None:
@@ -330,7 +332,7 @@ class TransactingConnection(FailingConnection):
         return held is not None and self.engine.switch.has_begun(held.dbapi_connection)
 
     def live_connection(self) -> PoolProxiedConnection:
-        """Return the DBAPI connection; if the server has closed it while it was idle, another one.
+        """Return the DBAPI connection, or another one if the server has closed it while idle.
 
         Call this only outside a transaction and while no answer is expected, so that no statement
         is sent twice. If all connections of the pool are lost, the last one is returned, and the
@@ -338,8 +340,8 @@ class TransactingConnection(FailingConnection):
         """
         connection = self.taken
         if self.is_lost():
-            # The server may have closed those that are idle in the pool, too. int() returns 0, for
-            # pools that can't tell how many these are.
+            # The server may have closed the idle connections of the pool, too. For pools that can't
+            # tell how many connections are idle, int() returns 0.
             idle: Callable[[], int] = getattr(self.engine.pool, "checkedin", int)
             unread = self._unread()
             for _ in range(idle() + 1):
@@ -356,7 +358,7 @@ class TransactingConnection(FailingConnection):
     def _begin_on_another(self, options: TransactionOptions) -> None:
         """Go on with another DBAPI connection in a transaction that has sent nothing yet.
 
-        The lost one goes back to the pool first: the pool may have no room for both.
+        The lost one is given back first, because the pool may have no room for both.
         """
         lost = self.held
         assert lost is not None
@@ -382,22 +384,22 @@ class TransactingConnection(FailingConnection):
             return [message] if begin is None else [begin, message]
         if self._phase is RESTING:
             return []
-        if message == "BEGIN (implicit)":  # the driver sends it with the next statement, if any
+        if message == "BEGIN (implicit)":  # the driver sends BEGIN with the next statement
             self._begin_to_log = message
             return []
         begin, self._begin_to_log = self._begin_to_log, None
         if begin is None:
             return [message]
         if self.engine.switch.has_begun(self.taken.dbapi_connection):
-            return [begin, message]  # a cursor of the user's own has sent something
+            return [begin, message]  # a cursor of the user has sent something
         return []
 
 
 def has_one_snapshot(source: RestingEngine | TransactingConnection) -> bool:
     """Tell whether all statements of a transaction see one snapshot, so that a read begins it.
 
-    :param source: The engine or connection that the transaction is on. An engine knows the server's
-        default level once it has been used.
+    :param source: The engine or the connection of the transaction. An engine knows the server's
+        default level once it was used.
     """
     level: Any = source.transaction_options.isolation_level
     return (level or getattr(source.dialect, "default_isolation_level", None)) in _SNAPSHOTS

@@ -1,4 +1,4 @@
-"""Says that a transaction is open for too long, while it is, and where its thread is."""
+"""Warn while a transaction is open for too long, and tell what its thread is executing."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from weakref import ref
 
 from .records import Transaction
 
-#: Called with a transaction that is open for too long, and where its thread is.
+#: A function to call with a transaction that is open for too long, and the stack of its thread.
 Alarm = Callable[[Transaction, str], object]
 
 
 class Watchdog:
     """A thread that looks at open transactions a few times in each period.
 
-    It is begun with the first transaction, again after a fork, and ends with :meth:`stop`.
+    The thread is started with the first transaction, and again after a fork. :meth:`stop` ends it.
 
-    :param limit: After so many seconds a transaction is open for too long.
-    :param alarm: Called once for each of these, in the thread of the watchdog.
+    :param limit: The number of seconds after which a transaction is open for too long.
+    :param alarm: Called once for each such transaction, in the thread of the watchdog.
     """
 
     def __init__(self, limit: float, alarm: Alarm) -> None:
@@ -38,7 +38,7 @@ class Watchdog:
     def watch(self, transaction: Transaction) -> None:
         """Look at a transaction until it has ended."""
         greenlet: Any = None
-        # Without an import, because greenlets exist only if something else has imported them.
+        # This imports nothing: greenlets exist only if other code has imported the module.
         if (module := sys.modules.get("greenlet")) is not None:
             greenlet = ref(module.getcurrent())
         if self._thread is None or self._pid != os.getpid():
@@ -57,7 +57,7 @@ class Watchdog:
         with self._lock:
             if self._stopped.is_set() or (self._thread is not None and self._pid == os.getpid()):
                 return
-            if self._pid != os.getpid():  # what a fork has copied belongs to the parent
+            if self._pid != os.getpid():  # the copied state belongs to the parent
                 self._stopped = threading.Event()
                 self._open = {}
             self._pid = os.getpid()
@@ -78,19 +78,19 @@ class Watchdog:
                     said.add(key)
                     try:
                         self._alarm(transaction, _stack(transaction.thread, greenlet))
-                    except Exception:  # of a filter of the log, for example
+                    except Exception:  # for example of a filter of the log
                         traceback.print_exc()  # the thread has to go on
 
 
 def _stack(thread: int, greenlet: Any) -> str:
-    """Return where a thread is now, or the greenlet that has switched to another one."""
+    """Return the stack of a thread, or of a greenlet that has switched to another greenlet."""
     frame: FrameType | None = None
-    # Documented, and named as if it were private, because not each Python has it.
+    # Public and documented. The name has an underscore because not each Python has the function.
     frames: dict[int, FrameType] = sys._current_frames()  # pyright: ignore[reportPrivateUsage]
     waiting = None if greenlet is None else greenlet()
     if waiting is not None:
-        frame = waiting.gr_frame  # None for the one that is running, and without gevent
+        frame = waiting.gr_frame  # None for the running greenlet, and without gevent
     frame = frame or frames.get(thread)
     if frame is None:
-        return "It has ended, and left the transaction open."
+        return "The thread has ended and left the transaction open."
     return "".join(traceback.format_stack(frame)).rstrip()

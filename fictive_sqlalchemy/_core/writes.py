@@ -1,12 +1,13 @@
 """How a write outside a transaction is stored: the one mechanism for all writes.
 
-**A write outside begins a transaction. It ends with the call, or with commit(), rollback() or
-close().** It ends with one of these three in sessions with ``begin_on_write=True``, and if a stock
-bind has joined the transaction, because SQLAlchemy keeps that open until then.
+**A write outside begins a transaction, which ends with the call, or with commit(), rollback() or
+close().** One of these three ends the transaction in sessions with ``begin_on_write=True``, and if
+a stock bind has joined the transaction, because SQLAlchemy keeps the stock bind's transaction open
+until then.
 
-A :class:`WritingCall` surrounds each call of a session that may write. A flush, and a call that may
-send several statements, ask the session's transaction for a connection, and that begins the
-transaction. A statement that is certain to be the only one goes straight to the connection, in
+A :class:`WritingCall` surrounds each call of a session that may write. If the call flushes, or may
+send several statements, it asks the session's transaction for a connection, which begins the
+transaction. A statement that is certain to be the only one is sent on the connection at once, in
 autocommit.
 """
 
@@ -23,31 +24,32 @@ from sqlalchemy.orm.exc import FlushError
 
 from .blocks import OptInSessionTransaction
 from .callbacks import Callback, after_end
+from .errors import see
 
 
 class Kind(Enum):
-    """What kind of call it is, which decides how the transaction that it begins ends."""
+    """The kind of a call, which decides how a transaction that the call begins will end."""
 
     COMMIT = "commit"
-    """``commit()``: ends the transaction also with ``begin_on_write=True``. Objects expire."""
+    """``commit()`` ends the transaction even with ``begin_on_write=True``. Objects expire."""
 
     FLUSH = "flush"
-    """``flush()``: before COMMIT, what listeners have changed meanwhile is flushed, too. Objects do
-    not expire: nobody has asked for a commit, and the objects are in use."""
+    """``flush()``: before COMMIT, changes that listeners have made meanwhile are flushed, too.
+    Objects do not expire, because they are in use, and nobody has asked for a commit."""
 
     STATEMENT = "statement"
-    """``execute()`` and the like, which write without objects: if changes still wait in the
-    session, COMMIT does not flush them, and calls no listener of the session."""
+    """``execute()`` and similar calls, which write without objects. If changes are still pending,
+    they are not flushed before COMMIT, and no listener of the session is called."""
 
     ALONE = "alone"
-    """A bulk call, or ``store_alone()``: as STATEMENT, and a failure leaves all objects as they
+    """A bulk call, or ``store_alone()``: as STATEMENT, but a failure leaves all objects as they
     are, so that pending changes stay pending."""
 
 
 class WritingCall(AbstractContextManager["WritingCall"]):
     """One call of a session, outside a transaction, that may write.
 
-    Calls inside it belong to it, such as the autoflush before an UPDATE.
+    Calls inside this call belong to it, such as the autoflush before an UPDATE.
 
     :param session: The session.
     :param kind: What kind of call it is.
@@ -67,17 +69,19 @@ class WritingCall(AbstractContextManager["WritingCall"]):
         self._session = session
         self.kind = kind
         self.has_flushed = False
-        """Whether a failure rolls back the session's objects, as a failed flush does."""
+        """Whether a failure rolls back the objects of the session, as a failed flush does."""
         self.transaction: OptInSessionTransaction | None = None
         """The transaction that a write in this call has begun."""
         self.deleted: list[object] = []
-        """The objects whose rows it has deleted."""
+        """The objects whose rows this call has deleted."""
         self.on_commit: list[Callback] = []
-        """Called after it, unless it fails. If it begins a transaction, that gets them."""
+        """The functions to call after this call, unless it fails. If it begins a transaction, the
+        transaction takes the functions over."""
         self.on_rollback: list[Callback] = []
-        """Called after it, if it fails. If it begins a transaction, that gets them."""
+        """The functions to call after this call, if it fails. If it begins a transaction, the
+        transaction takes the functions over."""
 
-    def __enter__(self) -> WritingCall:  # noqa: PYI034  # may be the WritingCall around it
+    def __enter__(self) -> WritingCall:  # noqa: PYI034  # may return the enclosing one
         around: WritingCall | None = self._session.writing_call
         if around is not None:
             return around
@@ -94,7 +98,7 @@ class WritingCall(AbstractContextManager["WritingCall"]):
         if session.writing_call is not self:
             return
         failed = type_ is not None
-        is_over = session.current_transaction is None  # commit() has ended it
+        is_over = session.current_transaction is None  # commit() has ended the transaction
         if is_over and not (session.callbacks or self.on_commit or self.on_rollback):
             session.writing_call = None
         else:
@@ -122,10 +126,10 @@ class WritingCall(AbstractContextManager["WritingCall"]):
         session.callbacks.extend(self.on_rollback if failed else self.on_commit)
         transaction: OptInSessionTransaction | None = session.noted_transaction()
         if transaction is None:
-            return  # commit() has ended it
+            return  # commit() has ended the transaction
         if transaction is not self.transaction:
             if not failed and session.is_outside:
-                transaction.close()  # it has only noted changes; what was sent is committed already
+                transaction.close()  # it has only noted changes; all that was sent is committed
         elif not transaction.has_ours() and (transaction.has_stock() or transaction.is_active):
             session.leave_to_stock(transaction)
         elif self.kind is not Kind.COMMIT and (session.begins_on_write or transaction.has_stock()):
@@ -153,16 +157,16 @@ class WritingCall(AbstractContextManager["WritingCall"]):
 
     def _give_up(self, transaction: OptInSessionTransaction) -> None:
         if self.kind is not Kind.COMMIT and not self.has_flushed:
-            transaction.close()  # which sends ROLLBACK, and leaves the objects alone
+            transaction.close()  # sends ROLLBACK, and leaves the objects as they are
         else:
             _roll_back(transaction)
 
 
 def flush_until_stored(session: Any, objects: Collection[object]) -> None:
-    """Flush these objects alone, and again as long as listeners change them, as ``commit()`` does.
+    """Flush these objects alone, again and again while listeners change them, as ``commit()`` does.
 
     :param session: The session.
-    :param objects: The objects. Listeners may add to them.
+    :param objects: The objects. Listeners may add objects to the collection.
     :raises sqlalchemy.orm.exc.FlushError: if 100 flushes are not enough.
     """
     for _ in range(100):
@@ -171,8 +175,8 @@ def flush_until_stored(session: Any, objects: Collection[object]) -> None:
         if not any(instance in waiting for instance in objects):
             return
     raise FlushError(
-        "store_alone() has flushed 100 times, and something still waits: does an after_flush() "
-        "listener create new objects each time?"
+        "store_alone() has flushed 100 times, and changes are still pending: does an after_flush() "
+        "listener create new objects each time?" + see("flush-without-end")
     )
 
 
@@ -181,5 +185,5 @@ def _roll_back(transaction: OptInSessionTransaction) -> None:
         return
     try:
         transaction.rollback()
-    except exc.InvalidRequestError:  # it is committed already, and a listener failed after COMMIT
+    except exc.InvalidRequestError:  # it is already committed: a listener failed after COMMIT
         transaction.close()

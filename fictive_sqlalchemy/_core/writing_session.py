@@ -11,6 +11,7 @@ from sqlalchemy.orm import object_mapper
 from sqlalchemy.sql import visitors
 
 from . import observing
+from .errors import see
 from .sql import evidently_writes
 from .states import INSIDE, SessionStates, is_opt_in
 from .writes import Kind, WritingCall, flush_until_stored
@@ -20,14 +21,14 @@ class WritingSession(SessionStates):
     """A session that surrounds each call that may write with a :class:`.WritingCall`."""
 
     def flush(self, objects: Any = None) -> None:
-        """Send pending changes. Outside, they are one transaction, committed when it returns.
+        """Send pending changes; outside, in a transaction that is committed when the call returns.
 
         Outside, if one object is all that is stored, its INSERT or UPDATE is sent alone.
 
-        With ``begin_on_write=True`` it begins a transaction outside, which stays open.
+        With ``begin_on_write=True``, the transaction that ``flush()`` begins outside stays open.
 
-        :param objects: Flush these alone. Deprecated since SQLAlchemy 2.1.
-        :raises Exception: what the database says. Outside, nothing is stored then, and the
+        :param objects: The only objects to flush. Deprecated since SQLAlchemy 2.1.
+        :raises Exception: The error of the database. Outside, nothing is stored then, and the
             session is usable at once.
         """
         flush: Any = super().flush
@@ -52,7 +53,7 @@ class WritingSession(SessionStates):
                 observer.flush_fails(self)
             raise
 
-    # For is_one_statement(): a flush() of the user's own may send more.
+    # For is_one_statement(): a flush() that the user has overridden may send more.
     own_flush = flush
 
     def _note_failure(self, error: BaseException) -> None:
@@ -73,7 +74,7 @@ class WritingSession(SessionStates):
     if not TYPE_CHECKING:  # the overloads of the base class say it better
 
         def execute(self, statement, params=None, **kwargs):
-            """Execute a statement; outside it is sent alone and stored at once.
+            """Execute a statement; outside a transaction, send it alone and store it at once.
 
             See :meth:`.OptInConnection.execute`. Outside, a call that may send several writing
             statements is one transaction, all or nothing. If SQLAlchemy flushes pending changes
@@ -110,7 +111,7 @@ class WritingSession(SessionStates):
     def _writing(self, statement: Any, params: Any, kwargs: dict[str, Any]) -> WritingCall | None:
         """Return the :class:`.WritingCall` for a statement outside; ``None`` if it needs none.
 
-        A statement needs none if it is the only one that is sent, or does not write.
+        A statement needs no such call if it is the only one that is sent, or does not write.
         """
         if not getattr(statement, "is_dml", False):
             if not isinstance(params, (list, tuple)) and (
@@ -126,9 +127,9 @@ class WritingSession(SessionStates):
         return WritingCall(self, Kind.STATEMENT)
 
     def bulk_save_objects(self, objects: Iterable[object], *args: Any, **kwargs: Any) -> None:
-        """As SQLAlchemy's; outside it is one transaction, all or nothing.
+        """Save objects as SQLAlchemy does; outside, in one transaction, all or nothing.
 
-        What waits in the session goes on waiting, whatever happens.
+        Pending changes of the session stay pending, even if the call fails.
         """
         with self._bulk():
             super().bulk_save_objects(objects, *args, **kwargs)
@@ -136,17 +137,17 @@ class WritingSession(SessionStates):
     def bulk_insert_mappings(
         self, mapper: Any, mappings: Iterable[dict[str, Any]], *args: Any, **kwargs: Any
     ) -> None:
-        """As SQLAlchemy's; outside it is one transaction, all or nothing.
+        """Insert rows as SQLAlchemy does; outside, in one transaction, all or nothing.
 
-        What waits in the session goes on waiting, whatever happens.
+        Pending changes of the session stay pending, even if the call fails.
         """
         with self._bulk():
             super().bulk_insert_mappings(mapper, mappings, *args, **kwargs)
 
     def bulk_update_mappings(self, mapper: Any, mappings: Iterable[dict[str, Any]]) -> None:
-        """As SQLAlchemy's; outside it is one transaction, all or nothing.
+        """Update rows as SQLAlchemy does; outside, in one transaction, all or nothing.
 
-        What waits in the session goes on waiting, whatever happens.
+        Pending changes of the session stay pending, even if the call fails.
         """
         with self._bulk():
             super().bulk_update_mappings(mapper, mappings)
@@ -157,11 +158,11 @@ class WritingSession(SessionStates):
         return WritingCall(self, Kind.ALONE if self.is_outside else Kind.STATEMENT)
 
     def store_alone(self, objects: Collection[object]) -> None:
-        """Store these objects alone; outside, a failure leaves the session's other objects alone.
+        """Store these objects alone; outside, a failure leaves the other objects as they are.
 
-        :param objects: New or changed objects. They are read after the ``before_flush`` listeners
-            were called, so that the collection may include what the listeners change.
-        :raises Exception: what the database says.
+        :param objects: New or changed objects. The collection is read after the ``before_flush``
+            listeners were called, so it may include objects that the listeners change.
+        :raises Exception: The error of the database.
         """
         with self._bulk():
             flush_until_stored(self, objects)
@@ -174,8 +175,8 @@ class WritingSession(SessionStates):
     ) -> None:
         """Refresh an object, as SQLAlchemy's session does.
 
-        :raises sqlalchemy.exc.InvalidRequestError: for ``with_for_update`` outside. Nothing is
-            sent, and changes to the object are kept.
+        :raises sqlalchemy.exc.InvalidRequestError: for ``with_for_update`` outside, unless the
+            session has ``begin_on_write=True``. Nothing is sent, and the object keeps its changes.
         """
         if (
             with_for_update
@@ -184,9 +185,10 @@ class WritingSession(SessionStates):
             and is_opt_in(self.get_bind(object_mapper(instance)))
         ):
             raise exc.InvalidRequestError(
-                "refresh(with_for_update=…) outside a transaction protects nothing, for the lock "
-                "would be gone with the statement: put it and what depends on it into "
-                "`with session.begin():`. Nothing was sent."
+                "refresh(with_for_update=…) outside a transaction protects nothing, because the "
+                "server releases the lock when the statement ends: put refresh(), and the write "
+                "that depends on it, into `with session.begin():`. Nothing was sent."
+                + see("lock-outside")
             )
         super().refresh(instance, attribute_names, with_for_update)
 

@@ -1,4 +1,4 @@
-"""One attempt to store an object outside a transaction, and nothing that waits beside it."""
+"""One attempt to store an object outside a transaction, without other pending changes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session, make_transient, make_transient_to_detached
 
 from .._core.attributes import AttributeSnapshot
 from .._core.describe import state_of
+from .._core.errors import see
 from .._core.session import OptInSession
 from .related import backrefs, note_as_stored, related_objects, take_out
 from .values import mapped_state
@@ -18,13 +19,14 @@ T = TypeVar("T")
 
 
 class Attempt(Collection[object]):
-    """One attempt to store an object outside, without storing what waits in the session.
+    """One attempt to store an object outside, without storing other pending changes.
 
-    It is the collection of the objects that it stores: the new or changed one, and what has become
-    new, changed or deleted since, because of a constructor, a backref or a listener. A flush reads
-    it after the listeners. If the attempt fails, these objects are what they were before.
+    An attempt is the collection of the objects that it stores: the new or changed object, and
+    objects that have become new, changed or deleted since, because of a constructor, a backref or a
+    listener. A flush iterates over the collection after it has called the listeners. If the attempt
+    fails, these objects are restored.
 
-    :param session: The session, outside.
+    :param session: The session, which is outside a transaction.
     :param call: The call that the attempt is part of, for errors.
     """
 
@@ -32,17 +34,17 @@ class Attempt(Collection[object]):
         self.session = session
         self.call = call
         self.waiting = self.all_that_waits()
-        """What waited before, and goes on waiting."""
+        """The objects with changes that were pending before, and stay pending."""
         self.target: Any = None
         """The new or changed object."""
         self.seen: list[object] = []
         """The objects that were stored or that there was an attempt to store."""
         self.new: list[object] = []
-        """Those of ``seen`` that are new."""
+        """The objects of ``seen`` that are new."""
         self.attached: list[object] = []
-        """Stored objects that were in no session, and came along with the target."""
+        """Stored objects that were in no session, and that the target has brought with it."""
         self.known: object = None
-        """An object of the session with the same primary key, whose row somebody has deleted."""
+        """An object of the session with the same primary key, whose row was deleted elsewhere."""
 
     # -- the objects of the flush --------------------------------------------------------------
 
@@ -57,7 +59,7 @@ class Attempt(Collection[object]):
                 self.seen.append(instance)
                 if instance in self.session.new:
                     self.new.append(instance)
-        yield self.target  # even if it is flushed: from an empty one, everything would be flushed
+        yield self.target  # even if it is flushed: given no object, a flush writes everything
         yield from (instance for instance in since if instance is not self.target)
 
     def __contains__(self, instance: object) -> bool:
@@ -69,9 +71,9 @@ class Attempt(Collection[object]):
     # -- the attempt ---------------------------------------------------------------------------
 
     def store(self, build: Callable[[], T]) -> T:
-        """Construct a new object, store it, and return it. Sends what one flush does.
+        """Construct a new object, store it with one flush, and return it.
 
-        :param build: Constructs the object.
+        :param build: A function that constructs the object.
         """
         relations: list[tuple[object, str, object]] = []
         try:
@@ -93,11 +95,11 @@ class Attempt(Collection[object]):
         find_changes: Callable[[], Mapping[str, Any]],
         apply: Callable[[Mapping[str, Any]], None],
     ) -> None:
-        """Change an object, and store it. Sends what one flush does, or nothing.
+        """Change an object, and store it with one flush. Without a change, nothing is sent.
 
         :param instance: An object of the session, which is stored already.
-        :param find_changes: Returns the changes, by the names of attributes.
-        :param apply: Makes the changes. It is not called if there are none.
+        :param find_changes: A function that returns the changes, by the names of attributes.
+        :param apply: A function that makes the changes. It is not called if there are none.
         """
         self.target = instance
         before: AttributeSnapshot | None = None
@@ -129,22 +131,22 @@ class Attempt(Collection[object]):
         )
 
     def note_as_stored(self, relations: Iterable[tuple[object, str, object]]) -> None:
-        """Note in the objects that wait what is stored already.
+        """Note in the pending objects which of their related objects are stored already.
 
         :param relations: What backrefs have changed, see :func:`.backrefs`.
         """
         for other, name, stored in relations:
-            if other in self.waiting:  # it is not flushed yet, and its flush would store this again
+            if other in self.waiting:  # the flush of the other object would store this one again
                 note_as_stored(other, name, stored)
 
     def add(self) -> None:
-        """Add the object to the session, with the related objects to which that cascades."""
+        """Add the target to the session, with the related objects that the cascade reaches."""
         self.attached = self.stored_ones_with(self.target)
         self.session.add(self.target)
         list(self)  # so that __iter__() notes what is new
 
     def note_detached(self, values: Iterable[Any]) -> None:
-        """Note the objects in no session that come along when the target gets these values."""
+        """Note the detached objects that join the session when the target gets these values."""
         for value in values:
             state = mapped_state(value)
             if state is not None and state.detached:
@@ -162,7 +164,7 @@ class Attempt(Collection[object]):
         ]
 
     def refuse_waiting(self, relations: Iterable[tuple[object, str, object]]) -> None:
-        """Refuse to go on if the object can't be stored without a new one that waits."""
+        """Refuse to go on if the target can't be stored without a pending new object."""
         stored = [*self.new, self.target]
         waiting = [other for one in stored for other in related_objects(one)]
         waiting += [other for other, _, _ in relations]
@@ -171,14 +173,14 @@ class Attempt(Collection[object]):
                 raise exc.InvalidRequestError(
                     f"The {type(self.target).__name__} takes along a {type(other).__name__} "
                     f"of this session, which is not stored yet, and {self.call} outside a "
-                    "transaction writes nothing that waits there: put it into `with "
-                    "session.begin():`. Nothing was stored."
+                    "transaction stores no other pending object: put the call into `with "
+                    "session.begin():`. Nothing was stored." + see("more-than-one-object")
                 )
 
     def undo(self, relations: Iterable[tuple[object, str, object]]) -> None:
-        """Bring the session and its objects back to what they were before.
+        """Restore the session and its objects to the state before the attempt.
 
-        :param relations: The objects that got a new one by a backref, see :func:`backrefs`.
+        :param relations: What backrefs have changed, see :func:`.backrefs`.
         """
         session = self.session
         list(self)  # so that __iter__() notes what has become new meanwhile
@@ -201,7 +203,7 @@ class Attempt(Collection[object]):
             session.add(self.known)
 
     def have_known_back(self) -> Any:
-        """Put the object that :func:`make_room` expunged in the place of the new one; return it."""
+        """Replace the target by the object that :func:`make_room` expunged, and return that one."""
         self.session.let_go([self.target])
         self.session.add(self.known)
         for instance in (self.known, *self.seen):
@@ -211,9 +213,9 @@ class Attempt(Collection[object]):
 
 
 def make_room(session: Session, new: object) -> object | None:
-    """Expunge the object of the session that has the primary key of a new one, and return it.
+    """Expunge the object of the session with the primary key of a new object, and return it.
 
-    :param session: The session. One of SQLAlchemy's own warns about such an object instead.
+    :param session: The session. A session of SQLAlchemy's own warns about such an object instead.
     :param new: The new object. A search has not found its row.
     """
     key = state_of(new).mapper.identity_key_from_instance(new)

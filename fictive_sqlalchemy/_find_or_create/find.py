@@ -23,6 +23,7 @@ from sqlalchemy.orm.exc import UnmappedColumnError
 
 from .._core.attributes import attribute_of
 from .._core.describe import listed, state_of
+from .._core.errors import see
 from .._core.session import OptInSession
 from .._core.states import is_opt_in
 from .attempt import Attempt, make_room
@@ -31,15 +32,15 @@ from .values import is_function, mapped_state, may_store_none_otherwise
 
 T = TypeVar("T")
 
-#: How often the same may be tried in vain, because others store and delete the row all the time.
+#: How many attempts may fail because other transactions keep storing and deleting the row.
 MOST_IN_VAIN = 10
 
 
 class FindOrCreate(Generic[T]):
-    """One call: its search, and its new object."""
+    """One call of ``filter_by_or_create()``: its search, and its new object."""
 
     CALL = "filter_by_or_create()"
-    """The call, for errors."""
+    """The name of the call, for errors."""
 
     def __init__(
         self,
@@ -59,23 +60,23 @@ class FindOrCreate(Generic[T]):
     # -- before anything is sent ---------------------------------------------------------------
 
     def check(self) -> None:
-        """Refuse what can't be searched for or stored, while nothing is sent."""
+        """Refuse values that can't be searched for or stored, before anything is sent."""
         self.check_names()
         self.check_related({**self.filters, **self.defaults})
 
     def check_names(self) -> None:
-        """Refuse what the model does not have, while nothing is sent."""
+        """Refuse names that the model does not have, before anything is sent."""
         name = self.model.__name__
         if not self.filters:
             raise exc.ArgumentError(
                 f"{name}.{self.CALL} has nothing to search for: name an attribute and its value, "
-                "best one that is unique."
+                "best one that is unique." + see("what-is-searched")
             )
         twice = [key for key in self.defaults if self.is_searched(key)]
         if twice:
             raise exc.ArgumentError(
                 f"{name}.{self.CALL} searches for {listed(twice)}, which a new object gets anyway: "
-                "leave it out of the defaults."
+                "leave it out of the defaults." + see("what-is-searched")
             )
         mapped = self.mapper.all_orm_descriptors
         unknown = [key for key in self.filters if key not in mapped]
@@ -83,23 +84,23 @@ class FindOrCreate(Generic[T]):
         if unknown:
             raise exc.InvalidRequestError(
                 f"{name} has no attribute {listed(unknown)}; it has {listed(mapped.keys())}. "
-                "Nothing was sent."
+                "Nothing was sent." + see("what-is-searched")
             )
 
     @cached_property
     def searched(self) -> set[str]:
-        """The attributes for columns that are searched for, as far as that is known."""
+        """The column attributes that are searched for, as far as they are known."""
         return {own for name in self.filters for own in self.names_of(name)}
 
     def is_searched(self, name: str) -> bool:
-        """Tell whether a default is for what is searched for, maybe by another name."""
-        # A related object is not: it may have the very values that are searched for.
+        """Tell whether a default sets what is searched for, maybe by another name."""
+        # A related object does not count: it may have the very values that are searched for.
         is_related = isinstance(attribute_of(self.mapper, name), RelationshipProperty)
         names = {*self.names_of(name)}
         return name in self.filters or bool(names and names <= self.searched and not is_related)
 
     def names_of(self, name: str) -> Iterator[str]:
-        """Yield the attributes for columns that an attribute sets, as far as that is known.
+        """Yield the column attributes that an attribute sets, as far as they are known.
 
         :param name: The name of an attribute of any kind.
         """
@@ -112,9 +113,9 @@ class FindOrCreate(Generic[T]):
             yield from (own for own, _ in self.pairs(attribute))
 
     def pairs(self, relationship: RelationshipProperty[Any]) -> list[tuple[str, str]]:
-        """Return what a flush copies for a many-to-one relationship: into what, and from what.
+        """Return what a flush copies for a many-to-one relationship: pairs of target and source.
 
-        :param relationship: Any relationship; for others than many-to-one it copies nothing here.
+        :param relationship: Any relationship. If it is not many-to-one, there are no pairs.
         """
         if relationship.direction is not RelationshipDirection.MANYTOONE:
             return []
@@ -125,23 +126,23 @@ class FindOrCreate(Generic[T]):
                 for source, target in relationship.synchronize_pairs
             ]
         except UnmappedColumnError:
-            return []  # then nobody can tell whether it has changed
+            return []  # no attribute tells whether the relationship has changed
 
     def is_accepted(self, name: str) -> bool:
-        """Tell whether the constructor takes this, which may be more than is mapped."""
+        """Tell whether the constructor takes a name, which need not be a mapped attribute."""
         if hasattr(self.model, name):  # such as a property: SQLAlchemy's own constructor sets it
             return True
         parameters = signature(self.model).parameters
         if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
-            # What the user's own constructor makes of them can't be known.
+            # What a constructor of the user's does with other names can't be known.
             constructor = self.mapper.class_manager.original_init
             return constructor is not self.mapper.registry.constructor
         return name in parameters
 
     def check_related(self, values: Mapping[str, Any]) -> None:
-        """Refuse related objects that would have to be written, too, where that can't be.
+        """Refuse related objects that would have to be written, too, if that is not possible.
 
-        :param values: Values by their names; a function is checked when it has been called.
+        :param values: Values by their names. A function's result is checked after the call.
         """
         for name, value in values.items():
             if name not in self.mapper.relationships or is_function(value):
@@ -149,21 +150,21 @@ class FindOrCreate(Generic[T]):
             relationship = self.mapper.relationships[name]
             if relationship.viewonly:
                 raise exc.InvalidRequestError(
-                    f"{relationship} is viewonly, so it would not be stored: give the columns it "
-                    "depends on instead. Nothing was stored."
+                    f"{relationship} is viewonly, so it would not be stored: set the columns that "
+                    "it depends on instead. Nothing was stored." + see("more-than-one-object")
                 )
             related = relationship.mapper.class_
             if not (relationship.uselist or value is None or isinstance(value, related)):
                 raise exc.ArgumentError(
                     f"{relationship} is a {related.__name__} or None, not {value!r}. Nothing was "
-                    "stored."
+                    "stored." + see("more-than-one-object")
                 )
             if relationship.direction is not RelationshipDirection.MANYTOONE:
                 if self.is_outside(asks_for_bind=True):
                     raise exc.InvalidRequestError(
-                        f"{relationship} is a change to other rows, and {self.CALL} outside a "
-                        "transaction writes one alone: put it into `with session.begin():`. "
-                        "Nothing was stored."
+                        f"Setting {relationship} changes other rows, but {self.CALL} outside a "
+                        "transaction writes one row only: put the call into "
+                        "`with session.begin():`. Nothing was stored." + see("more-than-one-object")
                     )
                 continue
             state = mapped_state(value)
@@ -172,21 +173,23 @@ class FindOrCreate(Generic[T]):
             if self.is_outside(asks_for_bind=True):
                 raise exc.InvalidRequestError(
                     f"The object given for {relationship} is not stored yet, and "
-                    f"{self.CALL} outside a transaction writes one row alone: store it first, or "
-                    "put both into `with session.begin():`. Nothing was stored."
+                    f"{self.CALL} outside a transaction writes one row only: store that object "
+                    "first, or put both into `with session.begin():`. Nothing was stored."
+                    + see("more-than-one-object")
                 )
             flushed_in_time = state.session is self.session and self.session.autoflush
             if name in self.filters and not flushed_in_time:
                 raise exc.InvalidRequestError(
                     f"The object given for {relationship} is not stored yet, so nothing can refer "
-                    "to it: add it to the session and flush() first. Nothing was stored."
+                    "to it: add it to the session, and call flush() first. Nothing was stored."
+                    + see("more-than-one-object")
                 )
 
     def is_outside(self, *, asks_for_bind: bool = False) -> bool:
-        """Tell whether a new object has a transaction of its own.
+        """Tell whether a new object is stored in a transaction of its own.
 
-        :param asks_for_bind: Whether to look at the bind of the model as well. It is needed before
-            the search, with which a stock bind begins a transaction.
+        :param asks_for_bind: Whether to look at the bind of the model as well. This is needed
+            before the search, because on a stock bind the search begins a transaction.
         """
         session = self.session
         if not isinstance(session, OptInSession) or session.begins_on_write:
@@ -196,7 +199,7 @@ class FindOrCreate(Generic[T]):
         return not asks_for_bind or self.is_on_ours(session)
 
     def is_on_ours(self, session: OptInSession) -> bool:
-        """Tell whether the bind of the model is an engine of ours, as far as is known."""
+        """Tell whether the bind of the model is of this package, as far as that is known."""
         if session.connection_callable is not None:
             return True  # with shards, each object may have another bind
         return is_opt_in(session.get_bind(mapper=self.mapper, clause=self.statement()))
@@ -204,15 +207,15 @@ class FindOrCreate(Generic[T]):
     # -- what is done --------------------------------------------------------------------------
 
     def statement(self) -> Any:
-        """Make the SELECT. Two rows are enough to know that there are too many."""
+        """Make the SELECT. Its limit is two rows: they are enough to know that one is too many."""
         return select(self.model).filter_by(**self.filters).limit(2)
 
     def find(self) -> T | None:
-        """Search: one SELECT."""
+        """Search for the object with one SELECT."""
         return self.session.scalars(self.statement()).unique().one_or_none()
 
     def create(self) -> tuple[T, bool]:
-        """Create the object, or find what another has created meanwhile."""
+        """Create the object, or find the one that another caller has created meanwhile."""
         # If the model's bind is a stock one, the search has begun a transaction on it.
         own = self.session if isinstance(self.session, OptInSession) and self.is_outside() else None
         tries = 0
@@ -235,16 +238,16 @@ class FindOrCreate(Generic[T]):
     def create_inside(self) -> T | exc.DBAPIError:
         """Create the object in the transaction.
 
-        :returns: The object, or the error if somebody else has been faster.
+        :returns: The object, or the error if another caller has been faster.
         """
-        # This flushes what waits in the session. An error of that is raised as it is.
+        # This flushes pending changes. An error of this flush is raised unchanged.
         savepoint = self.session.begin_nested()
         self.refused = None
         known: object = None
         try:
             with savepoint:
-                # Made in here, because a related object may take it into a collection at once, and
-                # going back to the savepoint takes it out again.
+                # The object is made inside the savepoint: a related object may take it into a
+                # collection at once, and a rollback to the savepoint takes it out again.
                 created = self.refused = self.build()
                 known = make_room(self.session, created)
                 self.session.add(created)
@@ -258,9 +261,9 @@ class FindOrCreate(Generic[T]):
         return created
 
     def create_outside(self, session: OptInSession) -> T | exc.DBAPIError:
-        """Create the object alone.
+        """Create the object in a transaction of its own.
 
-        :returns: The object, or the error if somebody else has been faster.
+        :returns: The object, or the error if another caller has been faster.
         """
         try:
             created = Attempt(session, self.CALL).store(self.build)
@@ -277,8 +280,8 @@ class FindOrCreate(Generic[T]):
         self.check_related(called)
         created = self.model(**{**self.filters, **self.defaults, **called})
         for name in self.names_of_null(created):
-            # With None, a column would get its default, or null of JSON, and the search would not
-            # find the object again.
+            # With None, a column would get its default, or JSON's null, and the next search would
+            # not find the object.
             set_committed_value(created, name, null())
         return created
 
@@ -308,10 +311,11 @@ class FindOrCreate(Generic[T]):
                     yield attribute.key
 
     def is_gone(self, refusal: exc.DBAPIError) -> bool:
-        """Tell whether the row in the way is gone, so that it makes sense to try again.
+        """Tell whether the conflicting row is gone, so that it makes sense to try again.
 
-        That row has the values of the new one in all columns of a unique constraint. If these
-        include what is searched for, the search after the INSERT should have found it.
+        The conflicting row has the values of the new row in all columns of a unique constraint. If
+        these columns include all that is searched for, the search after the INSERT should have
+        found the row.
 
         :param refusal: The error of the flush.
         """
@@ -326,10 +330,10 @@ class FindOrCreate(Generic[T]):
         )
 
     def raise_if_unseen(self, refusal: exc.DBAPIError) -> None:
-        """Raise a serialization failure if this transaction can't see the row that is in the way.
+        """Raise a serialization failure if this transaction can't see the conflicting row.
 
         The server can tell: the refused INSERT is sent again with ON CONFLICT DO NOTHING. At
-        REPEATABLE READ and SERIALIZABLE this fails if the row in the way can't be seen.
+        REPEATABLE READ and SERIALIZABLE, this INSERT fails if the conflicting row can't be seen.
 
         :param refusal: The error of the flush.
         """

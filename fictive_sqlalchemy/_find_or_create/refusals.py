@@ -1,4 +1,4 @@
-"""What the database says when it refuses the new row."""
+"""The errors with which the database refuses a new row."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from .._core.errors import sqlstate
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 SERIALIZATION_FAILURE = "40001"
-# A unique or an exclusion constraint: a row that is there already is in the way.
+# Violations of a unique or an exclusion constraint: an existing row conflicts with the new row.
 _TAKEN = ("23505", "23P01")
 
 
 def is_taken(error: BaseException) -> TypeGuard[exc.IntegrityError]:
-    """Tell whether the database refuses the new row because of one that is there already."""
+    """Tell whether the database refuses the new row because of an existing row."""
     # SQLite has no SQLSTATE. If another constraint is violated, the search finds no row.
     return isinstance(error, exc.IntegrityError) and sqlstate(error) in (None, *_TAKEN)
 
 
 def is_serialization_failure(error: BaseException) -> TypeGuard[exc.DBAPIError]:
-    """Tell whether the transaction should be run again."""
+    """Tell whether an error is a serialization failure: the transaction should be run again."""
     return isinstance(error, exc.DBAPIError) and sqlstate(error) == SERIALIZATION_FAILURE
 
 
 def columns_in_the_way(refusal: exc.DBAPIError, tables: Iterable[Any]) -> set[Column[Any]]:
     """Return the columns of the unique constraint that refuses the new row.
 
-    :param refusal: What the database says.
+    :param refusal: The error of the database.
     :param tables: The tables that the new row is in.
-    :returns: No columns if the constraint is not found in the metadata of these tables.
+    :returns: The columns; none if the metadata of these tables does not have the constraint.
     """
     name = getattr(getattr(refusal.orig, "diag", None), "constraint_name", None)
     for table in tables:
@@ -42,7 +42,7 @@ def columns_in_the_way(refusal: exc.DBAPIError, tables: Iterable[Any]) -> set[Co
 
 
 def _name_in_database(table: Any, constraint: Any) -> str | None:
-    """Return the name of a unique constraint or index; PostgreSQL names what has none."""
+    """Return the name of a unique constraint or index, or the name that PostgreSQL gives it."""
     if isinstance(constraint, Index):
         is_of_columns = all(isinstance(each, Column) for each in constraint.expressions)
         return constraint.name if constraint.unique and is_of_columns else None

@@ -1,4 +1,4 @@
-"""The other side of the relationships of an object that is stored before what waits there."""
+"""The objects related to an object that is stored while they stay pending."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def related_objects(instance: object, name: str | None = None) -> Iterator[Any]:
 
 
 def backrefs(new: object) -> Iterator[tuple[object, str, object]]:
-    """Yield what backrefs have given a new object to: an object, its attribute, the new one."""
+    """Yield what backrefs have changed: a related object, its attribute, and the new object."""
     for relationship in state_of(new).mapper.relationships:
         if relationship.back_populates:
             for other in related_objects(new, relationship.key):
@@ -41,7 +41,7 @@ def note_as_stored(other: object, name: str, new: object) -> None:
 
 
 def take_out(other: object, name: str, new: object) -> None:
-    """Take an object out of a relationship, with no event, as if it had never been there."""
+    """Take an object out of a relationship without an event, as if it had never been there."""
     state = state_of(other)
     forget_addition(other, name, new)
     value: Any = state.dict.get(name)
@@ -59,7 +59,7 @@ def take_out(other: object, name: str, new: object) -> None:
 
 
 def _forget_dynamic(history: Any, new: object) -> bool:
-    """Take an object out of what waits for a collection with lazy="dynamic" or "write_only"."""
+    """Take an object out of the pending additions to a "dynamic" or "write_only" collection."""
     added = getattr(history, "added_items", None)
     if added is None:
         return False

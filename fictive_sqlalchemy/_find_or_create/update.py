@@ -1,12 +1,12 @@
 """One call of ``update_or_create()``: what it changes of the object that it finds.
 
-Of two calls at the same time, one is the last, and the row has all values of that one. Inside a
-transaction, the search locks the row. Outside there is one UPDATE, and it sets each column that the
-defaults name, also those whose value is the same: otherwise one call could set one column, another
-call another one, and the row would be a mixture of both.
+If two calls run at the same time, one is the last, and the row gets all values of the last call.
+Inside a transaction, the search locks the row. Outside, one UPDATE sets each column that the
+defaults name, even if the value stays the same. Otherwise one call could set one column, the other
+call could set another, and the row would be a mixture of both.
 
-Whether there is something to change depends on the row, and not on what the session remembers of
-it. So the SELECT has these columns once more, for SQLAlchemy does not overwrite what is loaded.
+Whether there is something to change depends on the row, and not on the values that the session
+remembers. SQLAlchemy does not overwrite loaded attributes, so the SELECT reads the columns twice.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from .._core.attributes import attribute_of, columns_of
 from .._core.describe import listed, state_of
+from .._core.errors import see
 from .._core.session import OptInSession
 from .attempt import Attempt
 from .find import MOST_IN_VAIN, FindOrCreate
@@ -37,16 +38,16 @@ T = TypeVar("T")
 
 _NOT_LOADED = object()
 
-#: How often an UPDATE may fail because of transactions at the same time. With many of them, most
-#: may fail each time that one succeeds; but a trigger may raise that error, too.
+#: How often an UPDATE may fail because of concurrent transactions. If there are many of them, most
+#: may fail each time that one succeeds. There is a limit, because a trigger may raise that error.
 _MOST_CONFLICTS = 1000
 
 
 class UpdateOrCreate(FindOrCreate[T]):
-    """One call: its search, what it changes of the object, or its new object.
+    """One call of ``update_or_create()``: its search, and its changes or its new object.
 
-    :param updates: What an object that is found gets.
-    :param create_defaults: What a new object gets in place of that, if it is not ``None``.
+    :param updates: The values for an object that is found.
+    :param create_defaults: The values for a new object; with ``None``, these are ``updates``.
     """
 
     CALL = "update_or_create()"
@@ -63,13 +64,13 @@ class UpdateOrCreate(FindOrCreate[T]):
         super().__init__(session, model, filters, creates)
         self.updates = updates
         self.names: list[str] = []
-        """The attributes for columns that the updates set."""
+        """The column attributes that the updates set."""
         self.row: dict[str, Any] = {}
-        """The values of these, and the version, in the row that was found."""
+        """The values of these attributes, and the version, in the row that was found."""
         self.in_vain: list[Any] = []
-        """The row that an UPDATE has not found, as often as that was so without a pause."""
+        """The key and the version of a row, once for each UPDATE in succession that missed it."""
         self.conflicts = 0
-        """How often an UPDATE has failed because of a transaction at the same time."""
+        """How often an UPDATE has failed because of a concurrent transaction."""
 
     # -- before anything is sent ---------------------------------------------------------------
 
@@ -82,24 +83,25 @@ class UpdateOrCreate(FindOrCreate[T]):
         unknown = [key for key in self.updates if not hasattr(self.model, key)]
         if unknown:
             raise exc.InvalidRequestError(
-                f"{name} has no attribute {listed(unknown)} that an object that is found could "
-                "get: what only the constructor takes goes into create_defaults. Nothing was sent."
+                f"{name} has no attribute {listed(unknown)} that can be set on an existing "
+                "object: put values that only the constructor takes into create_defaults. Nothing "
+                "was sent." + see("what-is-updated")
             )
         for key in self.updates:
             if reason := self.why_not(key):
                 raise exc.InvalidRequestError(
                     f"{name}.{self.CALL} can't change {key!r} of an object that is found: it "
-                    f"{reason}. Nothing was sent."
+                    f"{reason}. Nothing was sent." + see("what-is-updated")
                 )
         self.check_related(self.updates)
         self.names = [*dict.fromkeys(key for name in self.updates for key in self.names_of(name))]
 
     def refuse_to_change(self, names: list[str]) -> NoReturn:
-        """Refuse to change what is searched for."""
+        """Refuse to change attributes that are searched for."""
         raise exc.ArgumentError(
             f"{self.model.__name__}.{self.CALL} searches for {listed(names)}, and can't change it, "
             "too: the next call would not find the object again. Leave it out of the defaults, or "
-            "find the object with filter_by() and change it."
+            "find the object with filter_by() and change it." + see("what-is-updated")
         )
 
     def why_not(self, name: str) -> str | None:
@@ -124,7 +126,7 @@ class UpdateOrCreate(FindOrCreate[T]):
         :returns: The object, and whether this call has created it.
         """
         if isinstance(self.session, OptInSession):
-            self.session.read_from_primary()  # a replica may not have the row yet, or an older one
+            self.session.read_from_primary()  # a replica may not have the row's last version yet
         while True:
             found = self.find()
             if found is None:
@@ -139,9 +141,9 @@ class UpdateOrCreate(FindOrCreate[T]):
         columns = [*self.names, *self.name_of_version()]
         statement = statement.add_columns(*(getattr(self.model, name) for name in columns))
         if self.is_locking() and (tables := self.tables()):
-            # The lock that an UPDATE takes: rows that refer to this one may be stored meanwhile.
+            # This is the lock of an UPDATE: rows that refer to this row may be stored meanwhile.
             statement = statement.with_for_update(key_share=True, of=tables)
-        # An object may have several rows, because of joinedload(); of a JSON value none is unique.
+        # An object may have several rows, because of joinedload(). unique() can't hash JSON values.
         rows = self.session.execute(statement).unique(lambda row: id(row[0]))
         row = rows.one_or_none()
         if row is None:
@@ -151,14 +153,14 @@ class UpdateOrCreate(FindOrCreate[T]):
         return found  # type: ignore[no-any-return]
 
     def is_locking(self) -> bool:
-        """Tell whether the search is part of a transaction; on a stock bind it always is."""
+        """Tell whether the search is part of a transaction, as it always is on a stock bind."""
         session = self.session
         if not isinstance(session, OptInSession) or session.is_inside:
             return True
         return not self.is_on_ours(session)
 
     def tables(self) -> list[Any]:
-        """Return the tables of which the row is locked. Other tables may be outer joins."""
+        """Return the tables whose rows are locked. Other tables may be outer joins."""
         own = {mapper.local_table for mapper in self.mapper.iterate_to_root()}
         return [table for table in self.mapper.tables if table in own]
 
@@ -168,16 +170,18 @@ class UpdateOrCreate(FindOrCreate[T]):
         return [] if column is None else [self.mapper.get_property_by_column(column).key]
 
     def update(self, found: T) -> bool:
-        """Update the object: one UPDATE, or nothing.
+        """Update the object with one UPDATE, or send nothing if it has the values.
 
-        :param found: What the search has found.
-        :returns: Whether it is done. Otherwise somebody has been faster: search again.
+        :param found: The object that the search has found.
+        :returns: Whether the update is done. If not, another transaction has been faster, and the
+            search has to be repeated.
         """
         session = self.session
         if found in session.deleted:
             raise exc.InvalidRequestError(
                 f"The {type(found).__name__} that was found is deleted in this session, but its "
-                "row is not deleted yet: flush() or commit() before. Nothing was stored."
+                "row is not deleted yet: call flush() or commit() first. Nothing was stored."
+                + see("deleted-object")
             )
         self.refresh(found)
         if isinstance(session, OptInSession) and self.is_outside():
@@ -185,7 +189,7 @@ class UpdateOrCreate(FindOrCreate[T]):
         return self.update_inside(found)
 
     def update_outside(self, session: OptInSession, found: T) -> bool:
-        """Update the object alone."""
+        """Update the object in a transaction of its own."""
         was_waiting = session.is_modified(found)
         try:
             Attempt(session, self.CALL).change(
@@ -207,7 +211,7 @@ class UpdateOrCreate(FindOrCreate[T]):
         values = self.new_values(found)
         if not values:
             return True
-        # This flushes what waits in the session. An error of that is raised as it is.
+        # This flushes pending changes. An error of this flush is raised unchanged.
         savepoint = self.session.begin_nested()
         try:
             with savepoint:
@@ -219,7 +223,7 @@ class UpdateOrCreate(FindOrCreate[T]):
         return True
 
     def is_in_vain(self, found: T) -> bool:
-        """Tell whether it would make no sense to try again after an UPDATE that found no row."""
+        """Tell whether another attempt makes no sense after an UPDATE that found no row."""
         row = [state_of(found).key, *(self.row[name] for name in self.name_of_version())]
         if row not in self.in_vain:
             self.in_vain = []
@@ -229,12 +233,13 @@ class UpdateOrCreate(FindOrCreate[T]):
     # -- the values ----------------------------------------------------------------------------
 
     def refresh(self, found: T) -> None:
-        """Set the attributes to the values of the row, except for what waits to be stored."""
+        """Set the attributes to the values of the row, except for those with pending changes."""
         state = state_of(found)
         is_waiting = self.session.is_modified(found)
         refreshed: list[str] = []
         for name, value in self.row.items():
-            # A version that the session does not know refuses the changes that wait.
+            # Pending changes keep the version that the session knows: if the row has another
+            # version, the UPDATE is refused.
             if is_waiting and (self.is_waiting(found, name) or name in self.name_of_version()):
                 continue
             if not self.is_same(name, state.dict.get(name, _NOT_LOADED), value):
@@ -242,13 +247,13 @@ class UpdateOrCreate(FindOrCreate[T]):
                 self.forget_made_of(found, name)
                 refreshed.append(name)
         if refreshed:
-            # As SQLAlchemy does: so sqlalchemy.ext.mutable notices changes in the new value, too.
+            # SQLAlchemy sends this event, too: sqlalchemy.ext.mutable needs it for a new value.
             state.manager.dispatch.refresh(state, None, refreshed)
 
     def forget_made_of(self, found: T, name: str) -> None:
         """Forget the composite value, and the related object, that belong to an older value.
 
-        :param name: The attribute for a column whose value has been set.
+        :param name: The column attribute whose value has been set.
         """
         for composite in self.mapper.composites:
             if any(part.key == name for part in composite.props):
@@ -270,7 +275,7 @@ class UpdateOrCreate(FindOrCreate[T]):
         return values
 
     def is_another_search(self, name: str, value: Any) -> bool:
-        """Tell whether a related object would change what is searched for."""
+        """Tell whether a related object would change an attribute that is searched for."""
         attribute = attribute_of(self.mapper, name)
         if not isinstance(attribute, RelationshipProperty):
             return False
@@ -281,7 +286,7 @@ class UpdateOrCreate(FindOrCreate[T]):
         )
 
     def has(self, found: T, name: str, value: Any) -> bool:
-        """Tell whether an attribute has a value already, and nothing else waits to be stored."""
+        """Tell whether an attribute has a value already, and no other value is pending."""
         attribute = attribute_of(self.mapper, name)
         if attribute is None or self.is_waiting(found, attribute.key):
             return False
@@ -309,42 +314,43 @@ class UpdateOrCreate(FindOrCreate[T]):
             return None
         key_of = state.mapper.get_property_by_column
         key = [key_of(column).key for column in state.mapper.primary_key]
-        # It is known also if the object is expired.
+        # The key is known even if the object is expired.
         values = {**dict(zip(key, state.identity, strict=True)), **state.dict}
         if not all(other in values for _, other in pairs):
             return None
         return {own: values[other] for own, other in pairs}
 
     def is_waiting(self, found: T, name: str) -> bool:
-        """Tell whether an attribute has a value that is not stored yet. Sends nothing."""
+        """Tell whether an attribute has a pending change. Sends nothing."""
         attributes = state_of(found).attrs
         return name in attributes and attributes[name].history.has_changes()
 
     def is_same(self, name: str, one: Any, other: Any) -> bool:
-        """Tell whether two values of a column are the same; of SQL expressions nobody knows."""
+        """Tell whether two values of a column are known to be the same; SQL expressions are not."""
         for value in (one, other):
             if value is _NOT_LOADED or isinstance(value, ClauseElement):
                 return False
             if hasattr(value, "__clause_element__"):
                 return False
-        # As SQLAlchemy asks: what compares with neither True nor False, such as an array, differs.
+        # SQLAlchemy compares in the same way. If the result is neither True nor False, as for an
+        # array of a library, the values count as different.
         return self.mapper.column_attrs[name].columns[0].type.compare_values(one, other) is True
 
     def set_values(self, found: T, values: Mapping[str, Any]) -> None:
-        """Set the values, so that one UPDATE has all columns of the defaults, or there is none.
+        """Set the values so that one UPDATE sets all columns of the defaults, or none is sent.
 
         :param found: The object.
-        :param values: Those that it does not have, by the names of attributes.
+        :param values: The values that the object does not have, by the names of attributes.
         """
         state = state_of(found)
         for name in self.names:
-            if self.is_waiting(found, name):  # it gives way to the new value
+            if self.is_waiting(found, name):  # the pending value gives way to the new value
                 set_committed_value(found, name, self.row[name])
         for name, value in values.items():
             setattr(found, name, value)
             attribute = attribute_of(self.mapper, name)
             if isinstance(attribute, RelationshipProperty):
-                # If SQLAlchemy sees no change, because the session remembers another row.
+                # SQLAlchemy may see no change, because the session remembers another row.
                 for own, copy in (self.copied(attribute, value) or {}).items():
                     if not self.is_waiting(found, attribute.key) and state.dict.get(own) != copy:
                         setattr(found, own, copy)

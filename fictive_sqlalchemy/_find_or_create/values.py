@@ -1,4 +1,4 @@
-"""What the values are that ``filter_by_or_create()`` is called with."""
+"""The kinds of values with which ``filter_by_or_create()`` is called."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def mapped_state(value: Any) -> InstanceState[Any] | None:
 
 
 def is_function(value: Any) -> bool:
-    """Tell whether a default has to be called for its value."""
+    """Tell whether a default is a function that has to be called for the value."""
     return callable(value) and mapped_state(value) is None
 
 
 def may_store_none_otherwise(attribute: Any) -> bool:
-    """Tell whether None may be stored as something else than NULL."""
+    """Tell whether None may be stored as something other than NULL."""
     column: Any = attribute.columns[0]
     if not hasattr(column, "server_default"):
         return False  # an SQL expression, which is not stored

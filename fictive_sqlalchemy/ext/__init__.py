@@ -1,1 +1,1 @@
-"""One package or module per outside library; none is imported unless you import it."""
+"""One package or module for each other library; none is imported unless you import it."""

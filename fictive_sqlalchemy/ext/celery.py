@@ -1,4 +1,4 @@
-"""Celery tasks that run in an application context of their own, each as a transaction if you ask.
+"""Celery tasks that run in an application context of their own, and in a transaction on request.
 
 ::
 
@@ -24,16 +24,20 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 from weakref import WeakSet
 
-from celery import Task
-from celery.exceptions import ImproperlyConfigured
-from celery.signals import worker_process_init
-from flask import Flask
 from sqlalchemy import exc
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session, scoped_session
 
+from .._core.errors import see
 from .._core.observing import reported
+from .._extras import installed_by
 from ..owned import Owned
+
+with installed_by("this package with the extras [celery] and [flask]"):
+    from celery import Task
+    from celery.exceptions import ImproperlyConfigured
+    from celery.signals import worker_process_init
+    from flask import Flask
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -45,11 +49,11 @@ else:
 __all__ = ["DatabaseTask"]
 
 _apps: WeakSet[Flask] = WeakSet()
-"""What was given to DatabaseTask.of(), or made for it, in this process."""
+"""The apps that were given to DatabaseTask.of(), or made by its function, in this process."""
 
 
 class _App:
-    """The Flask app of a task class: given, or made by the process that first runs a task."""
+    """The Flask app of a task class: given, or made when the process runs its first task."""
 
     def __init__(self, app: Flask | Callable[[], Flask]) -> None:
         self._lock = Lock()  # the first two tasks may run in two threads
@@ -67,7 +71,7 @@ class _App:
                 if not isinstance(made, Flask):
                     raise ImproperlyConfigured(
                         f"The function given to DatabaseTask.of() returned {made!r}: let it "
-                        "return the Flask app."
+                        "return the Flask app." + see("task-without-app")
                     )
                 _apps.add(made)
                 self._made = made
@@ -77,13 +81,14 @@ class _App:
 class DatabaseTask(_Task):
     """A task that runs in an application context of its own, and leaves no session behind.
 
-    Make it the task class of your Celery app with :meth:`of`, and every task has it:
-    ``@celery.task``, ``@shared_task`` and task classes alike. Called from within another context
-    (a view, another task, eager mode) a task has a new one all the same, and with it a session of
-    its own.
+    Make this class the task class of your Celery app with :meth:`of`, and every task uses it, with
+    ``@celery.task``, with ``@shared_task`` and as a task class. If a task is called inside another
+    context (in a view, in another task, in eager mode), it still has a new context, and with it a
+    session of its own.
 
-    Outside a transaction the session behaves as in a view: a read is one statement, and
-    ``with db.session.begin():`` is a transaction. With :attr:`atomic` all of the task is one.
+    Outside a transaction, the session behaves as in a view: a read is one statement, and
+    ``with db.session.begin():`` is a transaction. With :attr:`atomic`, the whole task is one
+    transaction.
     """
 
     abstract = True
@@ -91,11 +96,11 @@ class DatabaseTask(_Task):
     atomic: bool = False
     """Whether the task is a transaction: ``@celery.task(atomic=True)``.
 
-    BEGIN is sent with its first statement; a transaction that is one INSERT or UPDATE sends that
-    alone. COMMIT is sent when it returns, before Celery stores the result, sends what is linked to
-    it, or, with ``acks_late``, acknowledges the message; an error of COMMIT is the task's error.
-    ROLLBACK is sent on any exception, Celery's ``Retry``, ``Ignore``, ``Reject`` and
-    ``SoftTimeLimitExceeded`` included. At the hard time limit Celery kills the process, and
+    BEGIN is sent with the first statement. A transaction that is one INSERT or UPDATE sends that
+    statement alone. COMMIT is sent when the task returns, before Celery stores the result, sends
+    linked tasks or, with ``acks_late``, acknowledges the message. An error of COMMIT is an error of
+    the task. ROLLBACK is sent on any exception, Celery's ``Retry``, ``Ignore``, ``Reject`` and
+    ``SoftTimeLimitExceeded`` included. At the hard time limit, Celery kills the process, and
     PostgreSQL rolls back.
     """
 
@@ -106,37 +111,37 @@ class DatabaseTask(_Task):
         """Return this class for an app, to be the ``task_cls`` of a Celery app.
 
         :param app: The Flask app, or a function that makes it. The function is called once in
-            each process that runs tasks, with the first of them.
-        :raises TypeError: if it is neither.
+            each process that runs tasks, with the first task.
+        :raises TypeError: if ``app`` is neither.
         """
         if not callable(app) or isinstance(app, type):
             raise TypeError(
                 f"DatabaseTask.of() takes the Flask app, or a function that makes it, and not "
-                f"{app!r}."
+                f"{app!r}." + see("task-without-app")
             )
         of_app = type("DatabaseTask", (cls,), {"abstract": True, "_app_of_task": _App(app)})
         return cast("type[Self]", of_app)
 
     @property
     def flask_app(self) -> Flask:
-        """The Flask app: of the task's class, or of the ``task_cls`` of its Celery app.
+        """The Flask app of the task's class, or of the ``task_cls`` of its Celery app.
 
-        :raises celery.exceptions.ImproperlyConfigured: if neither says which it is.
+        :raises celery.exceptions.ImproperlyConfigured: if neither of these classes has an app.
         """
         for task_class in (type(self), self.app.Task):
             if issubclass(task_class, DatabaseTask) and task_class._app_of_task is not None:
                 return task_class._app_of_task.get()
         raise ImproperlyConfigured(
             f"The task {self.name} does not know its Flask app: make its Celery app with "
-            "Celery(…, task_cls=DatabaseTask.of(app))."
+            "Celery(…, task_cls=DatabaseTask.of(app))." + see("task-without-app")
         )
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Wrap ``run()``, which every way to execute a task comes to.
+        """Wrap ``run()``, which is called in every way of executing a task.
 
-        On the instance, as Celery's ``autoretry_for`` does it. That is added later and stands
-        around this, so it sees an error of COMMIT, and the rollback is done before the task is
-        sent again.
+        ``run()`` is wrapped on the instance, as Celery's ``autoretry_for`` does. ``autoretry_for``
+        is added later and surrounds this wrapper. So ``autoretry_for`` sees an error of COMMIT, and
+        the rollback is done before the task is sent again.
         """
         task = super().__new__(cls)
         run = task.run
@@ -158,11 +163,11 @@ class DatabaseTask(_Task):
 
 @contextmanager
 def _context(app: Flask) -> Generator[None]:
-    """A new application context, and no session of it left at its end."""
+    """Push a new application context, and leave no session behind at its end."""
     with ExitStack() as at_the_end, app.app_context():
-        # The app removes a session in a teardown function, which does not get its turn when
-        # another one fails. The next context may be at the same address, and would find that
-        # session, with all that waits in it.
+        # The app removes a session in a teardown function, which is not called if another teardown
+        # function fails. The next context may be at the same address, and would then find that
+        # session with its pending changes.
         inside = copy_context()
         for sessions in _scoped_sessions(app):
             at_the_end.callback(inside.run, sessions.remove)
@@ -172,27 +177,27 @@ def _context(app: Flask) -> Generator[None]:
 _NO_COMMIT = (
     "An atomic task is committed when it returns, and not before: leave commit() out, or leave "
     "atomic=True out and put each part that is to be stored at once into "
-    "`with session.begin():`. Nothing was sent."
+    "`with session.begin():`. Nothing was sent." + see("task-ended")
 )
 
 
 @contextmanager
 def _one_transaction(session: Session) -> Generator[None]:
-    """A transaction that only the end of this block ends."""
+    """Begin a transaction that only the end of this block ends."""
     with session.begin() as transaction, Owned(session, transaction, _NO_COMMIT) as owned:
         yield
         owned.check_not_aborted()
         if session.get_transaction() is not transaction:
             raise exc.InvalidRequestError(
                 "An atomic task has ended its own transaction, so that nothing is stored: leave "
-                "rollback(), close() and remove() out. To roll back raise an exception, or call "
-                "session.set_rollback(); what may fail goes into `with session.atomic():` or "
-                "`with session.begin_nested():`."
+                "rollback(), close() and remove() out. To roll back, raise an exception, or call "
+                "session.set_rollback(). Put a statement that may fail into "
+                "`with session.atomic():` or `with session.begin_nested():`." + see("task-ended")
             )
 
 
 def _scoped_sessions(app: Flask) -> list[scoped_session[Any]]:
-    """The sessions of an app: Flask-SQLAlchemy's and that of ``flask_scoped_session``."""
+    """Return the sessions of an app: of Flask-SQLAlchemy and of ``flask_scoped_session``."""
     found = (
         getattr(app.extensions.get("sqlalchemy"), "session", None),
         getattr(app, "scoped_session", None),
@@ -209,11 +214,11 @@ def _session(app: Flask, name: str) -> Session:
         raise ImproperlyConfigured(
             f"The app of the atomic task {name} has two sessions, db.session and "
             "app.scoped_session, which can't be committed as one: leave atomic=True out and put "
-            "`with session.begin():` around what one of them does."
+            "`with session.begin():` around what one of them does." + see("task-session")
         )
     raise ImproperlyConfigured(
         f"The app of the atomic task {name} has no session: call db.init_app(app) or "
-        "flask_scoped_session(session_factory, app)."
+        "flask_scoped_session(session_factory, app)." + see("task-session")
     )
 
 
@@ -224,7 +229,7 @@ def _refuse_unfinished(name: str, result: object) -> None:
         raise TypeError(
             f"The task {name} returned a {type(unfinished).__name__}, whose code would run, if "
             "ever, when the context and the transaction of the task have ended: return a list, "
-            "or the result of asyncio.run()."
+            "or the result of asyncio.run()." + see("task-returns-generator")
         )
 
 
@@ -235,12 +240,12 @@ _imported_by = os.getpid()
 
 @worker_process_init.connect
 def _leave_connections_to_the_parent(**_: Any) -> None:
-    """Begin with empty pools in a child, whose parent goes on with the connections.
+    """Empty the pools in a child process, because the parent goes on using the connections.
 
-    A child that closed them would end them for the parent, hence ``close=False``: see "Using
-    Connection Pools with Multiprocessing or os.fork()" in the documentation of SQLAlchemy.
+    A child that closed the connections would end them for the parent, hence ``close=False``: see
+    "Using Connection Pools with Multiprocessing or os.fork()" in the documentation of SQLAlchemy.
     """
-    if os.getpid() == _imported_by:  # the solo pool sends the signal, and has no children
+    if os.getpid() == _imported_by:  # the solo pool sends the signal, too, without a child process
         return
     for app in list(_apps):
         for engine in _engines(app):

@@ -1,6 +1,6 @@
-"""A panel for Flask-DebugToolbar: what a request sends, and for what its transactions wait.
+"""A panel for Flask-DebugToolbar: what a request sends, and when its transactions wait.
 
-Name it in the setting of the toolbar::
+Name the panel in the setting of the toolbar::
 
     app.config["DEBUG_TB_PANELS"] = ["fictive_sqlalchemy.ext.debugtoolbar.TransactionsPanel"]
 """
@@ -11,13 +11,15 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from flask import Flask, current_app, g
-from flask_debugtoolbar.panels import DebugPanel
-
 from .._core.places import Place
 from .._core.recorder import leave_context, of_this_context, recorder
 from .._core.records import Statement, Transaction
+from .._extras import installed_by
 from ..recording import Recording, counted, dialects_of, milliseconds
+
+with installed_by("flask-debugtoolbar"):
+    from flask import Flask, current_app, g
+    from flask_debugtoolbar.panels import DebugPanel
 
 _TEMPLATE = """
 <style>
@@ -77,10 +79,10 @@ def _end(error: BaseException | None = None) -> None:
 
 
 class TransactionsPanel(DebugPanel):
-    """Shows the statements of a request with BEGIN and COMMIT, on a time line, with their places.
+    """Shows the statements of a request, BEGIN and COMMIT included, on a time line.
 
-    What the end of the request sends, such as the COMMIT of a request that is one transaction,
-    comes after the panel is made, and is not in it.
+    Each statement has its place in the code. What is sent at the end of the request, such as the
+    COMMIT of a request that is one transaction, is not in the panel, which is made before.
     """
 
     name = "Transactions"
@@ -88,11 +90,11 @@ class TransactionsPanel(DebugPanel):
 
     @classmethod
     def init_app(cls, app: Flask) -> None:
-        """Have each request record no more at its end, whatever happens in it."""
+        """Stop the recording at the end of each request, even after an error."""
         app.teardown_request(_end)
 
     def process_request(self, request: Any) -> None:
-        """Begin to record."""
+        """Start recording."""
         extension = current_app.extensions.get("sqlalchemy")
         dialects = () if extension is None else dialects_of([extension])
         self._started = self._ended = perf_counter()
@@ -102,7 +104,7 @@ class TransactionsPanel(DebugPanel):
         of_this_context.set((*of_this_context.get(), self._recording))
 
     def process_response(self, request: Any, response: Any) -> None:
-        """Record no more."""
+        """Stop recording."""
         self._ended = perf_counter()
         _end()
 
@@ -157,7 +159,7 @@ class TransactionsPanel(DebugPanel):
         }
 
     def _waiting(self, transaction: Transaction, statement: Statement) -> dict[str, Any]:
-        """Return the time since the statement before it, in which the transaction was open."""
+        """Return the bar for the time since the previous statement of the transaction."""
         before = transaction.started or 0.0
         for each in transaction.sent:
             if each is statement:

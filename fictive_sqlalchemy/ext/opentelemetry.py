@@ -1,6 +1,7 @@
 """OpenTelemetry: a span for each transaction, and one for each wait for the pool.
 
-Its instrumentation of SQLAlchemy has a span for each statement, and none for these two::
+OpenTelemetry's instrumentation of SQLAlchemy makes a span for each statement, but no span for a
+transaction or for a wait. To add these spans::
 
     from fictive_sqlalchemy.ext.opentelemetry import trace_transactions
 
@@ -12,16 +13,18 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from opentelemetry import trace
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, TracerProvider
-
 from .._core.places import Place
 from .._core.records import ConnectionUse, Transaction
+from .._extras import installed_by
 from ..recording import Follower
+
+with installed_by("opentelemetry-api"):
+    from opentelemetry import trace
+    from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, TracerProvider
 
 __all__ = ["TransactionSpans", "trace_transactions"]
 
-#: A shorter wait for the pool has no span: a connection was free.
+#: A wait for the pool that takes fewer seconds has no span, because a connection was free.
 SHORTEST_WAIT = 0.001
 
 
@@ -30,10 +33,10 @@ def trace_transactions(
 ) -> TransactionSpans:
     """Make a span for each transaction, and for each wait for the pool. Sends nothing.
 
-    :param sources: What :func:`.record` takes.
-    :param tracer_provider: Whose spans they are; the global one if it is left out.
-    :returns: What makes them. Its ``stop()`` ends that.
-    :raises sqlalchemy.exc.ArgumentError: if there is no source, or one can't be recorded.
+    :param sources: The sources, as :func:`.record` takes them.
+    :param tracer_provider: The provider of the tracer; the global one if it is left out.
+    :returns: The object that makes the spans, until its ``stop()`` is called.
+    :raises sqlalchemy.exc.ArgumentError: if there is no source, or a source can't be recorded.
     """
     tracer = trace.get_tracer("fictive_sqlalchemy", tracer_provider=tracer_provider)
     return TransactionSpans(tracer, *sources).start()
@@ -42,8 +45,9 @@ def trace_transactions(
 class TransactionSpans(Follower):
     """Makes the spans of :func:`trace_transactions`.
 
-    A span is made when its transaction or its wait is over, with the times of both ends, and is a
-    child of the span that is current then. A wait of less than a millisecond has none.
+    A span is made when its transaction or its wait has ended. The span has the times of the begin
+    and the end, and is a child of the span that is current at the end. A wait of less than a
+    millisecond has no span.
     """
 
     def __init__(self, tracer: Tracer, *sources: Any) -> None:
@@ -86,5 +90,5 @@ class TransactionSpans(Follower):
 
 
 def _nanoseconds(moment: float) -> int:
-    """Return the time since 1970 of a moment by :func:`time.perf_counter`."""
+    """Return a moment of :func:`time.perf_counter` as nanoseconds since 1970."""
     return time.time_ns() - int((time.perf_counter() - moment) * 1e9)

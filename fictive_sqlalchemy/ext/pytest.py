@@ -1,7 +1,7 @@
 """The pytest plugin: a test that requests ``db_isolation`` leaves nothing in the database.
 
-pytest loads it by itself; it does nothing until one of its fixtures is requested, or
-``--strict-report`` is given.
+pytest loads the plugin by itself. The plugin does nothing until a test requests one of its
+fixtures, or the option ``--strict-report`` is given.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from .._core.errors import see
+
 if TYPE_CHECKING:
     from flask import Flask
     from sqlalchemy import Engine
@@ -23,16 +25,17 @@ if TYPE_CHECKING:
 
     Budget = Callable[..., AbstractContextManager[Recording]]
 
-# In the configuration of pytest, and in what a worker of pytest-xdist tells at its end.
+# The keys of the report in pytest's configuration, and in the output of a pytest-xdist worker.
 _REPORT: pytest.StashKey[StrictReport] = pytest.StashKey()
 _OF_WORKER = "fictive_sqlalchemy.strict_report"
 
 
 @pytest.fixture
 def db_isolation_of(request: pytest.FixtureRequest) -> Flask | Engine | Iterable[Engine]:
-    """What ``db_isolation`` isolates: a Flask application, or engines.
+    """Return what ``db_isolation`` isolates: a Flask application, or engines.
 
-    It is your ``app`` fixture. Where you have none, define this fixture yourself::
+    By default, this is the application of your ``app`` fixture. If you have no such fixture,
+    define ``db_isolation_of`` yourself::
 
         import pytest
 
@@ -48,7 +51,7 @@ def db_isolation_of(request: pytest.FixtureRequest) -> Flask | Engine | Iterable
         raise pytest.UsageError(
             "db_isolation isolates the application of your `app` fixture, and there is none: "
             "define a fixture `app`, or a fixture `db_isolation_of` that returns an application "
-            "or engines."
+            "or engines." + see("nothing-to-isolate")
         ) from None
     return app
 
@@ -72,7 +75,7 @@ def db_isolation(db_isolation_of: Any) -> Generator[None]:
         if not hasattr(extension, "test_isolation"):
             raise pytest.UsageError(
                 "The application has no extension with OptInTransactionMixin: define a fixture "
-                "`db_isolation_of` that returns the engines to isolate."
+                "`db_isolation_of` that returns the engines to isolate." + see("nothing-to-isolate")
             )
         isolation = extension.test_isolation(db_isolation_of)
     elif isinstance(db_isolation_of, Iterable):
@@ -80,7 +83,7 @@ def db_isolation(db_isolation_of: Any) -> Generator[None]:
     else:
         raise pytest.UsageError(
             "The fixture `db_isolation_of` has to return an application or engines, not "
-            f"{db_isolation_of!r}."
+            f"{db_isolation_of!r}." + see("nothing-to-isolate")
         )
     with isolation:
         yield
@@ -88,10 +91,10 @@ def db_isolation(db_isolation_of: Any) -> Generator[None]:
 
 @pytest.fixture
 def db_record(db_isolation_of: Any) -> Generator[Recording]:
-    """What the test sends to the database: see :func:`fictive_sqlalchemy.recording.record`.
+    """Record what the test sends to the database: see :func:`fictive_sqlalchemy.recording.record`.
 
-    It is about the engines of what ``db_isolation_of`` returns, which is your ``app`` fixture, and
-    includes all threads. Nothing is sent for it.
+    The fixture records the engines that ``db_isolation_of`` returns, or those of the application
+    that ``db_isolation_of`` returns, in all threads. Sends nothing.
 
     :returns: The :class:`.Recording`, which may be read at any time.
     :raises pytest.UsageError: if the application has no extension with ``OptInTransactionMixin``.
@@ -104,21 +107,21 @@ def db_record(db_isolation_of: Any) -> Generator[Recording]:
 
 @pytest.fixture
 def db_budget(db_isolation_of: Any) -> Budget:
-    """How much a part of a test may send, as a block::
+    """Limit what a part of a test may send, with a block::
 
         def test_transfer(client, db_budget):
             with db_budget(transactions=1, round_trips=5, waiting=0.0):
                 client.post("/transfer")
 
-    The test fails where it is more, and shows what was sent, in order, with BEGIN and COMMIT. What
-    is left out may be any number.
+    If the block sends more, the test fails, and shows what was sent, in order, with BEGIN and
+    COMMIT. There is no limit for a number that is left out.
 
     - ``transactions``, ``statements`` and ``round_trips`` are numbers. A statement outside is no
-      transaction; BEGIN and COMMIT are no statements, but round trips.
-    - ``waiting`` is for how many seconds transactions may be open while the database is not busy
-      for them. A tenth of a second more is allowed, which Python itself may need.
+      transaction. BEGIN and COMMIT count as round trips, but not as statements.
+    - ``waiting`` is how many seconds transactions may be open while the database is not busy for
+      them. A tenth of a second more is allowed, which Python itself may need.
 
-    :raises pytest.UsageError: as ``db_record``.
+    :raises pytest.UsageError: under the same conditions as ``db_record``.
     """
     engines = _engines_of(db_isolation_of)
     return partial(_budget, engines)
@@ -146,7 +149,10 @@ def _budget(
         if given is not None and (
             isinstance(given, bool) or not isinstance(given, (int, float)) or not given >= 0
         ):
-            raise pytest.UsageError(f"db_budget({name}=…) is a number, 0 or more, not {limit!r}.")
+            raise pytest.UsageError(
+                f"db_budget({name}=…) is a number, 0 or more, not {limit!r}."
+                + see("recording-arguments")
+            )
     with record(*engines) as seen:
         yield seen
     used = {
@@ -168,12 +174,12 @@ def _budget(
         pytest.fail(f"More was sent than db_budget() allows: {'; '.join(said)}.\n{seen}", False)
 
 
-#: So many seconds Python may need between the statements of a test's transactions.
+#: How many seconds Python may need between the statements of a test's transactions.
 _OF_PYTHON = 0.1
 
 
 def _engines_of(source: Any) -> list[Any]:
-    """Return the engines of what ``db_isolation_of`` has returned."""
+    """Return the engines that ``db_isolation_of`` has returned, or those of its application."""
     from .._core.engine import OptInEngine
 
     if hasattr(source, "extensions"):
@@ -189,7 +195,7 @@ def _engines_of(source: Any) -> list[Any]:
         raise pytest.UsageError(
             "There is no engine to record: the application needs an extension with "
             "OptInTransactionMixin, or the fixture `db_isolation_of` has to return engines of "
-            "fictive_sqlalchemy.create_engine()."
+            "fictive_sqlalchemy.create_engine()." + see("nothing-to-record")
         )
     return found
 
@@ -208,7 +214,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Begin to record, before the application is imported."""
+    """Start the strict report before the application is imported."""
     if config.getoption("strict_report", False):
         from ..strict_report import StrictReport
 
@@ -216,13 +222,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Record no more."""
+    """Stop the strict report."""
     if (report := config.stash.get(_REPORT, None)) is not None:
         report.stop()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """In a worker of pytest-xdist: hand over what it has recorded."""
+    """Hand over the findings of a worker of pytest-xdist."""
     told: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
     report = session.config.stash.get(_REPORT, None)
     if told is not None and report is not None:
@@ -231,7 +237,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Take what a worker of pytest-xdist has recorded."""
+    """Take the findings of a worker of pytest-xdist."""
     report = node.config.stash.get(_REPORT, None)
     told: dict[str, Any] = getattr(node, "workeroutput", None) or {}
     if report is not None:
@@ -244,7 +250,7 @@ def pytest_testnodedown(node: Any) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Print a line for each place."""
+    """Print the strict report, with a line for each place."""
     if (report := config.stash.get(_REPORT, None)) is not None:
         terminalreporter.section("strict report")
         terminalreporter.write_line(str(report))

@@ -13,33 +13,35 @@ import time
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-import sentry_sdk
-
 from .._core.places import Place
 from .._core.records import ConnectionUse, Transaction
+from .._extras import installed_by
 from ..recording import Follower
+
+with installed_by("sentry-sdk"):
+    import sentry_sdk
 
 __all__ = ["TransactionSpans", "trace_transactions"]
 
-#: A shorter wait for the pool has no span: a connection was free.
+#: A wait for the pool that takes fewer seconds has no span, because a connection was free.
 SHORTEST_WAIT = 0.001
 
 
 def trace_transactions(*sources: Any) -> TransactionSpans:
     """Make a span for each transaction, and for each wait for the pool. Sends nothing.
 
-    They are parts of what Sentry calls a transaction, such as a request. Outside of these there are
-    no spans.
+    The spans are parts of what Sentry calls a transaction, such as a request. Outside of Sentry's
+    transactions, no spans are made.
 
-    :param sources: What :func:`.record` takes.
-    :returns: What makes them. Its ``stop()`` ends that.
-    :raises sqlalchemy.exc.ArgumentError: if there is no source, or one can't be recorded.
+    :param sources: The sources, as :func:`.record` takes them.
+    :returns: The object that makes the spans, until its ``stop()`` is called.
+    :raises sqlalchemy.exc.ArgumentError: if there is no source, or a source can't be recorded.
     """
     return TransactionSpans(*sources).start()
 
 
 class TransactionSpans(Follower):
-    """Makes the spans of :func:`trace_transactions`, when their ends are known."""
+    """Makes the spans of :func:`trace_transactions`, each when its end is known."""
 
     def end_transaction(self, transaction: Transaction) -> None:
         """Make the span of a transaction that has ended."""
@@ -77,5 +79,5 @@ def _span(operation: str, started: float, place: Place | None) -> Any:
 
 
 def _moment(moment: float) -> datetime:
-    """Return the time of day of a moment by :func:`time.perf_counter`."""
+    """Return a moment of :func:`time.perf_counter` as a date and time."""
     return datetime.now(timezone.utc) - timedelta(seconds=time.perf_counter() - moment)

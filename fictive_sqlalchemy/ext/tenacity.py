@@ -1,4 +1,4 @@
-"""Transactions that are run again when PostgreSQL asks for that, with tenacity.
+"""Transactions that tenacity runs again after a serialization failure or a deadlock.
 
 ::
 
@@ -23,20 +23,23 @@ from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 from sqlalchemy import exc
 from sqlalchemy.orm import Session, SessionTransactionOrigin, scoped_session, sessionmaker
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception,
-    stop_after_attempt,
-    wait_random_exponential,
-)
 
 from .._core.atomic import Atomic
 from .._core.blocks import OptInSessionTransaction
-from .._core.errors import CommitOutcomeUnknown, sqlstate
+from .._core.errors import CommitOutcomeUnknown, see, sqlstate
 from .._core.functions import check_function, finished
 from .._core.options import BeginOptions, given_options
 from .._core.session import OptInSession
+from .._extras import installed_by
+
+with installed_by("this package with the extra [retry]"):
+    from tenacity import (
+        RetryCallState,
+        Retrying,
+        retry_if_exception,
+        stop_after_attempt,
+        wait_random_exponential,
+    )
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -74,41 +77,49 @@ def retry_transaction(
     tries: int = 10,
     **options: Unpack[BeginOptions],
 ) -> Any:
-    """Make each call of a function a transaction, which is run again if others were in its way.
+    """Make each call of a function a transaction, which is run again after a conflict.
 
-    That is a serialization failure or a deadlock, SQLSTATE 40001 and 40P01, of which PostgreSQL
-    says that the whole transaction has to be run again, what it decides included:
+    The transaction is run again after a serialization failure or a deadlock, SQLSTATE 40001 and
+    40P01. PostgreSQL says that the whole transaction then has to be run again, including the code
+    that decides what is written:
     https://www.postgresql.org/docs/current/mvcc-serialization-failure-handling.html
-    No other error is, and neither is anything once the transaction is committed.
+    The transaction is not run again after another error, nor once it is committed.
 
-    Between two tries it waits for a random time, of up to 10 ms at first, and up to twice as long
-    each time, until that is 1 s. In each try objects that were loaded before are read again at
-    their next use. Functions of ``on_commit()`` are called for the try that was committed.
+    Between two tries, the call waits for a random time: up to 10 ms at first, then up to twice as
+    long each time, and 1 s at most. In each try, objects that were loaded before are read again at
+    their next use. Functions of ``on_commit()`` are called only for the try that was committed.
 
-    The function gets ``retry``, the ``tenacity.Retrying`` that it goes by, for who wants other
-    waits: ``transfer.retry.wait = wait_none()``, and so for ``sleep``, ``stop`` and
-    ``before_sleep``.
+    The decorated function has an attribute ``retry``, the ``tenacity.Retrying`` that controls its
+    tries. To change the waits, write ``transfer.retry.wait = wait_none()``. ``sleep``, ``stop`` and
+    ``before_sleep`` can be changed in the same way.
 
     :param session: The session, a ``scoped_session`` such as ``db.session``, or a
-        ``sessionmaker``: then each try has a new session, which the function gets as its first
-        argument.
-    :param tries: How often it is run at most.
-    :param options: ``isolation_level``, ``read_only`` and ``deferrable``, as
+        ``sessionmaker``. With a ``sessionmaker``, each try has a new session, which the function
+        gets as its first argument.
+    :param tries: How often the transaction is run at most.
+    :param options: ``isolation_level``, ``read_only``, ``deferrable`` and ``timeout``, as
         :meth:`.OptInSession.begin` takes them.
-    :returns: A decorator. The function raises the last error, which tells the number of tries.
-        If a transaction is open already, or the session has changes waiting, which a rollback
-        would forget, it raises ``sqlalchemy.exc.InvalidRequestError``. For an argument that can be
-        read only once, such as a generator or an open file, it raises ``TypeError``.
-    :raises TypeError: if the session is something else; by the decorator, for what is no plain
-        function.
+    :returns: A decorator. If all tries fail, the function raises the last error, which tells the
+        number of tries. If a transaction is open already, or if the session has pending changes,
+        which a rollback would lose, the function raises ``sqlalchemy.exc.InvalidRequestError``. If
+        an argument can be read only once, such as a generator or an open file, the function raises
+        ``TypeError``.
+    :raises TypeError: if ``session`` is something else, or, from the decorator, if the function is
+        no plain function.
     :raises ValueError: if ``tries`` is less than 1.
     """
     if not (issubclass(type(session), Session) or callable(session)):
         raise _no_session(session)
     if inspect.isroutine(session):
-        raise TypeError(f"{_NAME} needs the session first: write @retry_transaction(db.session).")
+        raise TypeError(
+            f"{_NAME} needs the session first: write @retry_transaction(db.session)."
+            + see("retry-session")
+        )
     if tries < 1:
-        raise ValueError(f"tries is how often the transaction is run at most, and not {tries!r}.")
+        raise ValueError(
+            f"tries is how often the transaction is run at most, and not {tries!r}."
+            + see("retry-arguments")
+        )
     given_options(_NAME, options)
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -117,7 +128,7 @@ def retry_transaction(
             raise TypeError(
                 f"{_NAME} does not decorate async functions, which it would have to wait for: put "
                 "the transaction into a plain function, and call that, as with "
-                "asyncio.to_thread()."
+                "asyncio.to_thread()." + see("retry-arguments")
             )
         retrying = Retrying(
             stop=stop_after_attempt(tries),
@@ -144,7 +155,7 @@ def retry_transaction(
 
 
 def is_serialization_failure(error: BaseException) -> bool:
-    """Tell whether an error asks to run the transaction again: SQLSTATE 40001 or 40P01.
+    """Tell whether the transaction should be run again after an error: SQLSTATE 40001 or 40P01.
 
     :param error: The error.
     """
@@ -154,7 +165,7 @@ def is_serialization_failure(error: BaseException) -> bool:
 
 
 class _Tried:
-    """How far the last try of one call has come."""
+    """The state of the last try of one call."""
 
     def __init__(self) -> None:
         self._may_be_stored = False
@@ -162,10 +173,10 @@ class _Tried:
 
     @contextmanager
     def transaction(self, session: OptInSession, options: BeginOptions) -> Generator[None]:
-        """The transaction of one try."""
+        """Begin and end the transaction of one try."""
         self._may_be_stored, self._block = False, None
         _refuse_what_is_open(session)
-        session.expire_all()  # or it would decide by what was read before it
+        session.expire_all()  # or the function would decide by values that were read before
         with Atomic(lambda: session, durable=True, **options) as block:
             assert isinstance(block, OptInSessionTransaction)
             self._block = block
@@ -173,7 +184,7 @@ class _Tried:
             yield
             if block.is_active and block.roll_back_only is None:
                 session.flush()
-                # One COMMIT after the other: the first may be done when the second fails.
+                # One COMMIT is sent after the other: the first may be done when the second fails.
                 self._may_be_stored = len(block.begun_on) > 1 and not session.twophase
 
     def _is_committed(self) -> None:
@@ -186,17 +197,17 @@ class _Tried:
 
 
 def _refuse_iterators(*arguments: Iterable[tuple[object, Any]]) -> None:
-    """Refuse what the first try would use up: the second would store nothing of it, and succeed."""
+    """Refuse arguments that the first try would use up: the second would store too little."""
     for name, argument in chain(*arguments):
-        # The class that it says it has: a proxy, such as Flask-Login's current_user, has the
-        # methods of everything.
+        # __class__ of a proxy is the class of its object. The class of the proxy itself, such as
+        # that of Flask-Login's current_user, has the methods of all kinds of objects.
         kind: type[Any] = argument.__class__
         if issubclass(kind, (Iterator, AsyncIterator)):
             which = f"{name}=" if isinstance(name, str) else f"number {name}"
             raise TypeError(
                 f"{_NAME} may run the function several times, and the argument {which} is a "
                 f"{cast(Any, kind).__name__}, which can be read once: give it a list, or make the "
-                "iterator inside the function. Nothing was sent."
+                "iterator inside the function. Nothing was sent." + see("retry-iterators")
             )
 
 
@@ -204,25 +215,26 @@ def _refuse_what_is_open(session: OptInSession) -> None:
     around = session.get_nested_transaction() or session.get_transaction()
     if around is not None and around.origin is not SessionTransactionOrigin.AUTOBEGIN:
         raise exc.InvalidRequestError(
-            f"{_NAME} has to be outermost, because all of a transaction is run again, and one is "
-            "open: call the function outside."
+            f"{_NAME} has to be outermost, because all of a transaction is run again, and a "
+            "transaction is open: call the function outside that transaction." + see("retry-inside")
         )
     if session.new or session.deleted or any(map(session.is_modified, session.dirty)):
         raise exc.InvalidRequestError(
-            f"The session has changes waiting that were made before {_NAME}, and would be lost "
-            "with the first try that fails: make them inside the function, or commit() before."
+            f"The session has pending changes from before {_NAME}, which the first try that fails "
+            "would discard: make these changes inside the function, or call commit() before it."
+            + see("retry-pending-changes")
         )
 
 
 @contextmanager
 def _session(given: Any) -> Generator[tuple[OptInSession, tuple[OptInSession, ...]]]:
-    """Yield the session of a try, and what the function gets of it."""
+    """Yield the session of a try, and the arguments that the function gets for it."""
     if issubclass(type(given), sessionmaker):
         with given() as session:
             yield _checked(session), (session,)
     elif issubclass(type(given), Session):
         yield _checked(given), ()
-    elif isinstance(given, scoped_session):  # which a proxy of one is, too
+    elif isinstance(given, scoped_session):  # true for a proxy of one, too
         yield _checked(given()), ()
     else:
         raise _no_session(given)
@@ -232,7 +244,7 @@ def _checked(session: Any) -> OptInSession:
     if not isinstance(session, OptInSession):
         raise TypeError(
             f"{_NAME} is for sessions of OptInSession, and this is a {type(session).__name__}: "
-            "make it with sessionmaker(…, class_=OptInSession)."
+            "make it with sessionmaker(…, class_=OptInSession)." + see("retry-arguments")
         )
     return session
 
@@ -240,12 +252,14 @@ def _checked(session: Any) -> OptInSession:
 def _no_session(given: object) -> TypeError:
     return TypeError(
         f"{_NAME} takes a session, a scoped_session such as db.session, or a sessionmaker, not "
-        f"a {type(given).__name__}."
+        f"a {type(given).__name__}." + see("retry-arguments")
     )
 
 
 def _give_up(state: RetryCallState) -> NoReturn:
     error = state.outcome and state.outcome.exception()
     assert isinstance(error, exc.StatementError)
-    error.add_detail(f"The transaction was tried {state.attempt_number} times.")
+    error.add_detail(
+        f"The transaction was tried {state.attempt_number} times." + see("retry-given-up")
+    )
     raise error

@@ -15,18 +15,19 @@ from typing import cast
 
 from sqlalchemy import Engine, exc
 
+from .._core.errors import see
 from .pool import isolated_pool
 
 __all__ = ["PATIENCE", "isolate"]
 
 #: How many seconds a thread waits for a transaction of another thread to end, and a statement for
-#: a lock that a connection outside the isolation holds. Read when isolation begins.
+#: a lock that a connection outside the isolation holds. The value is read when isolation begins.
 PATIENCE = 30.0
 
 
 @contextmanager
 def isolate(*engines: Engine) -> Generator[None]:
-    """Undo at the end all that is done meanwhile through engines; until then it seems committed::
+    """Undo all work of engines at the end of the block; until then, the work seems committed::
 
         with isolate(engine):
             with engine.begin() as connection:
@@ -34,14 +35,14 @@ def isolate(*engines: Engine) -> Generator[None]:
 
     Sessions, ``begin()`` blocks, commits and rollbacks, ``engine.connect()`` and
     ``engine.raw_connection()`` behave as in production: each error rolls back what it would roll
-    back there. Sends BEGIN on one connection per engine, a savepoint for each transaction and for
-    each statement outside a transaction, and ROLLBACK at the end.
+    back there. For each engine, BEGIN is sent on one connection, then a savepoint for each
+    transaction and for each statement outside a transaction, and ROLLBACK at the end.
 
     Isolation may be nested: what is done in the inner block is undone at the end of the inner
     block.
 
-    While one transaction has changes, no other connection can be used: a thread waits for a
-    transaction of another thread, and an error is raised if the transaction is its own. Isolation
+    While one transaction has changes, no other connection can be used: a thread waits for the end
+    of a transaction of another thread, and gets an error if the transaction is its own. Isolation
     levels have no effect.
 
     :param engines: The engines, of psycopg2 or psycopg. Each has a transaction of its own, so
@@ -54,7 +55,7 @@ def isolate(*engines: Engine) -> Generator[None]:
     if not engines or not all(isinstance(one, Engine) for one in cast(tuple[object, ...], engines)):
         raise exc.ArgumentError(
             "isolate() takes engines, such as isolate(engine). To isolate all engines of a "
-            "Flask-SQLAlchemy extension, use db.test_isolation()."
+            "Flask-SQLAlchemy extension, use db.test_isolation()." + see("nothing-to-isolate")
         )
     with ExitStack() as stack:
         for engine in engines:

@@ -16,8 +16,8 @@ def make_cursor(stand_in: StandIn, factory: Any, *args: Any, **kwargs: Any) -> A
 
     :param stand_in: The stand-in that the cursor belongs to.
     :param factory: The class of the cursor: one of the driver's, or of the user's own.
-    :param args: What the class is called with.
-    :param kwargs: What the class is called with.
+    :param args: The positional arguments of the class.
+    :param kwargs: The keyword arguments of the class.
     """
     class_: Any = _isolated_cursor(factory)
     cursor = class_.__new__(class_, *args, **kwargs)
@@ -38,8 +38,9 @@ class _IsolatedCursor:
     stand_in: StandIn
     is_sending = False  # whether one of its methods is being called
     settings: Mapping[str, str | None] = MappingProxyType({})
-    """What its FETCH carries, if it was declared outside a transaction: in production the server
-    has all rows when the cursor is declared, and here it makes each when it is fetched."""
+    """The settings that a FETCH carries if the cursor was declared outside a transaction. In
+    production the server makes all rows when the cursor is declared. Here it makes each row when
+    the row is fetched."""
 
     @property
     def connection(self) -> Any:
@@ -47,7 +48,7 @@ class _IsolatedCursor:
         return self.stand_in.for_cursors
 
     def plain(self, query: Any) -> Any:
-        """Return a query as a string, where it is bytes or one of the driver's ``sql`` objects."""
+        """Return a query as a string, even if it is bytes or an object of the driver's ``sql``."""
         if isinstance(query, bytes):
             return query.decode(errors="replace")
         as_string: Any = getattr(query, "as_string", None)
@@ -74,7 +75,7 @@ class _IsolatedCursor:
 
 
 def _method(name: str) -> Callable[..., Any]:
-    """A method whose first argument is SQL."""
+    """Return a method whose first argument is SQL."""
 
     def method(self: Any, query: Any, *args: Any, **kwargs: Any) -> Any:
         query = self.plain(query)
@@ -87,7 +88,7 @@ def _method(name: str) -> Callable[..., Any]:
 
 
 def _other_method(name: str) -> Callable[..., Any]:
-    """A method that makes its SQL itself."""
+    """Return a method that makes its SQL itself."""
 
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         with self.sending():
@@ -97,7 +98,7 @@ def _other_method(name: str) -> Callable[..., Any]:
 
 
 def _mogrify(name: str) -> Callable[..., Any]:
-    """A method that takes SQL and sends nothing."""
+    """Return a method that takes SQL and sends nothing."""
 
     def method(self: Any, query: Any, *args: Any, **kwargs: Any) -> Any:
         return getattr(super(_IsolatedCursor, self), name)(self.plain(query), *args, **kwargs)
@@ -106,11 +107,11 @@ def _mogrify(name: str) -> Callable[..., Any]:
 
 
 def _stream(name: str) -> Callable[..., Any]:
-    """A method that takes SQL and yields rows as they arrive."""
+    """Return a method that takes SQL and yields rows as they arrive."""
 
     def method(self: Any, query: Any, *args: Any, **kwargs: Any) -> Generator[Any]:
         query = self.plain(query)
-        # All rows at once, because the caller may send other statements between two rows.
+        # All rows are read at once: the caller may send other statements between two rows.
         with self.sending(query):
             rows = list(getattr(super(_IsolatedCursor, self), name)(query, *args, **kwargs))
         yield from rows
@@ -119,7 +120,7 @@ def _stream(name: str) -> Callable[..., Any]:
 
 
 def _copy(name: str) -> Callable[..., Any]:
-    """A method that takes a COPY statement and returns a context manager."""
+    """Return a method that takes a COPY statement and returns a context manager."""
 
     @contextmanager
     def method(self: Any, statement: Any, *args: Any, **kwargs: Any) -> Generator[Any]:
@@ -132,11 +133,11 @@ def _copy(name: str) -> Callable[..., Any]:
 
 
 def _fetch(name: str) -> Callable[..., Any]:
-    """A method that sends FETCH if the cursor is one on the server."""
+    """Return a method that sends FETCH if the cursor is on the server."""
 
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         fetch = getattr(super(_IsolatedCursor, self), name)
-        if getattr(self, "name", None) is None:  # the client has all of its rows
+        if getattr(self, "name", None) is None:  # the client has all rows of the cursor
             return fetch(*args, **kwargs)
         if self.settings:
             self.stand_in.take_settings(self.settings)
@@ -147,7 +148,7 @@ def _fetch(name: str) -> Callable[..., Any]:
 
 
 def _iter(name: str) -> Callable[..., Any]:
-    """Iteration, which sends FETCH for each page if the cursor is one on the server."""
+    """Return the method of iteration, which sends FETCH for each page of a server-side cursor."""
 
     def method(self: Any) -> Iterator[Any]:
         if getattr(self, "name", None) is None:
@@ -159,7 +160,7 @@ def _iter(name: str) -> Callable[..., Any]:
 
 
 def _close(name: str) -> Callable[..., Any]:
-    """A method that sends CLOSE if the cursor is one on the server, and is still open there."""
+    """Return a method that sends CLOSE if the cursor is on the server and still open there."""
     close = _fetch(name)
 
     def method(self: Any) -> Any:
@@ -172,7 +173,7 @@ def _close(name: str) -> Callable[..., Any]:
     return method
 
 
-# The methods that send something, or may do so, and the wrapper of each.
+# The methods that send something, or may do so, and the function that makes the wrapper of each.
 _SENDING: dict[str, Callable[[str], Callable[..., Any]]] = {
     "execute": _method,
     "executemany": _method,

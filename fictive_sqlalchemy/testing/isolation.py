@@ -1,4 +1,4 @@
-"""Who may use the one connection that all stand-ins of an engine share, and when."""
+"""The rules by which all stand-ins of an engine share one connection."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from weakref import WeakSet
 from sqlalchemy import Connection, Engine, exc
 from sqlalchemy.pool import PoolProxiedConnection
 
+from .._core.errors import see
 from .savepoints import Savepoints
 from .stand_in import IDLE, IN_ERROR, Settings, StandIn, State
 
@@ -32,9 +33,9 @@ class Isolation:
     savepoint is released, and it gets a new savepoint with its next statement.
 
     :param engine: The engine.
-    :param held: A connection from its pool, for as long as the isolation lasts.
+    :param held: A connection from the engine's pool, held as long as the isolation lasts.
     :param stand_in_class: The class of the stand-ins.
-    :param patience: How many seconds a thread waits for another one, and a statement for a lock.
+    :param patience: How many seconds a thread waits for another thread, and a statement for a lock.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Isolation:
         self.physical.rollback()  # a listener may have begun a transaction
         self.physical.autocommit = True
         self.is_read_only = self._savepoints.is_read_only_server()
-        # A savepoint can be made read-only in a transaction that may write, but not the other way.
+        # A savepoint can be made read-only in a transaction that may write, but not vice versa.
         self._class.leave_autocommit(self.physical, False if self.is_read_only else None)
         self._savepoints.open(lock_timeout=patience)
         self.quiet = socket.socketpair()
@@ -92,14 +93,14 @@ class Isolation:
 
         :param stand_in: The stand-in.
         :param joins: Whether the statement may be sent in the middle of the transaction of another
-            stand-in. A FETCH may, because the rows of a cursor are those of when it was opened.
+            stand-in. A FETCH may be, because the opening of the cursor has determined its rows.
         """
         with self._turn(stand_in, joins) as joined:
             if stand_in.autocommit or joined:
                 with self._alone(stand_in, check=not joined):
                     yield
                 if joined and self._current is not None:
-                    # The joined statement may have taken back what this transaction has set, too.
+                    # The joined statement may have taken back settings of this transaction, too.
                     self._current.settings.are_sent = False
                 return
             if stand_in is not self._current:
@@ -111,9 +112,10 @@ class Isolation:
 
     @contextmanager
     def _turn(self, stand_in: StandIn, joins: bool = False) -> Generator[bool]:
-        """Wait until a stand-in may use the one connection, and keep the others from it meanwhile.
+        """Wait until a stand-in may use the one connection, and keep other stand-ins waiting.
 
-        Yields whether the statement is sent in the middle of another stand-in's transaction.
+        The context manager gives whether the statement is sent in the middle of another stand-in's
+        transaction.
         """
         is_mine = False
         try:
@@ -138,13 +140,14 @@ class Isolation:
             if self._busy == me:
                 raise exc.InvalidRequestError(
                     "A statement was sent in the middle of another one, and under isolation both "
-                    "have the same connection. Let the first one end before."
+                    "have the same connection. Let the first statement end before the second "
+                    "begins." + see("one-isolated-connection")
                 )
             if self._busy is None:
                 self._savepoints.undo_noted()
                 if current is None and self.status == IN_ERROR:
-                    # Only an exception from a signal handler leads here, and nobody knows what is
-                    # still to be undone.
+                    # Only an exception from a signal handler leads here. What is still to be undone
+                    # is not known.
                     self.physical.close()
                     continue
                 if current is None or current is stand_in or self._park(current):
@@ -154,16 +157,17 @@ class Isolation:
                 if current.thread == me:
                     raise exc.InvalidRequestError(
                         "Another connection of this thread is in a transaction with changes. In "
-                        "production this one would not see them, and its work would not be rolled "
-                        f"back with them: commit that transaction before, or {_REAL_CONNECTIONS}."
+                        "production this connection would not see these changes, and its work "
+                        "would not be rolled back with them: commit that transaction first, or "
+                        f"{_REAL_CONNECTIONS}." + see("one-isolated-connection")
                     )
             left = deadline - time.monotonic()
             if left <= 0:
                 raise exc.InvalidRequestError(
                     f"Another thread has been in a transaction or a statement for "
                     f"{self._patience:.0f} seconds, and under isolation a thread waits for its "
-                    "end. Don't wait for one thread in a transaction of another, or "
-                    f"{_REAL_CONNECTIONS}."
+                    "end. Don't wait for another thread inside a transaction, or "
+                    f"{_REAL_CONNECTIONS}." + see("one-isolated-connection")
                 )
             self._lock.wait(left)
 
@@ -219,7 +223,7 @@ class Isolation:
             self._current = None
             settings = stand_in.settings
             stand_in.forget()
-            # Of an aborted transaction COMMIT would be a rollback without an error.
+            # In production, COMMIT of an aborted transaction would roll back without an error.
             if self.status != IN_ERROR:
                 self._savepoints.release(stand_in.savepoint)
                 self._savepoints.take_back(settings)
@@ -243,32 +247,34 @@ class Isolation:
             raise exc.InvalidRequestError(
                 "This process was forked from one that isolates the engine, and has no connection "
                 "of its own: don't use the database in it, or create the schema anew for this "
-                "test instead."
+                "test instead." + see("one-isolated-connection")
             )
         if self.physical.closed:
             raise exc.InvalidRequestError(
                 "The connection that isolates this test is lost or at its end, and with it all "
                 "that was done: what happens after that can't be tested under isolation."
+                + see("isolation-broken")
             )
         if self.status == IDLE:
             raise exc.InvalidRequestError(
                 "A statement has ended the transaction that isolates this test, and what was "
                 "done in it is stored or gone: leave COMMIT and ROLLBACK to the session or the "
-                "connection."
+                "connection." + see("isolation-broken")
             )
 
     # The end
 
     @contextmanager
     def nested(self) -> Generator[None]:
-        """Undo at the end what is done meanwhile, and nothing before it."""
+        """Undo at the end of the block all that was done in it, and nothing from before."""
         with self._lock:
             try:
                 self._wait(None)
             except exc.InvalidRequestError as error:
                 raise exc.InvalidRequestError(
                     "A transaction is open on this engine, and isolation has to be around it: "
-                    "commit it or roll it back before."
+                    "commit the transaction, or roll it back, first."
+                    + see("in-use-before-isolation")
                 ) from error
             stand_ins, connections = set(self._stand_ins), set(self._used_by)
             savepoint = self._savepoints.set()
@@ -303,7 +309,7 @@ class Isolation:
             self._busy = None
         if not self._lock.wait_for(lambda: self._busy is None, self._patience):
             # close() while another thread waits in a call of the driver may crash the process.
-            # After a shutdown of the socket the driver tells that thread that the server is gone.
+            # After a shutdown of the socket, the driver tells that thread that the server is gone.
             self._cut_off = True
             with suppress(OSError), socket.socket(fileno=os.dup(self.physical.fileno())) as copy:
                 copy.shutdown(socket.SHUT_RDWR)
@@ -313,7 +319,8 @@ class Isolation:
         for stand_in in list(stand_ins):
             stand_in.close()
         for connection in list(connections):
-            # Whoever still has it gets another DBAPI connection with the next statement.
+            # Code that still has the connection gets another DBAPI connection with the next
+            # statement.
             if not connection.closed and not connection.invalidated:
                 connection.invalidate()
 
@@ -321,7 +328,7 @@ class Isolation:
         if self._cut_off:
             raise exc.InvalidRequestError(
                 "Another thread was still in the middle of a statement. All was undone, but a test "
-                "has to wait for the threads that it has started."
+                "has to wait for the threads that it has started." + see("isolation-broken")
             )
         was_ended = self._savepoints.close()
         if self.physical.closed:
@@ -331,5 +338,6 @@ class Isolation:
         if was_ended:
             raise exc.InvalidRequestError(
                 "The transaction that isolated this test was ended in it, and what was done before "
-                "is stored: look for a COMMIT past the session and the connection."
+                "is stored: look for a COMMIT that was not sent by commit() of the session or the "
+                "connection." + see("isolation-broken")
             )

@@ -1,4 +1,4 @@
-"""Put a pool that gives out stand-ins in the place of an engine's own pool, and back."""
+"""The pool that gives out stand-ins, in the place of an engine's own pool."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Engine, NullPool, event, exc
 
+from .._core.errors import see
 from .._core.records import given_back
 from .isolation import Isolation
 from .stand_in import StandIn
@@ -22,9 +23,9 @@ def isolated_pool(engine: Engine, patience: float) -> Generator[None]:
     """Isolate one engine.
 
     :param engine: The engine; it may be isolated already.
-    :param patience: How many seconds a thread waits for another one, and a statement for a lock.
+    :param patience: How many seconds a thread waits for another thread, and a statement for a lock.
     :returns: A context manager.
-    :raises sqlalchemy.exc.ArgumentError: if its driver cannot be isolated.
+    :raises sqlalchemy.exc.ArgumentError: if the engine's driver cannot be isolated.
     :raises sqlalchemy.exc.InvalidRequestError: as :func:`fictive_sqlalchemy.testing.isolate` does.
     """
     pool = engine.pool
@@ -43,7 +44,7 @@ def isolated_pool(engine: Engine, patience: float) -> Generator[None]:
     isolated = IsolatedPool(isolation)
     event.listen(isolated, "reset", given_back)
     dispatch: Any = pool.dispatch
-    for name in ("checkout", "checkin"):  # listeners of the user's: one may set the tenant's id
+    for name in ("checkout", "checkin"):  # the user's listeners may set the id of a tenant
         for listener in getattr(dispatch, name).listeners:
             event.listen(isolated, name, listener)
     try:
@@ -89,7 +90,7 @@ def _stand_in_class(engine: Engine) -> type[StandIn]:
     raise exc.ArgumentError(
         f"Only what is done with psycopg2 or psycopg can be isolated, and {engine.url!r} is "
         f"used with {dialect.driver}{with_asyncio}: leave this engine out, and clean up after "
-        "it yourself."
+        "it yourself." + see("isolated-drivers")
     )
 
 
@@ -98,6 +99,6 @@ def _refuse_if_in_use(engine: Engine) -> None:
     if checked_out is not None and checked_out():
         raise exc.InvalidRequestError(
             f"{checked_out()} connections to {engine.url!r} are in use, and what is done with them "
-            "could not be undone: close() the sessions and connections that were used before, or "
-            "remove() the scoped session."
+            "could not be undone: call close() of the sessions and connections that were used "
+            "before, or remove() of the scoped session." + see("in-use-before-isolation")
         )

@@ -10,8 +10,8 @@ from .stand_in import IDLE, Settings
 
 _MARK = "fictive_sqlalchemy_isolation"
 
-# Without it a test could wait for ever: for a lock that it holds itself, on a connection that is
-# not isolated.
+# Without a timeout, a test could wait for ever for a lock that the test itself holds, on a
+# connection that is not isolated.
 _LOCK_TIMEOUT = """
 SELECT pg_catalog.set_config('lock_timeout', '{milliseconds}', true)
 WHERE pg_catalog.current_setting('lock_timeout') = '0'
@@ -41,21 +41,21 @@ AND transactionid::text::bigint IS DISTINCT FROM txid_current_if_assigned() % 42
 
 
 class Savepoints:
-    """Send what isolation itself sends: savepoints, their release and their undoing.
+    """Sends what isolation itself needs: savepoints, their release, and the rollback to them.
 
     An interruption, such as Ctrl-C or a timeout, may come at any moment. So a savepoint that an
     error has to undo is noted before anything is done in it, and :meth:`release` takes the note
-    back. Whoever uses the connection next undoes what is still noted.
+    back. The next use of the connection undoes the savepoints that are still noted.
 
     :param dbapi: The driver's module.
     :param physical: The driver's connection, in autocommit.
-    :param cursor: A cursor of it, of the driver's own class.
+    :param cursor: A cursor of the connection, of the driver's own class.
     """
 
     def __init__(self, dbapi: Any, physical: Any, cursor: Any) -> None:
         self.physical = physical
         self.is_sending = False
-        """Whether a statement of isolation's own is being sent."""
+        """Whether a statement of the isolation itself is being sent."""
         self._error: type[Exception] = dbapi.Error
         self._cursor = cursor
         self._names = count(1)
@@ -130,7 +130,7 @@ class Savepoints:
         settings.are_sent = True
 
     def take_back(self, settings: Settings) -> None:
-        """Take back what was sent in a savepoint that was released, as the end of a transaction."""
+        """Take back the settings of a released savepoint, as the end of a transaction does."""
         if settings.before:
             self._set(settings.before)
         settings.before, settings.are_sent = {}, not settings.wanted
@@ -168,11 +168,11 @@ class Savepoints:
         self.undo_noted()
 
     def note_innermost(self, savepoint: str) -> None:
-        """Note a savepoint that is to be undone unless it is released; it is within the others."""
+        """Note a savepoint to undo unless it is released; it is nested in those noted before."""
         self._to_undo.insert(0, savepoint)
 
     def note_outermost(self, savepoint: str) -> None:
-        """Note a savepoint that is to be undone; the others that are noted are within it."""
+        """Note a savepoint to undo; those noted before are nested in it."""
         self._to_undo.append(savepoint)
 
     def undo_noted(self) -> None:
@@ -186,7 +186,7 @@ class Savepoints:
                 if not is_released and not self.is_over:
                     self._send(f"ROLLBACK TO SAVEPOINT {savepoint}")
             except self._error:
-                self.physical.close()  # the next statement is told so
+                self.physical.close()  # the next statement raises an error
             self._to_undo.remove(savepoint)
             if not is_released and not self.is_over:
                 self._send(f"RELEASE SAVEPOINT {savepoint}")

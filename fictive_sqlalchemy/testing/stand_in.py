@@ -1,4 +1,4 @@
-"""What a stand-in for a DBAPI connection does, whichever driver it stands in for.
+"""The stand-in for a DBAPI connection, as far as it is the same for both drivers.
 
 A stand-in has the autocommit flag and the transaction that a connection of psycopg2 or psycopg
 would have. Its owner, the isolation, decides what is sent on the one real connection.
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from sqlalchemy import exc
 
+from .._core.errors import see
 from .._core.sql import begins_or_ends_transaction, first_words
 from .sql import is_bound_to_transaction
 
@@ -47,18 +48,18 @@ class State(Enum):
 
 
 class Settings:
-    """The settings of ``set_local()`` that a transaction has, or a statement in autocommit."""
+    """The settings of ``set_local()`` for a transaction, or for a statement in autocommit."""
 
     def __init__(self) -> None:
         self.wanted: dict[str, str | None] = {}
-        """Those that it has in production."""
+        """The settings that would be in effect in production."""
         self.are_sent = True
-        """Whether all of them were sent."""
+        """Whether all of these settings were sent."""
         self.before: dict[str, str | None] = {}
-        """What those that were sent had been before."""
+        """The earlier values of the settings that were sent."""
 
     def with_defaults(self) -> dict[str, str | None]:
-        """Return those that it has in production; what was taken back is as it was before."""
+        """Return the settings as in production; one that was taken back has its earlier value."""
         return {
             name: self.before.get(name) if value is None else value
             for name, value in self.wanted.items()
@@ -66,7 +67,7 @@ class Settings:
 
 
 class Owner(Protocol):
-    """What a stand-in needs of the isolation that made it."""
+    """The part of the isolation that a stand-in uses."""
 
     dbapi: Any
     """The driver's module."""
@@ -85,7 +86,7 @@ class Owner(Protocol):
         ...
 
     def statement(self, stand_in: StandIn, joins: bool = False) -> AbstractContextManager[None]:
-        """Return what surrounds a statement of a stand-in."""
+        """Return a context manager that isolates a statement of a stand-in."""
         ...
 
     def commit(self, stand_in: StandIn) -> None:
@@ -98,7 +99,7 @@ class Owner(Protocol):
 
 
 class StandIn:
-    """What the pool takes for a DBAPI connection of its own.
+    """The object that the pool takes for a DBAPI connection of its own.
 
     :param isolation: The isolation that the stand-in belongs to.
     """
@@ -107,7 +108,7 @@ class StandIn:
     """The name of the driver's read-only flag."""
 
     PASSED_ON: ClassVar[frozenset[str]]
-    """The attributes of the driver's connection that do nothing to a transaction."""
+    """The attributes of the driver's connection that do not affect a transaction."""
 
     isolation_level: Any
     read_only: bool | None
@@ -127,15 +128,15 @@ class StandIn:
         self.forget()
 
     def forget(self) -> None:
-        """Be in no transaction."""
+        """Forget the transaction, so that the stand-in is in none."""
         self.state = State.IDLE
-        self.is_bound = False  # whether its transaction may not be parked, even if it wrote nothing
+        self.is_bound = False  # whether the transaction can't be parked, even if it wrote nothing
         self.settings = Settings()
 
     def take_settings(self, settings: Mapping[str, str | None]) -> None:
-        """Have the next statement, and all later ones of its transaction, carry settings.
+        """Have the next statement, and all later statements of its transaction, carry settings.
 
-        :param settings: By name; with ``None`` one is as if it had never been set.
+        :param settings: The values by name. With ``None``, a setting is as if it was never set.
         """
         self.settings.wanted = {**self.settings.wanted, **settings}
         self.settings.are_sent = False
@@ -151,11 +152,11 @@ class StandIn:
         return self._isolation
 
     def is_read_only(self) -> bool:
-        """Tell whether its transactions are read-only."""
+        """Tell whether the stand-in's transactions are read-only."""
         return self.isolation.is_read_only if self.read_only is None else self.read_only
 
     def is_read_only_outside(self) -> bool:
-        """Tell whether its statements in autocommit are read-only."""
+        """Tell whether the stand-in's statements in autocommit are read-only."""
         return self.isolation.is_read_only
 
     # What isolation does with the driver's connection
@@ -189,7 +190,7 @@ class StandIn:
 
     @property
     def for_cursors(self) -> Any:
-        """The ``connection`` of its cursors."""
+        """The attribute ``connection`` of the stand-in's cursors."""
         raise NotImplementedError
 
     def forget_cursor(self, cursor: Any) -> None:
@@ -246,8 +247,8 @@ class StandIn:
     def fileno(self) -> int:
         """Return a socket from which there is never anything to read.
 
-        A check for a lost connection looks for something to read. On the one connection, that may
-        be the answer to another stand-in.
+        A check for a lost connection looks for something to read. On the one connection, the answer
+        to another stand-in may be waiting.
         """
         return self.isolation.quiet[0].fileno()
 
@@ -265,14 +266,15 @@ class StandIn:
             raise exc.InvalidRequestError(
                 f"{name} of the driver's connection can't be isolated: use a cursor, the session "
                 "or SQLAlchemy's connection, or create the schema anew for this test instead."
+                + see("isolated-cursors")
             )
         return value
 
-    # What its cursors call
+    # What the stand-in's cursors call
 
     @contextmanager
     def statement(self, query: object = None, fetches: bool = False) -> Generator[None]:
-        """Surround a statement on one of its cursors with what isolates it.
+        """Isolate a statement of one of the stand-in's cursors.
 
         :param query: The statement, unless the driver makes it.
         :param fetches: Whether the statement is a FETCH from a cursor on the server.
@@ -296,6 +298,7 @@ class StandIn:
                 raise exc.InvalidRequestError(
                     f"{words[0]} as a statement would end what isolates this test: use begin(), "
                     "commit() and rollback() of the session or the connection."
+                    + see("isolated-cursors")
                 )
         if self._autocommit:
             if len(statements) == 1 and statements[0][0] in ("SAVEPOINT", "RELEASE", "ROLLBACK"):
@@ -304,7 +307,7 @@ class StandIn:
             self.is_bound = True
 
     def refuse_outside(self, what: str) -> None:
-        """Refuse a statement with the error that the server has for it outside a transaction."""
+        """Refuse a statement with the error that the server raises outside a transaction."""
         raise self._error(
             _NO_ACTIVE_SQL_TRANSACTION, f"{what} can only be used in transaction blocks"
         )

@@ -36,7 +36,7 @@ class PsycopgStandIn(StandIn):
 
     @property
     def connection(self) -> Any:
-        """The connection, because psycopg takes a stand-in for the context of an adaptation."""
+        """The connection: psycopg uses a stand-in as the context of an adaptation, and asks it."""
         return self.for_cursors
 
     @property
@@ -76,7 +76,7 @@ class PsycopgStandIn(StandIn):
 
 
 class _Finished:
-    """The ``pgconn`` of a connection that is closed, which still tells its status.
+    """The ``pgconn`` of a closed connection, which still has a status.
 
     :param dbapi: The driver.
     """
@@ -91,7 +91,7 @@ class _Finished:
 
 
 class _Context:
-    """The ``connection`` of a cursor: a stand-in to the user, and the real one to psycopg itself.
+    """The ``connection`` of a cursor: a stand-in for the user, the real one for psycopg itself.
 
     :param stand_in: The stand-in.
     """
@@ -100,6 +100,6 @@ class _Context:
         self._stand_in = stand_in
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("pgconn", "wait") or name.startswith("_"):  # psycopg's adaptation and COPY
+        if name in ("pgconn", "wait") or name.startswith("_"):  # for psycopg's adaptation and COPY
             return getattr(self._stand_in.isolation.physical, name)
         return getattr(self._stand_in, name)

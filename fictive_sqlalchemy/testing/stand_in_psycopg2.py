@@ -72,7 +72,7 @@ class Psycopg2StandIn(StandIn):
         physical = self.isolation.physical
         factory = cursor_factory or self.__dict__.get("cursor_factory")
         if factory is None:
-            # Not the driver's default: the connection may be of a class of the user's.
+            # Not the driver's default, because the connection may be of a class of the user's.
             factory = cast(Any, type(physical.cursor()))
         if name is not None:
             if self._autocommit and not kwargs.get("withhold"):

@@ -34,9 +34,9 @@ def test_update_and_delete_need_a_row(any_store: Store) -> None:
         any_store().add(pending)
         for team in (transient, pending):
             with any_store.sends():
-                with pytest.raises(exc.InvalidRequestError, match=r"not stored yet: save\(\) it"):
+                with pytest.raises(exc.InvalidRequestError, match=r"not stored yet: call save\("):
                     team.update(city="Bern")
-                with pytest.raises(exc.InvalidRequestError, match=r"not stored yet: save\(\) it"):
+                with pytest.raises(exc.InvalidRequestError, match=r"not stored yet: call save\("):
                     team.delete()
             assert team.city is None
     assert pending in any_store().new

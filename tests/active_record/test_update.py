@@ -89,7 +89,7 @@ def test_what_can_not_be_changed_is_refused(
 ) -> None:
     player = store.player()
     only = {name, "age"} if named else None
-    reason = reason.replace("$", r"\. Nothing was changed\.$")
+    reason = reason.replace("$", r"\. Nothing was changed\. \(See")
     with store.sends(), pytest.raises(exc.InvalidRequestError, match=f"'{name}' {reason}"):
         player.update({"age": 31, name: "x"}, only=only)
     with store.sends(), pytest.raises(exc.InvalidRequestError, match=f"'{name}' {reason}"):

@@ -8,26 +8,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 _CUT = (
-    "it expects an error, because an earlier command has cut the connection with DROP"
-    " DATABASE; ours notices that it is closed, and connects again"
+    "the test expects an error, because an earlier command has cut the connection with DROP"
+    " DATABASE. This package notices that the connection is closed, and connects again"
 )
-_LEFT = "it finds the tables that the test before it leaves behind when it fails"
+_LEFT = "the test finds the tables that the previous test leaves behind when that test fails"
 _SAVEPOINT = (
-    "it expects `rollback()` to undo a `begin_nested()` before it, which in the strict mode"
-    " is a transaction, stored at its end"
+    "the test expects `rollback()` to undo an earlier `begin_nested()` block. In the strict mode"
+    " this block is a transaction, which is stored at its end"
 )
 _VERSIONS = (
-    "it counts the versions of a record that two `begin_nested()` blocks have changed before"
-    " `commit()`. In the strict mode each of these blocks is a transaction of its own, of which"
-    " SQLAlchemy-Continuum makes a version"
+    "the test counts the versions of a record that two `begin_nested()` blocks have changed before"
+    " `commit()`. In the strict mode each of these blocks is a transaction of its own, and"
+    " SQLAlchemy-Continuum makes a version for each transaction"
 )
 _NOT_FOUND = (
-    "it adds or changes a file, and before `commit()` it looks for it with a query. In the strict"
-    " mode a query does not flush, so it does not find what waits for `commit()`"
+    "a file is added or changed, and a query looks for the file before `commit()`. In the strict"
+    " mode a query does not flush, so the query does not find the pending change"
 )
 _STILL_COUNTED = (
-    "it deletes an object, and before `commit()` it counts what is left. In the strict mode a query"
-    " does not flush, so the object is still counted"
+    "an object is deleted, and a query counts the remaining objects before `commit()`. In the"
+    " strict mode a query does not flush, so the deleted object is still counted"
 )
 
 #: For each application, for each mode: the name of the test, and the reason.

@@ -314,11 +314,11 @@ APPLICATIONS = (
 NOT_RUN = (
     (
         Application("flask-audit-logger", "2.0.0"),
-        "its tests need the extension `btree_gist`, which the embedded PostgreSQL has not",
+        "its tests need the extension `btree_gist`, which the embedded PostgreSQL does not have",
     ),
     (
         Application("faradaysec", "5.25.2"),
-        "its release has its tests, but not their `conftest.py`",
+        "its release contains its tests, but not their `conftest.py`",
     ),
     (Application("zou", "1.0.97"), "its release has no tests"),
 )

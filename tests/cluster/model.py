@@ -96,6 +96,7 @@ def compared(work: list[Work], counted: list[Counted], seconds: float, servers: 
     opened = sum(one.open for one in counted) / rounds
     return (
         f"{len(work) / seconds:.0f} requests/s with {trips:.1f} round trips each kept {model:.1f} "
-        f"connections at work by the model, and {at_work:.1f} by what the servers counted; "
-        f"requests held {held:.1f}, and the pools had {opened:.0f} open"
+        f"connections at work, calculated from the application's times; the servers counted "
+        f"{at_work:.1f}. The requests held {held:.1f} connections, and the pools had {opened:.0f} "
+        "open"
     )

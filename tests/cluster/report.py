@@ -144,7 +144,8 @@ def write(moments: Sequence[Moment], docs: Path, nodes: Sequence[str], wanted: W
     if not wanted.asynchronous:
         (docs / "images" / "cluster.svg").write_text(svg(moments, nodes))
         parts.insert(0, _PICTURE)
-    parts += [f"In the seconds before the first, {one.model}." for one in moments[:1] if one.model]
+    if moments and moments[0].model:
+        parts.append(f"In the seconds before the first moment, {moments[0].model}.")
     page = docs / "more-than-one-server.md"
     before, found, rest = page.read_text().partition(begin)
     if found:

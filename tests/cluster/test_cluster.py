@@ -192,7 +192,8 @@ def test_the_model_is_compared_with_what_the_servers_count(tmp_path: Path) -> No
     assert read_work(tmp_path / "none", 1.0, 4.0) == []
     counted = [Counted(1.0, 4, 1), Counted(1.0, 2, 0), Counted(2.0, 4, 1), Counted(2.0, 2, 0)]
     assert compared(work[:3], counted, 3.0, 2) == (
-        "1 requests/s with 3.0 round trips each kept 0.2 connections at work by the model, and 1.0 "
-        "by what the servers counted; requests held 0.5, and the pools had 6 open"
+        "1 requests/s with 3.0 round trips each kept 0.2 connections at work, calculated from the "
+        "application's times; the servers counted 1.0. The requests held 0.5 connections, and the "
+        "pools had 6 open"
     )
     assert compared([], counted, 3.0, 2) == ""

@@ -53,7 +53,7 @@ def session(engine: OptInEngine) -> Iterator[OptInSession]:
 def test_a_stray_write_says_what_to_do(
     session: OptInSession, onlooker: Onlooker, write: Any
 ) -> None:
-    with pytest.raises(InternalError, match=r"wrap it in `with db\.session\.begin\(\):`"):
+    with pytest.raises(InternalError, match=r"put the statement into `with db\.session\.begin"):
         write(session)
     assert onlooker.names() == []
     with session.begin():
@@ -106,7 +106,7 @@ def test_a_write_in_a_read_only_transaction_is_not_advised_to_begin_one(
 ) -> None:
     with pytest.raises(DBAPIError) as raised, session.begin(read_only=True):
         session.execute(WRITE)
-    assert "wrap it in" not in str(raised.value)
+    assert "put the statement into" not in str(raised.value)
 
 
 def test_the_engine_begins_read_write(engine: OptInEngine, onlooker: Onlooker) -> None:
@@ -116,7 +116,7 @@ def test_the_engine_begins_read_write(engine: OptInEngine, onlooker: Onlooker) -
     with copy.begin() as connection:
         connection.execute(sa.insert(Author).values(name="two"))
     assert onlooker.names() == ["stray", "two"]
-    with engine.connect() as connection, pytest.raises(InternalError, match="wrap it in"):
+    with engine.connect() as connection, pytest.raises(InternalError, match="put the statement"):
         connection.execute(WRITE)
 
 
@@ -138,7 +138,7 @@ def test_what_resets_the_setting_holds_for_its_connection_alone(
             session.execute(sa.text(sql))
         session.execute(WRITE)
     assert onlooker.names() == ["stray"]
-    with OptInSession(engine) as session, pytest.raises(InternalError, match="wrap it in"):
+    with OptInSession(engine) as session, pytest.raises(InternalError, match="put the statement"):
         session.execute(WRITE)
 
 
@@ -150,7 +150,7 @@ def test_a_role_that_only_reads_by_default_gets_the_same_advice(
     with OptInSession(engine) as session:
         with pytest.warns(SessionStateWarning):
             session.execute(sa.text("SET default_transaction_read_only TO on"))
-        with pytest.raises(InternalError, match="wrap it in"):
+        with pytest.raises(InternalError, match="put the statement"):
             session.execute(WRITE)
         with session.begin():
             session.execute(WRITE)
@@ -221,7 +221,7 @@ def test_for_flask_sqlalchemy(url: str) -> None:
     db.init_app(app)
     with app.app_context():
         db.session.execute(sa.select(1))
-        with pytest.raises(InternalError, match="wrap it in"):
+        with pytest.raises(InternalError, match="put the statement"):
             db.session.execute(sa.text("CREATE TABLE stray (id int)"))
         with db.session.begin():
             db.session.execute(sa.text("CREATE TABLE meant (id int)"))

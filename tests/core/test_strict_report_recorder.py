@@ -273,7 +273,7 @@ class TestTheReport:
                 exec(compile(code, f"code {number}", "exec"), namespace)
         assert len(report.findings()) == 2
         assert report.left_out == 3
-        assert "More places than were kept were met 3 times." in str(report)
+        assert "The report is full: places that are not in it were met 3 times." in str(report)
 
     def test_a_long_transaction_keeps_a_limited_number_of_places(self, writing: Sessions) -> None:
         with StrictReport(limit=5000, log=False) as report, writing() as session:
@@ -399,7 +399,7 @@ class TestTheReport:
                 session.scalars(select(Author)).all()
             session.rollback()
         (finding,) = report.findings()
-        assert "scalars() flushes what waits (and the flush fails) before" in str(finding)
+        assert "scalars() flushes the pending changes (and the flush fails) before" in str(finding)
 
 
 class TestTheFile:

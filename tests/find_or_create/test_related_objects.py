@@ -146,7 +146,7 @@ def test_related_objects_that_would_have_to_be_written_are_refused_outside(
         assert recording.verbs == []
     with (
         wire.record() as recording,
-        pytest.raises(exc.InvalidRequestError, match=r"change to other rows.*session.begin"),
+        pytest.raises(exc.InvalidRequestError, match=r"changes other rows.*session.begin"),
     ):
         store.ask(Author, {"books": [Book(title="Notes")]}, name="Ada")
     assert recording.verbs == []

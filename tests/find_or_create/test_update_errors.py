@@ -61,7 +61,7 @@ from tests.wire import WireProxy
             {"email": "a@x"},
             {"word": "p"},
             exc.InvalidRequestError,
-            "no attribute 'word' that an object .* goes into create_defaults",
+            "no attribute 'word' that can be set .* constructor takes into create_defaults",
         ),
         (
             User,
@@ -196,7 +196,7 @@ def test_outside_related_objects_that_would_have_to_be_written_are_refused(
                 exc.InvalidRequestError, match=r"not stored yet, and update_or_create\(\) outside"
             ):
                 store.put(Book, {"author": author}, title="Notes")
-        with pytest.raises(exc.InvalidRequestError, match=r"change to other rows, and update_or_c"):
+        with pytest.raises(exc.InvalidRequestError, match=r"changes other rows, but update_or_c"):
             store.put(Author, {"books": []}, name="Ada")
     assert recording.verbs == []
     with pytest.raises(exc.InvalidRequestError, match="not stored yet"):

@@ -255,7 +255,7 @@ def test_another_context_in_a_transaction_with_changes_is_told(
 ) -> None:
     monkeypatch.setattr(fictive_sqlalchemy.testing, "PATIENCE", 0.2)
     refused = pytest.raises(exc.InvalidRequestError, match="commit that transaction")
-    told = pytest.raises(exc.InvalidRequestError, match="Don't wait for one thread")
+    told = pytest.raises(exc.InvalidRequestError, match="Don't wait for another thread")
     with house.db.test_isolation(house.app), ThreadPoolExecutor(1) as threads:
         with house.app.app_context(), house.db.session.begin():
             house.db.session.add(house.Tag(name="not committed"))

@@ -212,7 +212,7 @@ class TestRequests:
         while_open, at_the_end = shop.lines(logging.WARNING)
         assert "time.sleep(0.3)" in while_open
         assert "in slow" in while_open
-        assert at_the_end.startswith("GET /slow: a transaction was open for … ms, of which")
+        assert at_the_end.startswith("GET /slow: a transaction was open for … ms, and for … ms")
 
 
 class TestCommandsAndTasks:

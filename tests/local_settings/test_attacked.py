@@ -291,7 +291,7 @@ def test_several_statements_at_once(session: OptInSession, driver: str) -> None:
     session.set_local({"app.tenant_id": 7})
     two = text("SET LOCAL work_mem = '8MB'; SELECT 1")
     if driver == "psycopg":
-        with pytest.raises(exc.ProgrammingError, match="send them one by one"):
+        with pytest.raises(exc.ProgrammingError, match="send the statements one by one"):
             session.execute(two)
     else:
         assert session.scalar(two) == 1

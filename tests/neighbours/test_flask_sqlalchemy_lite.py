@@ -131,7 +131,7 @@ def test_with_its_own_engines_it_begins_by_itself(
         assert app.test_client().get("/1").text == "Ada"
     assert recording.verbs == ["BEGIN", "SELECT", "ROLLBACK"]
     app.testing = True
-    with pytest.raises(InvalidRequestError, match="don't rest in autocommit"):
+    with pytest.raises(InvalidRequestError, match="are not in autocommit"):
         app.test_client().post("/1/Grace")
 
 

@@ -128,7 +128,7 @@ class TestOpenTelemetry:
         assert 0.05 <= seconds(span) < 5
 
     def test_without_a_source_it_says_so(self) -> None:
-        with pytest.raises(exc.ArgumentError, match="needs what to follow"):
+        with pytest.raises(exc.ArgumentError, match="needs something to follow"):
             opentelemetry.trace_transactions()
 
 

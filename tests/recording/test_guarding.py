@@ -308,7 +308,7 @@ def test_a_mode_that_is_none_is_refused(engine: OptInEngine, mode: Any) -> None:
 
 
 def test_bad_sources_and_hosts_are_refused(engine: OptInEngine) -> None:
-    with pytest.raises(exc.ArgumentError, match="needs what to guard"):
+    with pytest.raises(exc.ArgumentError, match="needs something to guard"):
         Guard("log")
     with pytest.raises(exc.ArgumentError, match="can't record"):
         Guard("log", "engine")

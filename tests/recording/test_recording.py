@@ -423,7 +423,7 @@ class TestOnAndOff:
             pass
 
     def test_without_a_source_is_refused(self) -> None:
-        with pytest.raises(exc.ArgumentError, match="what to record"), record():
+        with pytest.raises(exc.ArgumentError, match="something to record"), record():
             pass
 
     @pytest.mark.parametrize("keep", [0, -1, "all", None, True, 1.5])

@@ -67,7 +67,7 @@ class TestObjects:
             account.balance = 0
         else:
             session.delete(account)
-        with pytest.raises(InvalidRequestError, match="changes waiting"):
+        with pytest.raises(InvalidRequestError, match="pending changes from before"):
             retried(session)(fails)()
         assert fails.tries == 0
         session.commit()

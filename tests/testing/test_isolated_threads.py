@@ -50,7 +50,7 @@ class TestThreads:
     def test_one_that_waits_for_another_is_told(self, engine: OptInEngine, patience: None) -> None:
         with isolate(engine), ThreadPoolExecutor(1) as threads, engine.begin() as connection:
             connection.execute(sa.insert(authors).values(name="Eve"))
-            with pytest.raises(exc.InvalidRequestError, match="Don't wait for one thread"):
+            with pytest.raises(exc.InvalidRequestError, match="Don't wait for another thread"):
                 threads.submit(names, engine).result()
 
     def test_one_waits_for_the_end_of_another(self, engine: OptInEngine) -> None:

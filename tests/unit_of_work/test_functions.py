@@ -293,7 +293,7 @@ class TestWrongUses:
 
     def test_of_what_is_no_factory(self, engine: OptInEngine) -> None:
         for wrong in (OptInSession(engine), engine, None, "postgresql://"):
-            with pytest.raises(TypeError, match="what makes sessions"):
+            with pytest.raises(TypeError, match="takes a session factory"):
                 unit_of_work(wrong)  # type: ignore[arg-type]  # pyright: ignore
 
     def test_of_a_factory_that_makes_no_sessions(

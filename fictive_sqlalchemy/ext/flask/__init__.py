@@ -2,7 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from .scoped_session import current_session, flask_scoped_session
+from ..._extras import installed_by
+
+with installed_by("this package with the extra [flask] or [flask-psycopg]"):
+    from .scoped_session import current_session, flask_scoped_session
 
 if TYPE_CHECKING:
     from .filter_by_or_create import FilterByOrCreateMixin
@@ -10,14 +13,15 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> object:
-        # Not before they are used: plain SQLAlchemy does without Flask-SQLAlchemy.
-        if name == "FilterByOrCreateMixin":
-            from .filter_by_or_create import FilterByOrCreateMixin as found
-        elif name == "OptInTransactionMixin":
-            from .opt_in_transaction import OptInTransactionMixin as found
-        else:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return found
+        # The mixins are imported when they are used: plain SQLAlchemy needs no Flask-SQLAlchemy.
+        with installed_by("this package with the extra [flask] or [flask-psycopg]"):
+            if name == "FilterByOrCreateMixin":
+                from .filter_by_or_create import FilterByOrCreateMixin as found
+            elif name == "OptInTransactionMixin":
+                from .opt_in_transaction import OptInTransactionMixin as found
+            else:
+                raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            return found
 
 
 __all__ = [

@@ -1,7 +1,7 @@
 """Every private name of Flask-SQLAlchemy, Flask and Werkzeug, behind names of our own.
 
-Nothing public does what is done here. What Flask documents and calls internal is here, too.
-``tests/flask/test_private_names.py`` has a test for each name, and one that no other module of
+No public name does what is done here. Names that Flask documents and calls internal are here, too.
+``tests/flask/test_private_names.py`` has a test for each name, and a test that no other module of
 ``ext/flask`` uses a private name.
 """
 
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     _Extension = SQLAlchemy
 
     class ModelBase(_FSAModel):
-        """What Flask-SQLAlchemy says ``db.Model`` is."""
+        """The type that Flask-SQLAlchemy declares for ``db.Model``."""
 
 else:
-    # A mixin: the extension class comes behind it in the bases of the class that uses it.
+    # ExtensionHooks is a mixin: the extension class comes after it in the bases of a class.
     _Extension = object
 
 
 class ExtensionHooks(_Extension):
-    """How Flask-SQLAlchemy's extension makes its parts.
+    """Hooks to override how Flask-SQLAlchemy's extension makes its parts.
 
-    Flask-SQLAlchemy 2 had public methods for that, to override. Since 3.0 they are private.
+    Flask-SQLAlchemy 2 had public methods for this. Since 3.0, they are private.
     """
 
     def _session_of_extension(self, options: dict[str, Any]) -> Any:
@@ -47,7 +47,7 @@ class ExtensionHooks(_Extension):
     def _engine_of_bind(self, bind_key: str | None, options: dict[str, Any], app: Flask) -> Engine:
         """Make the engine of a bind.
 
-        :param bind_key: The bind's key; that of the default bind is ``None``.
+        :param bind_key: The key of the bind; ``None`` is the key of the default bind.
         :param options: The engine's options, with its ``url``.
         :param app: The application.
         """
@@ -56,10 +56,10 @@ class ExtensionHooks(_Extension):
     def _base_of_models(self, model_class: Any, disable_autonaming: bool = False) -> Any:
         """Make ``db.Model``.
 
-        Only this method gets the class whose attributes are copied for it.
+        Only this method gets the class whose attributes Flask-SQLAlchemy copies.
 
-        :param model_class: The class passed to the extension.
-        :param disable_autonaming: Leave ``__tablename__`` to the models.
+        :param model_class: The class that was passed to the extension.
+        :param disable_autonaming: Whether to leave ``__tablename__`` to the models.
         """
         # private: see the class
         return super()._make_declarative_base(model_class, disable_autonaming=disable_autonaming)
@@ -78,19 +78,19 @@ class ExtensionHooks(_Extension):
 
 
 def extension_of(model: type[Any]) -> SQLAlchemy | None:
-    """Return the extension that made the base class of a model. No other way leads there.
+    """Return the extension that made the base class of a model. No public name leads there.
 
     :param model: The model.
-    :returns: ``None`` if it is no model of Flask-SQLAlchemy's.
+    :returns: The extension; ``None`` if the model is none of Flask-SQLAlchemy's.
     """
     extension: SQLAlchemy | None = getattr(model, "__fsa__", None)
     return extension
 
 
 def record_queries_of(engine: Engine) -> None:
-    """Have ``get_recorded_queries()`` see an engine that the extension does not know of.
+    """Have ``get_recorded_queries()`` include an engine that the extension does not know.
 
-    The extension does this for the engine of each bind, and a replica is no bind.
+    The extension does this for the engine of each bind, but a replica is no bind.
 
     :param engine: The engine.
     """
@@ -101,7 +101,8 @@ def record_queries_of(engine: Engine) -> None:
 
 
 # Returns the application context itself, to which ``current_app`` and ``g`` belong. Flask documents
-# ``app_ctx``, and calls it internal. An alias, because each use of a scoped session calls it.
+# ``app_ctx``, and calls it internal. An alias is enough, and is fast: each use of a scoped session
+# calls it.
 _app_ctx: Any = app_ctx
 current_app_context: Callable[[], AppContext] = _app_ctx._get_current_object
 
@@ -117,11 +118,11 @@ def current_request_context() -> RequestContext:
 
 
 def come_first(app: Flask, begin: Callable[[], Any], end: Callable[[Any], Any]) -> None:
-    """Run a function before all others of ``before_request``, and one after all of
-    ``after_request``.
+    """Run one function before all others of ``before_request``, and one last in ``after_request``.
 
-    Flask has no public way to run before functions that were registered earlier. It calls these
-    lists internal. The functions of ``after_request`` run from the end of theirs.
+    Flask has no public way to run before functions that were registered earlier, and calls its
+    lists of functions internal. It runs the functions of ``after_request`` from the end of the
+    list.
 
     :param app: The application.
     :param begin: A function that is registered with ``before_request``.
@@ -138,9 +139,9 @@ def come_first(app: Flask, begin: Callable[[], Any], end: Callable[[Any], Any]) 
 def before_handlers_of_500(app: Flask, function: Callable[[], object]) -> None:
     """Call a function when no error handler has taken an exception, before those of 500 run.
 
-    Flask sends the signal ``got_request_exception`` there, but views and extensions send it as
-    well, to report an error that they answer. Its method ``handle_exception`` is public. To
-    replace it on an application that somebody else has made is not.
+    Flask sends the signal ``got_request_exception`` at this point, but views and extensions send
+    this signal as well, to report an error that they answer. The method ``handle_exception`` is
+    public, but replacing this method on an application that somebody else has made is not.
 
     :param app: The application.
     :param function: The function.

@@ -17,6 +17,7 @@ from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction, Session
 from ..._core import observing
 from ..._core.blocks import Block
 from ..._core.callbacks import after_end
+from ..._core.errors import see
 from ..._core.places import Place
 from ..._core.session import OptInSession
 from ...owned import Owned, listen_once, listen_to_sessions
@@ -25,18 +26,18 @@ from ._private import before_handlers_of_500, come_first, current_request_contex
 NO_COMMIT = (
     "This request is one transaction, which commits by itself if the status of the response is "
     "below 400: leave commit() out. If the view has to commit on its own, put the decorator "
-    "non_atomic_request on it. Nothing was committed."
+    "non_atomic_request on it. Nothing was committed." + see("commit-in-atomic-request")
 )
 LOST = (
-    "Nothing of this request is stored: it is one transaction, and that was ended before the "
+    "Nothing of this request is stored: the request is one transaction, which was ended before the "
     "response, by close() or remove() of the session, or by rollback() in an atomic() or "
-    "begin_nested() block. Leave that out: the session is closed at the end of the request, and an "
-    "error that leaves such a block undoes it."
+    "begin_nested() block. Leave that call out: the session is closed at the end of the request, "
+    "and an error that leaves such a block rolls the block back." + see("atomic-request-ended")
 )
 ANOTHER = (
     "This request can't be a transaction of its own: it shares the application context, and so the "
     "session, of code that has begun a transaction. End that transaction first, or send the "
-    "request outside of that code's `with app.app_context():`."
+    "request outside of that code's `with app.app_context():`." + see("atomic-request-joined")
 )
 
 V = TypeVar("V", bound=Callable[..., Any])
@@ -49,7 +50,7 @@ _WATCHED_BY = "fictive_sqlalchemy.request_transaction"
 
 
 class AtomicRequestsMixin:
-    """What gives an extension, or a scoped session, requests that are one transaction each."""
+    """Gives an extension, or a scoped session, requests that are one transaction each."""
 
     def atomic_requests(
         self, app: Flask | Blueprint, methods: Collection[str] = WRITING_METHODS
@@ -58,23 +59,27 @@ class AtomicRequestsMixin:
 
             db.atomic_requests(app)
 
-        It begins before the first ``before_request`` function, and ends after the last
-        ``after_request`` function: it commits if the status of the response is below 400, and rolls
-        back otherwise. BEGIN is sent with the first statement, so a request that sends none sends
-        nothing; one that is one INSERT or UPDATE sends that alone. If the commit fails, the
-        application's error handlers get the exception, and what they make of it is the response.
+        The transaction begins before the first ``before_request`` function, and ends after the last
+        ``after_request`` function. It is committed if the status of the response is below 400, and
+        rolled back otherwise. BEGIN is sent with the first statement, so a request without a
+        statement sends nothing. A request that is one INSERT or UPDATE sends that statement alone.
+        If the commit fails, the application's error handlers get the exception, and their result is
+        the response.
 
-        Call it again to add a blueprint, or more methods.
+        Call this method again to add a blueprint, or more methods.
 
-        :param app: The application, or a blueprint, for the requests of its views and of those of
-            the blueprints in it.
-        :param methods: The methods. ``"GET"`` includes HEAD, as in Flask.
-        :raises AssertionError: Flask's own, if the application has handled a request already, or
-            the blueprint is registered already.
-        :raises TypeError: if it gets something else.
+        :param app: The application, or a blueprint. A blueprint stands for its own views and for
+            those of the blueprints in it.
+        :param methods: The HTTP methods. ``"GET"`` includes HEAD, as in Flask.
+        :raises AssertionError: from Flask, if the application has handled a request already, or the
+            blueprint is registered already.
+        :raises TypeError: if an argument is something else.
         """
         if isinstance(methods, str):
-            raise TypeError(f"methods is a list of strings, such as methods=[{methods!r}].")
+            raise TypeError(
+                f"methods is a list of strings, such as methods=[{methods!r}]."
+                + see("atomic-request-arguments")
+            )
         names = {method.upper() for method in methods}
         if "GET" in names:
             names.add("HEAD")
@@ -89,25 +94,29 @@ class AtomicRequestsMixin:
 
             app.record(register)
         else:
-            raise TypeError(f"atomic_requests() takes a Flask application or blueprint, not {app}.")
+            raise TypeError(
+                f"atomic_requests() takes a Flask application or blueprint, not {app}."
+                + see("atomic-request-arguments")
+            )
 
     def atomic_request(self, view: V) -> V:
-        """Mark a view whose requests are one transaction each, whatever the method::
+        """Mark a view whose requests are one transaction each, with any HTTP method::
 
             @app.get("/next-number")
             @db.atomic_request
             def next_number(): ...
 
-        It needs no :meth:`atomic_requests`.
+        A marked view needs no :meth:`atomic_requests`.
 
-        :param view: A function, a ``View`` class, or a method of a ``MethodView``. Of several
-            marks the method's counts before the class's, and on one view the outermost.
+        :param view: A function, a ``View`` class, or a method of a ``MethodView``. If there are
+            several marks, that of the method counts before that of the class, and on one view the
+            outermost mark counts.
         :returns: The view itself.
         """
         return _mark(self, view, True)
 
     def non_atomic_request(self, view: V) -> V:
-        """Mark a view whose requests are not to be in a transaction::
+        """Mark a view whose requests are not transactions::
 
             @app.post("/import")
             @db.non_atomic_request
@@ -131,13 +140,13 @@ def _mark(owner: object, view: V, atomic: bool) -> V:
     except AttributeError:
         raise TypeError(
             f"{view!r} can't be marked: put the decorator where the view is defined, below "
-            "@app.route(…) and above the others."
+            "@app.route(…) and above the others." + see("atomic-request-arguments")
         ) from None
     return view
 
 
 def atomic_requests_of(owner: AtomicRequestsMixin, app: Flask) -> AtomicRequests:
-    """Return what handles the requests of an application; make it if it isn't there."""
+    """Return the object that handles the requests of an application; make it if there is none."""
     by_owner: dict[object, AtomicRequests] = app.extensions.setdefault(_EXTENSION, {})
     if owner not in by_owner:
         by_owner[owner] = AtomicRequests(owner, app)
@@ -145,7 +154,7 @@ def atomic_requests_of(owner: AtomicRequestsMixin, app: Flask) -> AtomicRequests
 
 
 class AtomicRequests:
-    """Decides which requests of an application are a transaction; begins and ends these.
+    """Decides which requests of an application are a transaction, and begins and ends these.
 
     :param owner: The extension, or scoped session.
     :param app: The application.
@@ -167,7 +176,7 @@ class AtomicRequests:
         self._methods.setdefault(blueprint, set()).update(methods)
 
     def _come_first(self) -> None:
-        """Run before each other function of before_request, and after each of after_request."""
+        """Run before all others of before_request, and after all others of after_request."""
         self._app.before_request(self.begin)
         self._app.after_request(self.end)
         come_first(self._app, self.begin, self.end)
@@ -193,14 +202,14 @@ class AtomicRequests:
     # What Flask calls
 
     def begin(self) -> None:
-        """Begin the transaction of the request, if it is to be one."""
+        """Begin the transaction of the request, if the request is to be a transaction."""
         if self._is_atomic():
             self._open[current_request_context()] = RequestTransaction(
                 self._owner.session_of_request()
             )
 
     def end(self, response: Response) -> Response:
-        """Commit or roll back, before the response leaves."""
+        """Commit or roll back before the response is sent."""
         transaction = self._open.pop(current_request_context(), None)
         if transaction is None:
             return response
@@ -211,9 +220,9 @@ class AtomicRequests:
             transaction.commit()
         except Exception as error:
             page = self._app.make_response(self._app.handle_user_exception(error))
-            response.close()  # nobody will get it
+            response.close()  # this response is not sent
             page = self._app.process_response(page)
-            # Flask saves its session after this, too, and would set the cookie twice.
+            # Flask saves its session once more after this, and would set the cookie twice.
             cookie = self._app.session_interface.get_cookie_name(self._app)
             cookies = page.headers.getlist("Set-Cookie")
             page.headers.setlist(
@@ -223,9 +232,9 @@ class AtomicRequests:
         return response
 
     def abandon(self, exception: BaseException | None = None) -> None:
-        """Roll back if no error handler has taken an exception; handlers of 500 run outside.
+        """Roll back if no error handler has taken an exception, so handlers of 500 run outside.
 
-        Flask also calls it at the end of each request, which may have had no response.
+        Flask also calls this method at the end of each request, which may have had no response.
         """
         transaction = self._open.pop(current_request_context(), None)
         if transaction is not None:
@@ -233,17 +242,17 @@ class AtomicRequests:
 
 
 class RequestTransaction:
-    """The transaction of one request, which nobody but the request may end.
+    """The transaction of one request, which only the request may end.
 
-    :param session: The session. It is watched until the end: ``commit()`` is refused, after
-        ``rollback()`` the request goes on in a new transaction.
+    :param session: The session, which is watched until the end. ``commit()`` is refused. After
+        ``rollback()``, the request goes on in a new transaction.
     :raises sqlalchemy.exc.InvalidRequestError: if a transaction was begun on the session already.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._current = _entered(_begun_for_request(session))
-        if observing.recorder is not None:  # not the line of Flask that has called this
+        if observing.recorder is not None:  # name the view, and not Flask's line that calls this
             self._current.opened_at = _place_of_view()  # type: ignore[attr-defined]
         self._is_lost = False
         self._owned = Owned(session, self._current, NO_COMMIT)
@@ -282,12 +291,13 @@ class RequestTransaction:
     # The end
 
     def commit(self) -> None:
-        """Commit.
+        """Commit the transaction.
 
-        :raises Exception: what the database says. Nothing is stored then.
-        :raises sqlalchemy.exc.InvalidRequestError: if the transaction is gone.
+        :raises Exception: if COMMIT fails. Nothing is stored, except perhaps after
+            ``CommitOutcomeUnknown``.
+        :raises sqlalchemy.exc.InvalidRequestError: if the transaction was ended before.
         :raises sqlalchemy.exc.PendingRollbackError: if a statement failed, and the error was
-            caught. PostgreSQL would roll back at COMMIT without saying so:
+            caught. PostgreSQL would roll back at COMMIT without an error:
             https://www.postgresql.org/docs/current/sql-commit.html
         """
         self._stop_watching()
@@ -304,7 +314,7 @@ class RequestTransaction:
             raise
 
     def roll_back(self, *, only_log: bool = False) -> None:
-        """Roll back.
+        """Roll back the transaction.
 
         :param only_log: Whether errors of callbacks are only logged, because another error is being
             raised.
@@ -341,7 +351,7 @@ def _entered(transaction: SessionTransaction) -> SessionTransaction:
 
 
 def _place_of_view() -> Place | None:
-    """Return the view whose request is one transaction."""
+    """Return the place in the code of the view whose request is one transaction."""
     view = current_app.view_functions.get(request.endpoint or "")
     code = getattr(unwrap(view), "__code__", None) if view is not None else None
     if code is None:
@@ -356,8 +366,8 @@ def _begun_for_request(session: Session) -> SessionTransaction:
     if transaction.origin is SessionTransactionOrigin.BEGIN:
         raise exc.InvalidRequestError(ANOTHER)
     if isinstance(session, OptInSession):
-        return session.begin()  # which raises an error that says why
-    return transaction  # stock SQLAlchemy has begun by itself, with a read
+        return session.begin()  # this raises an error that says why
+    return transaction  # stock SQLAlchemy has begun the transaction by itself, with a read
 
 
 def _refuse_statement(execution: ORMExecuteState) -> None:
@@ -379,7 +389,7 @@ def _watched_by(session: Session) -> RequestTransaction | None:
 
 
 def _watch_sessions() -> None:
-    """Listen to all sessions, from when something first asks for requests that are transactions."""
+    """Listen to the events of all sessions, once a request is to be a transaction."""
     listen_to_sessions()
     listen_once("after_transaction_end", _after_transaction_end)
     listen_once("after_soft_rollback", _after_soft_rollback)

@@ -20,13 +20,13 @@ class BindSession(FlaskSession):
     """Flask-SQLAlchemy's session, which remembers the engines of the current application.
 
     Each read asks for the engine of a mapped class. Flask-SQLAlchemy looks up the engines of the
-    current application each time; here they are looked up when the application changes.
+    current application each time. This session looks them up only when the application changes.
 
     :param db: The extension.
-    :param kwargs: As Flask-SQLAlchemy's session takes them.
+    :param kwargs: Further arguments, as Flask-SQLAlchemy's session takes them.
     """
 
-    # Those of the application that was current at the last use.
+    # The application that was current at the last use, and its engines.
     _engines: Any = None
     _app: Flask | None = None
 
@@ -37,12 +37,12 @@ class BindSession(FlaskSession):
     def get_bind(
         self, mapper: Any = None, clause: Any = None, bind: Any = None, **kwargs: Any
     ) -> Any:
-        """Return the engine of a mapped class or a statement, the same as Flask-SQLAlchemy's.
+        """Return the engine of a mapped class or a statement, as Flask-SQLAlchemy's session does.
 
         :param mapper: The mapped class, or its mapper.
         :param clause: The statement.
         :param bind: The engine or connection, if the caller has chosen one.
-        :param kwargs: What else SQLAlchemy passes on.
+        :param kwargs: Further arguments that SQLAlchemy passes on.
         """
         if bind is None and isinstance(mapper, Mapper):
             app = current_app_context().app

@@ -1,12 +1,15 @@
-"""Classes for making new resources: an extension of your own, a session class of your own.
+"""Classes for resources of your own: an extension, and a session class.
 
-For the resources that are made already see :mod:`fictive_sqlalchemy.ext.flask.shared`.
+For ready-made resources, see :mod:`fictive_sqlalchemy.ext.flask.shared`.
 """
 
-from flask_sqlalchemy import SQLAlchemy as FlaskSQLAlchemy
+from ..._extras import installed_by
 
-from .filter_by_or_create import FilterByOrCreateMixin
-from .opt_in_transaction import OptInTransactionMixin, Session
+with installed_by("this package with the extra [flask] or [flask-psycopg]"):
+    from flask_sqlalchemy import SQLAlchemy as FlaskSQLAlchemy
+
+    from .filter_by_or_create import FilterByOrCreateMixin
+    from .opt_in_transaction import OptInTransactionMixin, Session
 
 __all__ = ["SQLAlchemy", "Session"]
 
@@ -14,6 +17,6 @@ __all__ = ["SQLAlchemy", "Session"]
 class SQLAlchemy(OptInTransactionMixin, FilterByOrCreateMixin, FlaskSQLAlchemy):
     """Flask-SQLAlchemy whose reads run untransacted.
 
-    Its models have ``filter_by_or_create`` and ``update_or_create``. It takes the arguments of
-    ``flask_sqlalchemy.SQLAlchemy``.
+    Its models have ``filter_by_or_create`` and ``update_or_create``. The class takes the arguments
+    of ``flask_sqlalchemy.SQLAlchemy``.
     """

@@ -14,13 +14,13 @@ S = TypeVar("S")
 class ContextRegistry(ScopedRegistry[S]):
     """A registry that keeps one object for each application context, and drops it with the context.
 
-    The key is a weak reference to the context. ``id()``, which Flask-SQLAlchemy uses, may be reused
-    by a later context, which would then get this one's object. ``registry`` is a plain dictionary,
-    because each use of a scoped session looks here, and ``WeakKeyDictionary`` is written in Python,
-    which is slower.
+    The key is a weak reference to the context. Flask-SQLAlchemy uses ``id()`` as the key: a later
+    context may have the same key, and would then get the object of an earlier context.
+    ``registry`` is a plain dictionary, because each use of a scoped session looks up the registry.
+    ``WeakKeyDictionary`` is slower, because it is written in Python.
 
-    :param createfunc: Makes the object of a context.
-    :param scopefunc: Returns the current context.
+    :param createfunc: A function that makes the object of a context.
+    :param scopefunc: A function that returns the current context.
     """
 
     def __call__(self) -> S:
@@ -29,7 +29,7 @@ class ContextRegistry(ScopedRegistry[S]):
         try:
             found: S = self.registry[ref(context)]
         except KeyError:
-            pass  # created below: here, an error of createfunc() would show this one as its context
+            pass  # created below, so that an error of createfunc() has no KeyError as its context
         else:
             return found
         created: S = self.registry.setdefault(self._key(context), self.createfunc())
@@ -51,7 +51,7 @@ class ContextRegistry(ScopedRegistry[S]):
         self.registry.pop(ref(self.scopefunc()), None)
 
     def _key(self, context: AppContext) -> ref[AppContext]:
-        # Not self: the callback would keep the whole registry alive, and the session factory with
-        # it.
+        # The callback does not refer to self: it would keep the whole registry and the session
+        # factory alive.
         registry = self.registry
         return ref(context, lambda gone: registry.pop(gone, None))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from sqlalchemy import MetaData, exc
 from sqlalchemy.orm import Session, scoped_session
 
+from ..._core.errors import see
 from ...filter_by_or_create import filter_by_or_create, update_or_create
 from ._private import extension_of
 from .declarative import DeclarativeBaseMixin
@@ -16,7 +17,7 @@ T = TypeVar("T")
 
 
 class FilterByOrCreate(Generic[T]):
-    """What ``Model.filter_by_or_create`` is: it finds an object of the model or creates it.
+    """The callable ``Model.filter_by_or_create``: it finds an object of the model or creates it.
 
     :param model: The model.
     """
@@ -29,19 +30,19 @@ class FilterByOrCreate(Generic[T]):
 
             user = User.filter_by_or_create(email="ada@example.com", defaults={"name": "Ada"})
 
-        Outside a transaction a new object is stored when the call returns, and all that waits in
-        the session goes on waiting; inside, it is part of the transaction. See
+        Outside a transaction, a new object is stored when the call returns, and other pending
+        changes stay pending. Inside, the new object is part of the transaction. See
         :func:`fictive_sqlalchemy.filter_by_or_create.filter_by_or_create` for what is sent.
 
-        :param defaults: What a new object gets besides the filters.
-        :param filters: The values to search for, by the names of attributes; a new object gets
+        :param defaults: Further values for a new object.
+        :param filters: The values to search for, by the names of attributes. A new object gets
             them, too.
         :returns: The object, which belongs to the session.
-        :raises sqlalchemy.exc.ArgumentError: if there is nothing to search for, or a name is both
-            a filter and in ``defaults``. Nothing is sent.
-        :raises sqlalchemy.exc.InvalidRequestError: if the model has no attribute of that name, or a
-            related object can't be used here. Nothing is stored.
-        :raises sqlalchemy.exc.MultipleResultsFound: if there is more than one.
+        :raises sqlalchemy.exc.ArgumentError: if there is nothing to search for, or if a name is
+            both a filter and in ``defaults``. Nothing is sent.
+        :raises sqlalchemy.exc.InvalidRequestError: if the model has no attribute of a given name,
+            or if a related object can't be used here. Nothing is stored.
+        :raises sqlalchemy.exc.MultipleResultsFound: if the search finds more than one object.
         :raises sqlalchemy.exc.DBAPIError: if the database refuses the new row.
         """
         return self.with_created(defaults=defaults, **filters)[0]
@@ -53,7 +54,7 @@ class FilterByOrCreate(Generic[T]):
 
             user, created = User.filter_by_or_create.with_created(email="ada@example.com")
 
-        :param defaults: What a new object gets besides the filters.
+        :param defaults: Further values for a new object.
         :param filters: The values to search for.
         :returns: The object, and ``True`` if it was created, ``False`` if it was found.
         """
@@ -70,7 +71,7 @@ class FilterByOrCreateProperty:
 
 
 class UpdateOrCreate(Generic[T]):
-    """What ``Model.update_or_create`` is: it updates an object of the model or creates it.
+    """The callable ``Model.update_or_create``: it updates an object of the model or creates it.
 
     :param model: The model.
     """
@@ -90,23 +91,23 @@ class UpdateOrCreate(Generic[T]):
 
             user = User.update_or_create(email="ada@example.com", defaults={"name": "Ada"})
 
-        Outside a transaction the object is stored when the call returns, and all that waits in the
-        session goes on waiting; inside, it is part of the transaction. If it has the values
+        Outside a transaction, the object is stored when the call returns, and other pending changes
+        stay pending. Inside, the change is part of the transaction. If the object has the values
         already, only the SELECT is sent. See
         :func:`fictive_sqlalchemy.filter_by_or_create.update_or_create` for what is sent, and for
-        what calls at the same time do.
+        what concurrent calls do.
 
-        :param defaults: What the object gets, whether it is found or new.
-        :param create_defaults: What a new object gets in place of ``defaults``, if it is given.
-        :param filters: The values to search for, by the names of attributes; a new object gets
+        :param defaults: The values that the object gets, whether it is found or new.
+        :param create_defaults: The values for a new object, if given, in place of ``defaults``.
+        :param filters: The values to search for, by the names of attributes. A new object gets
             them, too.
         :returns: The object, which belongs to the session.
-        :raises sqlalchemy.exc.ArgumentError: if there is nothing to search for, or a name is both
-            a filter and in the defaults. Nothing is sent.
-        :raises sqlalchemy.exc.InvalidRequestError: if the model has no attribute of that name, an
-            object that is found can't get another value of it, such as a primary key, or a related
-            object can't be used here. Nothing is stored.
-        :raises sqlalchemy.exc.MultipleResultsFound: if there is more than one.
+        :raises sqlalchemy.exc.ArgumentError: if there is nothing to search for, or if a name is
+            both a filter and in the defaults. Nothing is sent.
+        :raises sqlalchemy.exc.InvalidRequestError: if the model has no attribute of a given name,
+            if an attribute of an object that is found can't be changed, such as a primary key, or
+            if a related object can't be used here. Nothing is stored.
+        :raises sqlalchemy.exc.MultipleResultsFound: if the search finds more than one object.
         :raises sqlalchemy.exc.DBAPIError: if the database refuses the row.
         """
         return self.with_created(defaults=defaults, create_defaults=create_defaults, **filters)[0]
@@ -125,8 +126,8 @@ class UpdateOrCreate(Generic[T]):
                 email="ada@example.com", defaults={"name": "Ada"}
             )
 
-        :param defaults: What the object gets, whether it is found or new.
-        :param create_defaults: What a new object gets in place of ``defaults``, if it is given.
+        :param defaults: The values that the object gets, whether it is found or new.
+        :param create_defaults: The values for a new object, if given, in place of ``defaults``.
         :param filters: The values to search for.
         :returns: The object, and ``True`` if it was created, ``False`` if it was found.
         """
@@ -167,23 +168,23 @@ if TYPE_CHECKING:
 
 
 class FilterByOrCreateMixin(DeclarativeBaseMixin):
-    """Gives models ``filter_by_or_create`` and ``update_or_create``. Stands before ``SQLAlchemy``::
+    """Gives models ``filter_by_or_create`` and ``update_or_create``; put it before ``SQLAlchemy``::
 
         class Database(FilterByOrCreateMixin, SQLAlchemy): ...
 
-    An ``update_or_create`` of your own, in the ``model_class`` of the extension, stays.
+    An ``update_or_create`` of your own, in the ``model_class`` of the extension, is kept.
 
-    It needs no other mixin. Without :class:`.OptInTransactionMixin` the session begins a
-    transaction by itself as ever, and a new object is part of it until you commit.
+    This mixin needs no other mixin. Without :class:`.OptInTransactionMixin`, the session begins a
+    transaction by itself, and a new object is part of that transaction until you commit.
     """
 
     if TYPE_CHECKING:
         Model: type[ModelThatCreates]
 
     def make_declarative_base(self, model: Any, metadata: MetaData | None = None) -> Any:
-        """Make a base class for models with what this mixin gives them. Sends nothing.
+        """Make a base class for models, with the methods of this mixin. Sends nothing.
 
-        :param model: As Flask-SQLAlchemy's ``model_class``: a base class or mixin for the models. A
+        :param model: A base class or mixin for the models, as Flask-SQLAlchemy's ``model_class``. A
             base class that this extension has made before is not made again.
         :param metadata: The default metadata of this extension from now on.
         :returns: The base class of the models.
@@ -206,8 +207,8 @@ class FilterByOrCreateMixin(DeclarativeBaseMixin):
         default = self.metadatas.get(None)
         if default is not None and default is not metadata and default.tables:
             raise exc.InvalidRequestError(
-                "The default metadata of this extension has tables already: give the new one to "
-                "the extension when you make it, metadata=…."
+                "The default metadata of this extension has tables already: pass the new metadata "
+                "to the extension when you make it, with metadata=…." + see("metadata-in-use")
             )
         metadata.info["bind_key"] = None
         self.metadatas[None] = metadata

@@ -10,6 +10,8 @@ from flask.cli import with_appcontext
 from sqlalchemy import text
 from sqlalchemy.engine import Engine, Row
 
+from ..._core.errors import see
+
 _COMMAND = "db-transactions"
 
 # https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-ACTIVITY-VIEW
@@ -54,10 +56,15 @@ def print_transactions(application: str | None, seconds: float, bind_key: str | 
     engines: dict[str | None, Engine] = current_app.extensions["sqlalchemy"].engines
     if bind_key not in engines:
         names = ", ".join(sorted(str(key) for key in engines if key is not None)) or "none"
-        raise click.UsageError(f"There is no bind {bind_key!r}; there is: {names}.")
+        raise click.UsageError(
+            f"There is no bind {bind_key!r}; there is: {names}." + see("open-transactions-command")
+        )
     engine = engines[bind_key]
     if engine.dialect.name != "postgresql":
-        raise click.UsageError(f"{_COMMAND} asks PostgreSQL, and this bind is {engine.name}.")
+        raise click.UsageError(
+            f"{_COMMAND} asks PostgreSQL, and this bind is {engine.name}."
+            + see("open-transactions-command")
+        )
     with engine.connect() as connection:
         found = connection.execute(_OPEN, {"application": application, "seconds": seconds}).all()
     for row in found:

@@ -14,6 +14,7 @@ from sqlalchemy.exc import ArgumentError
 from ..._core.atomic import HasAtomic
 from ..._core.create import engine_from_config
 from ..._core.engine import OptInEngine
+from ..._core.errors import see
 from ..._core.local_settings import SettingsFunction
 from ..._core.session import OptInSession
 from ..._core.transactions import TRANSACTION_CONNECTIONS, TransactionConnections
@@ -31,26 +32,26 @@ from .strict_report import strict_report_of
 
 
 class Session(OptInSession, BindSession):
-    """What ``db.session`` is made of: Flask-SQLAlchemy's session, which finds the bind by the
-    model's bind key, with transactions that you opt in to.
+    """The class of ``db.session``: Flask-SQLAlchemy's session with transactions on request.
 
-    Subclass it and pass it as ``session_options={"class_": …}`` to customize it.
+    The session finds the bind by the model's bind key. To customize the session, subclass this
+    class and pass the subclass as ``session_options={"class_": …}``.
     """
 
 
 class OptInTransactionMixin(
     HasAtomic, AtomicRequestsMixin, RequestReportsMixin, DeclarativeBaseMixin
 ):
-    """Put it before ``SQLAlchemy`` in the bases of your extension::
+    """Gives an extension transactions that you opt in to; put it before ``SQLAlchemy``::
 
         class Database(OptInTransactionMixin, SQLAlchemy): ...
 
     Reads then run untransacted and ``with db.session.begin():`` is a transaction, on each bind
-    whose backend is in :attr:`AUTOCOMMIT_DRIVERS`. Others are as Flask-SQLAlchemy makes them.
+    whose backend is in :attr:`AUTOCOMMIT_DRIVERS`. Other binds are as Flask-SQLAlchemy makes them.
     """
 
     AUTOCOMMIT_DRIVERS: ClassVar[list[str]] = ["postgresql"]
-    """The backends whose connections rest in autocommit. A subclass may name any backend whose
+    """The backends whose connections are in autocommit. A subclass may name any backend whose
     SQLAlchemy dialect offers AUTOCOMMIT."""
 
     TRANSACTION_CONNECTIONS: ClassVar[TransactionConnections] = TRANSACTION_CONNECTIONS
@@ -80,18 +81,19 @@ class OptInTransactionMixin(
         self.session.on_commit(function)
 
     def local_settings(self, function: SettingsFunction) -> SettingsFunction:
-        """Ask a function once in each request, command or task for settings; a decorator::
+        """Use a function as the source of the settings of ``db.session``; a decorator::
 
             @db.local_settings
             def tenant():
                 return {"app.tenant_id": g.tenant_id} if "tenant_id" in g else None
 
-        It is asked before the first statement of ``db.session``, whose statements carry the
-        settings from then on, see :meth:`fictive_sqlalchemy.OptInSession.set_local`.
+        The function is called once in each request, command or task, before the first statement of
+        ``db.session``. From then on, the statements of the session carry the settings: see
+        :meth:`fictive_sqlalchemy.OptInSession.set_local`.
 
         :param function: A function without parameters that returns settings, or ``None``.
         :returns: The function.
-        :raises sqlalchemy.exc.ArgumentError: if it can't be called, or is async.
+        :raises sqlalchemy.exc.ArgumentError: if the function can't be called, or is async.
         """
         return self.session.local_settings(function)
 
@@ -102,21 +104,21 @@ class OptInTransactionMixin(
         *,
         allow: Iterable[str] = (),
     ) -> Guard:
-        """Refuse, or log, calls that may wait while a transaction is open. Sends nothing.
+        """Refuse or log calls that may wait, while a transaction is open. Sends nothing.
 
         See :class:`fictive_sqlalchemy.guarding.Guard`.
 
         :param mode: ``"raise"`` or ``"log"``.
         :param app: The application; the current one if it is left out.
-        :param allow: Hosts that may be called inside.
-        :returns: The guard, which guards already. Its ``stop()`` ends that.
-        :raises sqlalchemy.exc.ArgumentError: if an argument is not as said there.
-        :raises RuntimeError: without ``app`` outside an application context.
+        :param allow: Hosts that may be called inside a transaction.
+        :returns: The guard, which is started already. Its ``stop()`` stops it.
+        :raises sqlalchemy.exc.ArgumentError: if an argument is not as described there.
+        :raises RuntimeError: if ``app`` is left out outside an application context.
         """
         if app is None and not has_app_context():
             raise RuntimeError(
                 "guard_transactions() needs an application: use it in an application context, or "
-                "pass it: db.guard_transactions(mode, app)."
+                "pass it: db.guard_transactions(mode, app)." + see("recording-arguments")
             )
         with nullcontext() if app is None else app.app_context():
             return Guard(mode, self, allow=allow).start()
@@ -131,11 +133,11 @@ class OptInTransactionMixin(
     def create_engine(self, sa_url: str | URL, engine_opts: Mapping[str, Any]) -> Engine:
         """Create the engine of one bind. Sends nothing.
 
-        :param sa_url: The database.
-        :param engine_opts: As :func:`fictive_sqlalchemy.create_engine` takes them. An
-            ``isolation_level`` is that of the transactions. With ``begin_on_write=True`` among the
-            ``session_options``, a connection of ``db.engine`` behaves so, too.
-        :returns: an :class:`.OptInEngine` if the backend is in :attr:`AUTOCOMMIT_DRIVERS`, else
+        :param sa_url: The URL of the database.
+        :param engine_opts: The options, as :func:`fictive_sqlalchemy.create_engine` takes them. An
+            ``isolation_level`` is that of the transactions. If the ``session_options`` have
+            ``begin_on_write=True``, the option holds for connections of ``db.engine``, too.
+        :returns: An :class:`.OptInEngine` if the backend is in :attr:`AUTOCOMMIT_DRIVERS`, else
             an engine as SQLAlchemy makes it.
         :raises sqlalchemy.exc.ArgumentError: if the database does not know the isolation level,
             if an option contradicts autocommit, or if the dialect does not offer AUTOCOMMIT.
@@ -150,7 +152,7 @@ class OptInTransactionMixin(
     def create_scoped_session(
         self, options: dict[str, Any] | None = None
     ) -> OptInScopedSession[Any]:
-        """Create what becomes ``db.session``.
+        """Create the scoped session that becomes ``db.session``.
 
         :param options: Flask-SQLAlchemy's ``session_options``. A ``class_`` among them is
             combined with :class:`.OptInSession`.
@@ -159,7 +161,7 @@ class OptInTransactionMixin(
         self._begins_on_write = options.get("begin_on_write") is True
         class_ = options.get("class_", Session)
         bases = list(dict.fromkeys((OptInSession, class_, BindSession)))
-        # A class that another one of them is derived from is not needed.
+        # A class is not needed if another of these classes is derived from it.
         needed = [base for base in bases if sum(issubclass(one, base) for one in bases) == 1]
         options["class_"] = (
             needed[0] if len(needed) == 1 else type(class_.__name__, tuple(needed), {})
@@ -176,7 +178,7 @@ class OptInTransactionMixin(
     def test_isolation(
         self, app: Flask | None = None, *, bind_keys: Iterable[str | None] | None = None
     ) -> Generator[None]:
-        """Undo at the end all that is done meanwhile; until then it seems committed::
+        """Undo all work at the end of the block; until then, the work seems committed::
 
             with db.test_isolation():
                 with db.session.begin():
@@ -184,16 +186,16 @@ class OptInTransactionMixin(
 
             assert User.query.count() == 0
 
-        It covers sessions of any number of application contexts, requests of test clients and
-        ``db.engine``, all of which behave as in production. What is sent, and what can't be
-        isolated, see :func:`fictive_sqlalchemy.testing.isolate`. Before the end the session of
-        the application context that is current is removed, if there is one.
+        The isolation covers sessions of any number of application contexts, requests of test
+        clients and ``db.engine``, all of which behave as in production. For what is sent, and what
+        can't be isolated, see :func:`fictive_sqlalchemy.testing.isolate`. Before the end, the
+        session of the current application context is removed, if there is such a context.
 
         :param app: The application; the current one if it is left out.
-        :param bind_keys: The bind keys of the engines to isolate; all if it is left out. That of
-            the default bind is ``None``.
+        :param bind_keys: The bind keys of the engines to isolate; all engines if it is left out.
+            The key of the default bind is ``None``.
         :returns: A context manager.
-        :raises RuntimeError: without ``app`` outside an application context.
+        :raises RuntimeError: if ``app`` is left out outside an application context.
         :raises sqlalchemy.exc.ArgumentError: if a bind's driver is not psycopg2 or psycopg.
         :raises sqlalchemy.exc.InvalidRequestError: if a connection is in use, or, at the end, if
             something has committed for real.
@@ -201,7 +203,7 @@ class OptInTransactionMixin(
         if app is None and not has_app_context():
             raise RuntimeError(
                 "test_isolation() needs an application: use it in an application context, or pass "
-                "it: db.test_isolation(app)."
+                "it: db.test_isolation(app)." + see("nothing-to-isolate")
             )
         with nullcontext() if app is None else app.app_context():
             engines = self.engines
@@ -209,6 +211,7 @@ class OptInTransactionMixin(
         if unknown := [key for key in keys if key not in engines]:
             raise ArgumentError(
                 f"The application has no bind {unknown[0]!r}; it has {sorted(map(repr, engines))}."
+                + see("nothing-to-isolate")
             )
         if has_app_context():
             self.session.give_back()
@@ -222,10 +225,10 @@ class OptInTransactionMixin(
     def init_app(self, app: Flask) -> None:
         """Initialize an application as Flask-SQLAlchemy does. Sends nothing.
 
-        With the setting ``SQLALCHEMY_STRICT_REPORT``, the name of a file, it begins to record there
-        what would mean something else in the strict mode, and ``flask db-strict-report`` prints it:
-        see :mod:`fictive_sqlalchemy.strict_report`. ``flask db-transactions`` prints the
-        transactions that are open on the server.
+        If the setting ``SQLALCHEMY_STRICT_REPORT`` names a file, the places that behave differently
+        in the strict mode are recorded in the file, and ``flask db-strict-report`` prints them: see
+        :mod:`fictive_sqlalchemy.strict_report`. ``flask db-transactions`` prints the transactions
+        that are open on the server.
 
         :param app: The application.
         """
@@ -251,7 +254,7 @@ class OptInTransactionMixin(
                     "The extension's engine_options are for every bind, and their replicas would "
                     f"be those of the bind {bind_key!r}, too: put those of the default bind into "
                     "SQLALCHEMY_ENGINE_OPTIONS, and those of others into SQLALCHEMY_BINDS = "
-                    f"{{{bind_key!r}: {{'url': …, 'replicas': […]}}}}."
+                    f"{{{bind_key!r}: {{'url': …, 'replicas': […]}}}}." + see("urls")
                 )
         engine = self.create_engine(options.pop("url"), options)
         if isinstance(engine, OptInEngine) and config.get("SQLALCHEMY_RECORD_QUERIES"):

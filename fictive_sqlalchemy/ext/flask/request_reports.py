@@ -1,4 +1,4 @@
-"""A log line, and a header, for each request of a Flask application: what it has sent.
+"""A log line and a header with what each request of a Flask application has sent.
 
 See :mod:`fictive_sqlalchemy.reporting`.
 """
@@ -14,6 +14,7 @@ import click
 from flask import Flask, appcontext_popped, appcontext_pushed, current_app, has_app_context
 
 from ..._core.engine import OptInEngine
+from ..._core.errors import see
 from ...reporting import Report, Reporter
 
 if TYPE_CHECKING:
@@ -33,34 +34,36 @@ class RequestReportsMixin:
         slow_transaction: float | None = 1.0,
         callback: Callable[[Report], object] | None = None,
     ) -> Reporter:
-        """Log for each request, command and task what it has sent: ``db.report_requests(app)``.
+        """Log what each request, command and task has sent: ``db.report_requests(app)``.
 
-        The logger is ``fictive_sqlalchemy.requests``, the level INFO. Nothing is sent for it.
+        The logger is ``fictive_sqlalchemy.requests``, and the level is INFO. Sends nothing.
 
         :param app: The application.
-        :param header: Whether responses get the same as a ``Server-Timing`` header, which browsers
-            show. What is sent while a response is streamed comes too late for it.
-        :param slow_transaction: A transaction that is open for more seconds is a WARNING, at its
-            end and while it is open; ``None`` for no warnings.
-        :param callback: Called with the :class:`.Report` of each, for metrics. Its errors are
-            logged.
-        :returns: What reports. Its ``stop()`` ends it.
-        :raises RuntimeError: if the application has it already.
-        :raises sqlalchemy.exc.ArgumentError: if an argument is not as said here.
+        :param header: Whether responses get the numbers as a ``Server-Timing`` header, which
+            browsers show. What is sent while a response is streamed comes too late for the header.
+        :param slow_transaction: How many seconds a transaction may be open. If it is open for
+            longer, a WARNING is logged while it is open, and another at the end of the request,
+            command or task. With ``None``, there are no warnings.
+        :param callback: A function that is called with each :class:`.Report`, for metrics. Errors
+            of the function are logged.
+        :returns: The reporter. Its ``stop()`` stops it.
+        :raises RuntimeError: if the requests of the application are reported already.
+        :raises sqlalchemy.exc.ArgumentError: if an argument is not as described here.
         """
         there: Reporter | None = app.extensions.get(_EXTENSION)
         if there is not None and there.is_on:
             raise RuntimeError(
                 "The requests of this application are reported already: call report_requests() "
-                "once, or stop() what it has returned first."
+                "once, or first call stop() of what it has returned." + see("recording-arguments")
             )
         extension: Any = self
 
         def engines() -> list[OptInEngine]:
-            # Flask-SQLAlchemy needs a context to find them. Another one is another command.
+            # Flask-SQLAlchemy needs an application context to find the engines. A second context
+            # would be reported as another command.
             is_there = has_app_context() and current_app == app
             with nullcontext() if is_there else app.app_context():
-                # None on another database, as in tests on SQLite: that is reported as nothing.
+                # On another database, as in tests on SQLite, there are no engines to report.
                 found = extension.engines.values()
                 return [engine for engine in found if isinstance(engine, OptInEngine)]
 
@@ -74,7 +77,7 @@ class RequestReportsMixin:
 
 
 class _Middleware:
-    """WSGI middleware: it surrounds teardown functions, and the parts of a streamed response."""
+    """WSGI middleware, which surrounds teardown functions and the parts of a streamed response."""
 
     def __init__(self, wsgi_app: WSGIApplication, reporter: Reporter, header: bool) -> None:
         self._wsgi_app = wsgi_app
@@ -106,7 +109,7 @@ class _Middleware:
             report.status = type(error).__name__
             self._reporter.end(report)
             raise
-        if is_whole:  # nothing more is sent, and a client of tests may never close it
+        if is_whole:  # nothing more is sent, and a test client may never close the response
             self._reporter.end(report)
             return response
         self._reporter.suspend(report)  # until the parts of the body are asked for
@@ -149,11 +152,11 @@ class _Response:
 
 
 class _Commands:
-    """Reports each command of ``flask``, from its application context to the end of that."""
+    """Reports each command of ``flask``, from the begin of its application context to the end."""
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
-        # Of each command, because tests may run several at a time.
+        # The reports are those of each command, because tests may run several at a time.
         self._open: WeakKeyDictionary[click.Context, list[Report]] = WeakKeyDictionary()
 
     def pushed(self, app: Flask, **_: Any) -> None:

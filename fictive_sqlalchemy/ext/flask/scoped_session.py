@@ -11,6 +11,7 @@ from flask.ctx import AppContext
 from sqlalchemy.orm import Session, sessionmaker
 from werkzeug.local import LocalProxy
 
+from ..._core.errors import see
 from ...scoped_session import OptInScopedSession
 from ._private import current_app_context
 from .atomic_requests import AtomicRequestsMixin, atomic_requests_of
@@ -26,11 +27,12 @@ class flask_scoped_session(AtomicRequestsMixin, OptInScopedSession[S]):
         engine = create_engine(url)
         session = flask_scoped_session(sessionmaker(engine, class_=OptInSession), app)
 
-    Each context has a session of its own, made at its first use and removed at the end of the
-    context, after an exception, too.
+    Each context has a session of its own. The session is made at its first use, and removed at the
+    end of the context, even after an exception.
 
-    :param session_factory: What makes a session: a ``sessionmaker``, or any callable.
-    :param app: The application; for more than one, or for later, see :meth:`init_app`.
+    :param session_factory: The factory of sessions: a ``sessionmaker``, or any callable.
+    :param app: The application. For several applications, or to name it later, see
+        :meth:`init_app`.
     """
 
     def __init__(
@@ -43,13 +45,14 @@ class flask_scoped_session(AtomicRequestsMixin, OptInScopedSession[S]):
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
-        """Set an application up: ``app.scoped_session`` is this object.
+        """Set up an application, whose ``app.scoped_session`` becomes this object.
 
-        At the end of each application context the context's session is removed. The setting
-        ``SQLALCHEMY_STRICT_REPORT`` is that of :meth:`.OptInTransactionMixin.init_app`.
+        At the end of each application context, the context's session is removed. The setting
+        ``SQLALCHEMY_STRICT_REPORT`` has the effect that :meth:`.OptInTransactionMixin.init_app`
+        describes.
 
         :param app: The application.
-        :raises AssertionError: Flask's own, if the application has handled a request already.
+        :raises AssertionError: from Flask, if the application has handled a request already.
         """
         if app not in self._apps:
             app.teardown_appcontext(self._remove)
@@ -64,9 +67,9 @@ class flask_scoped_session(AtomicRequestsMixin, OptInScopedSession[S]):
     def _scope(self) -> AppContext:
         if not has_app_context():
             raise RuntimeError(
-                "This session is that of an application context, and there is none: put the code "
+                "This session belongs to an application context, and there is none: put the code "
                 "into `with app.app_context():`, or use a session of your own, "
-                "`with session_factory() as session:`."
+                "`with session_factory() as session:`." + see("no-application-context")
             )
         context = current_app_context()
         if context.app not in self._apps:
@@ -82,14 +85,15 @@ def _not_initialised(app: Flask) -> str:
     return (
         f"The application {app.name!r} has no scoped_session: call "
         "flask_scoped_session(session_factory, app), or init_app(app) of one that you have."
+        + see("no-scoped-session")
     )
 
 
 def _current_session() -> flask_scoped_session[Any]:
     if not current_app:
         raise RuntimeError(
-            "current_session is that of an application context, and there is none: put the code "
-            "into `with app.app_context():`."
+            "current_session belongs to an application context, and there is none: put the code "
+            "into `with app.app_context():`." + see("no-application-context")
         )
     session: flask_scoped_session[Any] | None = getattr(current_app, "scoped_session", None)
     if session is None:
@@ -101,5 +105,5 @@ current_session: flask_scoped_session[Any] = LocalProxy(_current_session)  # typ
 """The :class:`flask_scoped_session` of the current application.
 
 :raises RuntimeError: at any use outside of an application context.
-:raises AttributeError: at any use if the application was not initialised with one.
+:raises AttributeError: at any use if the application has no :class:`flask_scoped_session`.
 """

@@ -4,7 +4,7 @@
 
     db.init_app(app)
 
-For an extension of your own see :mod:`fictive_sqlalchemy.ext.flask.builtins`.
+For an extension of your own, see :mod:`fictive_sqlalchemy.ext.flask.builtins`.
 """
 
 from typing import TYPE_CHECKING

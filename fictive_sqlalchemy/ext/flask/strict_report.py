@@ -14,6 +14,7 @@ from flask import Flask, current_app
 from flask.cli import with_appcontext
 from sqlalchemy.exc import ArgumentError
 
+from ..._core.errors import see
 from ...strict_report import StrictReport, formatted, read_report
 
 SETTING = "SQLALCHEMY_STRICT_REPORT"
@@ -21,15 +22,15 @@ SETTING = "SQLALCHEMY_STRICT_REPORT"
 _COMMAND = "db-strict-report"
 _EXTENSION = "fictive_sqlalchemy.strict_report"
 
-# The applications of a process may share a file, and then they share what records.
+# The applications of a process may share a file, and then they share the report.
 _by_file: dict[Path, StrictReport] = {}
 
 
 def strict_report_of(app: Flask) -> StrictReport | None:
-    """Begin to record, if the application's setting names a file; add the command.
+    """Start the strict report if the application's setting names a file, and add the command.
 
     :param app: The application.
-    :returns: What records. :meth:`.StrictReport.stop` stops it.
+    :returns: The report, if there is a file. :meth:`.StrictReport.stop` stops it.
     :raises sqlalchemy.exc.ArgumentError: if the setting is no name of a file.
     """
     if _COMMAND not in app.cli.commands:
@@ -40,7 +41,9 @@ def strict_report_of(app: Flask) -> StrictReport | None:
     try:
         path = Path(file).absolute()
     except TypeError:
-        raise ArgumentError(f"{SETTING} is the name of a file, and not {file!r}.") from None
+        raise ArgumentError(
+            f"{SETTING} is the name of a file, and not {file!r}." + see("strict-report")
+        ) from None
     report = _by_file.setdefault(path, StrictReport(path))
     app.extensions[_EXTENSION] = report
     return report.start()
@@ -69,7 +72,8 @@ def print_report(file: str | None, check: bool, clear: bool) -> None:
     if not named:
         raise click.UsageError(
             f"There is nothing to print: set {SETTING} to the name of a file, run the application "
-            "or its tests, and then print that. Or name the file: --file …"
+            "or its tests, and then print that file. Or name the file: --file …"
+            + see("strict-report")
         )
     try:
         findings = read_report(named)

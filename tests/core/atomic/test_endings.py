@@ -60,7 +60,7 @@ class TestSetRollback:
     def test_in_a_joined_one_is_an_error_of_the_block_around(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
-        with pytest.raises(PendingRollbackError, match="asked for that with set_rollback"):
+        with pytest.raises(PendingRollbackError, match="inside it called set_rollback"):
             with session.atomic():
                 add(session, "outer")
                 with session.atomic(savepoint=False):

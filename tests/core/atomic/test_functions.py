@@ -184,9 +184,9 @@ class TestOneObject:
         atomic = session.atomic()
         with atomic:
             add(session, "one")
-            with pytest.raises(InvalidRequestError, match="good for one block"), atomic:
+            with pytest.raises(InvalidRequestError, match="for one block only"), atomic:
                 add(session, "two")
-        with pytest.raises(InvalidRequestError, match="good for one block"), atomic:
+        with pytest.raises(InvalidRequestError, match="for one block only"), atomic:
             add(session, "three")
         assert onlooker.names() == ["one"]
 

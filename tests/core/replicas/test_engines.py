@@ -127,7 +127,7 @@ def test_configuration_may_be_strings(
         (["sqlite://"], {}, "another database system"),
         (["nonsense"], {}, "Could not parse the URL of replica 1"),
         (["postgresql://one", {}], {}, "replica 2 is empty"),
-        (["postgresql://replica"], {"creator": print}, "give each one of its own"),
+        (["postgresql://replica"], {"creator": print}, "give each replica its own creator"),
     ],
 )
 def test_what_can_not_be_a_replica_is_refused(
@@ -185,5 +185,5 @@ def test_a_transaction_on_a_replica_of_an_engine_that_only_reads_outside(
             assert is_on_replica(session)
             with session.begin():
                 session.add(Author(name="one"))
-            with pytest.raises(exc.InternalError, match="wrap it in"):
+            with pytest.raises(exc.InternalError, match="put the statement into"):
                 session.execute(text("DELETE FROM document"))

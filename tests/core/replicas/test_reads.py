@@ -229,7 +229,7 @@ def test_a_function_that_writes_says_what_to_do(session: OptInSession, wire: Wir
     with wire.record() as recording, pytest.raises(exc.InvalidRequestError) as caught:
         session.scalar(statement)
     assert "nextval() in a read-only transaction" in str(caught.value)
-    assert "Put it into `with session.begin():`" in str(caught.value)
+    assert "Put the statement into `with session.begin():`" in str(caught.value)
     assert sent(recording) == []
     assert is_on_replica(session)
     session.read_from_primary()

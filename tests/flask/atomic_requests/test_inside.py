@@ -194,7 +194,7 @@ def test_a_session_that_was_ended_inside_is_no_200(
         assert "nothing of it is stored. Leave" in text
     else:
         assert "Nothing of this request is stored" in text
-        assert "Leave that out" in text
+        assert "Leave that call out" in text
     assert onlooker.names() == []
 
 
