@@ -71,10 +71,12 @@ suppress_warnings = ["misc.highlighting_failure"]
 CONTENTS = {
     "Start": [
         "Quick start <../README>",
+        "why",
+        "tutorial",
+        "behaviour",
         "reading",
         "writing",
         "filter-by-or-create",
-        "how-it-works",
     ],
     "Sessions you have": [
         "request-scoped-session",
@@ -104,8 +106,11 @@ CONTENTS = {
     ],
     "Look it up": [
         "troubleshooting",
+        "debugging",
         "limitations",
+        "typing",
         "neighbours",
+        "how-it-works",
         "benchmarks",
         "reference/index",
         "../CHANGES",
@@ -128,7 +133,7 @@ def read_source(app: Sphinx, docname: str, content: list[str]) -> None:
     """Turn what GitHub understands into what Sphinx does."""
     content[0] = re.sub(
         r'^```(\w+) title="([^"]+)"$',
-        r"```{code-block} \1\n:caption: \2\n",
+        r"```{code-block} \1\n:caption: `\2`\n",
         content[0],
         flags=re.MULTILINE,
     )
