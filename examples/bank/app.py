@@ -3,7 +3,7 @@
     DATABASE_URL=postgresql://… flask --app examples.bank.app create-tables
     DATABASE_URL=postgresql://… flask --app examples.bank.app run
 
-It knows no users and asks for no password: it is an example, not a bank.
+The app has no users and asks for no password: it is an example, not a bank.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal, InvalidOperation
-from typing import Any
 
 from flask import (
     Blueprint,
@@ -49,8 +48,8 @@ REFUSALS = {
 def create_app(database_url: str | None = None) -> Flask:
     """Make the app. Sends nothing to the database.
 
-    :param database_url: Where the bank's tables are; from the environment's ``DATABASE_URL`` if
-        left out.
+    :param database_url: The database with the bank's tables. If it is left out, the environment's
+        ``DATABASE_URL`` is used.
     :returns: The app.
     """
     app = Flask(__name__)
@@ -67,9 +66,9 @@ def create_app(database_url: str | None = None) -> Flask:
 
 @bank.get("/")
 def page(error: str | None = None) -> str:
-    """The page: all accounts, the latest transfers and a form for the next one.
+    """Show the page with all accounts, the latest transfers and a form for the next transfer.
 
-    With a currency it asks another service for the rate, between two reads.
+    If the request names a currency, the view asks another service for the rate, between two reads.
     """
     accounts = Account.query.order_by(Account.owner).all()
     currency = request.args.get("currency")
@@ -88,22 +87,22 @@ def page(error: str | None = None) -> str:
 
 @bank.get("/accounts")
 def list_accounts() -> ResponseReturnValue:
-    """All accounts."""
+    """Return all accounts."""
     return jsonify([account.to_dict() for account in Account.query.order_by(Account.id)])
 
 
 @bank.get(f"/accounts/<int(max={LARGEST_ID}):account_id>")
 def read_account(account_id: int) -> ResponseReturnValue:
-    """One account."""
+    """Return one account."""
     return jsonify(db.get_or_404(Account, account_id).to_dict())
 
 
 @bank.get(f"/accounts/<int(max={LARGEST_ID}):account_id>/overview")
 def read_overview(account_id: int) -> ResponseReturnValue:
-    """An account in another currency, and its latest transfers.
+    """Return an account in another currency, and its latest transfers.
 
-    Another service knows the rate. While it makes us wait, no transaction is open, and the
-    connection is kept only if the pool has others to spare.
+    Another service knows the rate. While the view waits for this service, no transaction is open,
+    and the connection is kept only if the pool has others to spare.
     """
     account = db.get_or_404(Account, account_id)
     rate = exchange_rate(request.args.get("currency", "EUR"))
@@ -121,7 +120,7 @@ def read_overview(account_id: int) -> ResponseReturnValue:
 
 @bank.post("/accounts")
 def open_account() -> ResponseReturnValue:
-    """Open an account; asked for again, return the one that is there."""
+    """Open an account, or return the account that the owner has already."""
     values = posted_json()
     owner, balance = owner_from(values), amount_from(values, "balance", least="0")
     with refusals():
@@ -150,9 +149,10 @@ def transfer(source_id: int, target_id: int, amount: Decimal) -> Transfer:
 
     :param source_id: The account that pays.
     :param target_id: The account that receives.
-    :param amount: How much.
-    :returns: The transfer, stored.
-    :raises werkzeug.exceptions.HTTPException: 404 without such an account, 409 against the rules.
+    :param amount: The amount.
+    :returns: The transfer, which is stored.
+    :raises werkzeug.exceptions.HTTPException: with status 404 if there is no such account, or 409
+        if the transfer breaks a rule.
     """
     with refusals(), db.session.begin():
         accounts = Account.lock(source_id, target_id)
@@ -168,11 +168,12 @@ def transfer(source_id: int, target_id: int, amount: Decimal) -> Transfer:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Answer 409, in words for the user, where the database refuses what breaks a rule."""
+    """Answer 409, with a text for the user, if the database refuses what breaks a rule."""
     try:
         yield
     except IntegrityError as error:
-        rule = error.orig.diag.constraint_name  # type: ignore[union-attr]
+        said = getattr(error.orig, "diag", None)  # both drivers have it
+        rule = getattr(said, "constraint_name", "")
         abort(409, REFUSALS.get(rule, "The database refuses it."))
 
 
@@ -180,7 +181,7 @@ def refusals() -> Iterator[None]:
 
 
 def exchange_rate(currency: str) -> Decimal:
-    """Return what one unit is worth in another currency. Stands for a call to another service."""
+    """Return the worth of one unit in another currency, in place of a call to another service."""
     time.sleep(current_app.config["RATE_SECONDS"])
     rates = {"EUR": Decimal("0.86"), "GBP": Decimal("0.74"), "CHF": Decimal("0.80")}
     if currency not in rates:
@@ -188,15 +189,15 @@ def exchange_rate(currency: str) -> Decimal:
     return rates[currency]
 
 
-def posted_json() -> Mapping[str, Any]:
-    """Return the object that was posted."""
+def posted_json() -> Mapping[str, object]:
+    """Return the JSON object that was posted."""
     values = request.get_json(silent=True)
     if not isinstance(values, dict):
         abort(400, "Post a JSON object, with Content-Type: application/json.")
     return values
 
 
-def transfer_from(values: Mapping[str, Any]) -> Transfer:
+def transfer_from(values: Mapping[str, object]) -> Transfer:
     """Do the transfer that was posted."""
     source_id, target_id = id_from(values, "source_id"), id_from(values, "target_id")
     if source_id == target_id:
@@ -204,7 +205,7 @@ def transfer_from(values: Mapping[str, Any]) -> Transfer:
     return transfer(source_id, target_id, amount_from(values, "amount", least="0.01"))
 
 
-def owner_from(values: Mapping[str, Any]) -> str:
+def owner_from(values: Mapping[str, object]) -> str:
     """Return the posted name."""
     owner = values.get("owner")
     if not isinstance(owner, str) or not owner.isprintable() or not 0 < len(owner.strip()) <= 80:
@@ -212,7 +213,7 @@ def owner_from(values: Mapping[str, Any]) -> str:
     return owner.strip()
 
 
-def id_from(values: Mapping[str, Any], name: str) -> int:
+def id_from(values: Mapping[str, object], name: str) -> int:
     """Return a posted account number."""
     text = str(values.get(name))
     if not text.isascii() or not text.isdigit() or len(text) > 10 or int(text) > LARGEST_ID:
@@ -220,7 +221,7 @@ def id_from(values: Mapping[str, Any], name: str) -> int:
     return int(text)
 
 
-def amount_from(values: Mapping[str, Any], name: str, least: str) -> Decimal:
+def amount_from(values: Mapping[str, object], name: str, least: str) -> Decimal:
     """Return a posted amount of money, in units and cents."""
     try:
         amount = Decimal(str(values.get(name)))

@@ -1,4 +1,6 @@
-"""The extension."""
+"""The extension, and the base class of the models."""
+
+from typing import TYPE_CHECKING
 
 from flask_sqlalchemy import SQLAlchemy
 
@@ -10,3 +12,8 @@ class Database(OptInTransactionMixin, FilterByOrCreateMixin, SQLAlchemy):
 
 
 db = Database()
+
+if TYPE_CHECKING:  # mypy takes no attribute of an object as a base class
+    from fictive_sqlalchemy.ext.flask.shared import Model as Model
+else:
+    Model = db.Model

@@ -4,10 +4,10 @@
     python -m nox -s demo -- --serve
     DATABASE_URL=postgresql://user:password@127.0.0.1:5432/database python -m nox -s demo
 
-It starts a PostgreSQL of its own, or creates schemas of its own in the database of
-``DATABASE_URL``. It puts a proxy before it that reads the wire, starts the app twice as a server
-on 127.0.0.1, and sends the same HTTP requests to both. What it started is gone when it ends, on
-Ctrl-C, too.
+The demo starts a PostgreSQL of its own, or creates schemas of its own in the database of
+``DATABASE_URL``. It puts a proxy that reads the wire in front of PostgreSQL, starts the app twice
+as a server on 127.0.0.1, and sends the same HTTP requests to both. When the demo ends, even by
+Ctrl-C, all that it has started is gone.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import signal
 import sys
 import time
 import uuid
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
@@ -58,7 +58,7 @@ class Step:
     method: str
     path: str
     expected: int
-    body: dict[str, Any] | None = None
+    body: Mapping[str, object] | None = None
 
 
 @dataclass(eq=False)
@@ -96,7 +96,7 @@ STEPS = (READ, PAGE, WAIT, OPEN, FIND, MOVE, HALF, NONE)
 def main(arguments: list[str]) -> int:
     """Run the demo.
 
-    :param arguments: Those of the command line.
+    :param arguments: The arguments of the command line.
     :returns: The exit status.
     """
     parser = argparse.ArgumentParser(
@@ -120,17 +120,17 @@ def main(arguments: list[str]) -> int:
     except DemoError as error:
         print(error, file=sys.stderr)
         return 1
-    except BrokenPipeError:  # nobody reads any more: `| head`
+    except BrokenPipeError:  # nobody reads the output any more, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
 
 
 def run(serve: bool, port: int) -> None:
-    """Start everything, compare, serve if that is wanted, and take everything away again.
+    """Start everything, compare both servers, serve if asked to, and remove everything again.
 
-    :param serve: Whether to leave our server running until Ctrl-C.
-    :param port: Its port; 0 for one that is free.
+    :param serve: Whether to leave the bank running until Ctrl-C.
+    :param port: The port of the bank that is left running; 0 for a free port.
     """
     with ExitStack() as stack:
         server, url = stack.enter_context(database(os.environ.get("DATABASE_URL")))
@@ -142,7 +142,7 @@ def run(serve: bool, port: int) -> None:
         for suffix, arguments in (("ours", []), ("stock", ["--stock"])):
             within = stack.enter_context(schema(url, f"{name}_{suffix}"))
             bases.append(stack.enter_context(app_server(wire.url(within), *arguments)))
-        stack.callback(ignore_signals)  # the first to run: nothing disturbs the cleaning up
+        stack.callback(ignore_signals)  # runs first, so that nothing disturbs the cleaning up
         show(
             f"PostgreSQL {release}, {make_url(url).get_driver_name()}, "
             f"SQLAlchemy {version('sqlalchemy')}, Flask-SQLAlchemy {version('flask-sqlalchemy')}",
@@ -154,15 +154,15 @@ def run(serve: bool, port: int) -> None:
 
 
 def keep_open(base: str) -> None:
-    """Leave the bank open until Ctrl-C, which is how serving is meant to end, or nox is gone.
+    """Leave the bank open until Ctrl-C, with which serving is meant to end, or until nox is gone.
 
-    :param base: The URL of the front, which shows under each page what it has sent.
+    :param base: The URL of the front, which shows under each page what the request has sent.
     """
     parent = os.getppid()
     try:
-        # From the moment that it is read, Ctrl-C may come.
+        # As soon as somebody has read this line, Ctrl-C may come.
         show(f"\nThe bank is open: {base}/    Ctrl-C closes it.", BOLD)
-        # A nox that is killed can't tell us.
+        # A nox that is killed can't tell this process.
         while "NOX_CURRENT_SESSION" not in os.environ or os.getppid() == parent:
             time.sleep(1)
     except SystemExit as end:
@@ -173,9 +173,9 @@ def keep_open(base: str) -> None:
 def compare(wire: WireProxy, bases: list[str]) -> None:
     """Send each request to both servers, and print what they send to PostgreSQL for it.
 
-    :param wire: The proxy before PostgreSQL.
-    :param bases: The URLs of our server and of stock's.
-    :raises DemoError: If they do not answer the same, or not what they should.
+    :param wire: The proxy in front of PostgreSQL.
+    :param bases: The URLs of the server with fictive_sqlalchemy and of the server with stock.
+    :raises DemoError: If the servers do not answer the same, or do not answer as expected.
     """
     show("The same app, the same HTTP requests, and what goes over the wire to PostgreSQL.")
     show(
@@ -184,7 +184,7 @@ def compare(wire: WireProxy, bases: list[str]) -> None:
     show("that is idle in a transaction keeps its locks, and nobody else can use it.\n")
     show_columns("with fictive_sqlalchemy", "on stock Flask-SQLAlchemy", (BOLD, BOLD))
     for base in bases:
-        # The first use of anything costs more: connections are opened, statements compiled.
+        # The first request costs more: connections are opened, and statements are compiled.
         balances(base)
         for step in (READ, PAGE, MOVE):
             ask(base, step)
@@ -208,7 +208,7 @@ def compare(wire: WireProxy, bases: list[str]) -> None:
 def recorded(wire: WireProxy, base: str, step: Step) -> Answer:
     """Send a request and record what it makes the server send to PostgreSQL.
 
-    :param wire: The proxy before PostgreSQL.
+    :param wire: The proxy in front of PostgreSQL.
     :param base: The server's URL.
     :param step: The request.
     """
@@ -239,9 +239,9 @@ def balances(base: str) -> dict[str, str]:
 
 
 def check(step: Step, answers: list[Answer]) -> None:
-    """See that both servers did the same, and the right thing.
+    """Check that both servers have done the same, and the right thing.
 
-    :raises DemoError: If they did not.
+    :raises DemoError: If they have not.
     """
     said = [(answer.status, re.sub(r'"at":"[^"]*"', "", answer.body)) for answer in answers]
     if said[0] != said[1] or said[0][0] != step.expected:
@@ -252,11 +252,11 @@ def check(step: Step, answers: list[Answer]) -> None:
 
 
 def show_changes(before: list[dict[str, str]], after: list[dict[str, str]]) -> list[int]:
-    """Print the balances of the two accounts that a transfer was between.
+    """Print the balances of the two accounts of a transfer.
 
-    :param before: What :func:`balances` returned before it, for each server.
-    :param after: And after it.
-    :returns: How many of all balances it changed, for each server.
+    :param before: What :func:`balances` returned before the transfer, for each server.
+    :param after: What :func:`balances` returned after the transfer, for each server.
+    :returns: How many of all balances the transfer has changed, for each server.
     """
     pairs = list(zip(before, after, strict=True))
     for owner in (PAYS, GETS):

@@ -1,7 +1,8 @@
-"""Before both servers of the demo: it shows under each page what the request has sent.
+"""The front of both servers of the demo: it shows under each page what the request has sent.
 
-Each request goes to both, one after the other, while the proxy records the wire. The answer is that
-of the app with fictive_sqlalchemy. A page gets a section at its end, with both beside each other.
+Each request goes to both servers, one after the other, while the proxy records the wire. The answer
+is that of the app with fictive_sqlalchemy. If the answer is a page, it gets a section at its end,
+with what both servers have sent beside each other.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import http.client
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 from urllib.parse import urlsplit
 
 from flask import Flask, Response, render_template, request
@@ -21,26 +21,26 @@ from tests.wire import Recording, WireProxy
 from .report import figures, statements
 from .server import QuietHandler
 
-#: What an answer has to itself: the connection, and the length before the section.
+#: Headers of a server's answer that are not passed on, because the front sends headers of its own.
 _NOT_PASSED_ON = ("connection", "content-length", "date", "server", "transfer-encoding")
 
 
 class Front:
     """Sends a request to both servers, and keeps what each has sent to PostgreSQL for it.
 
-    :param wire: The proxy before PostgreSQL.
-    :param bases: The URLs of our server and of stock's.
+    :param wire: The proxy in front of PostgreSQL.
+    :param bases: The URLs of the server with fictive_sqlalchemy and of the server with stock.
     """
 
     def __init__(self, wire: WireProxy, bases: Sequence[str]) -> None:
         self._wire = wire
         self._bases = bases
-        # One request after the other: the proxy can't tell whose a message is.
+        # Requests are sent one after the other, because the proxy can't tell whose a message is.
         self._lock = threading.Lock()
-        self._redirected: list[Mapping[str, Any]] = []
+        self._redirected: list[Mapping[str, object]] = []
 
     def answer(self) -> Response:
-        """Answer the request that Flask has."""
+        """Answer Flask's current request."""
         with self._lock:
             body = request.get_data()
             sent: list[Recording] = []
@@ -51,7 +51,7 @@ class Front:
                 sent.append(recording)
             response = answers[0]
             self._redirected.append(_section(sent))
-            if 300 <= response.status_code < 400:  # it shows nothing: the next page does
+            if 300 <= response.status_code < 400:  # the page after the redirect shows the section
                 return response
             sections, self._redirected = self._redirected, []
         if response.mimetype == "text/html":
@@ -62,7 +62,7 @@ class Front:
 
 
 def _ask(base: str, body: bytes) -> Response:
-    """Send the request that Flask has to a server; redirects are the browser's to follow."""
+    """Send Flask's current request to a server, and leave redirects to the browser."""
     url = urlsplit(base)
     connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=60)
     try:
@@ -80,7 +80,7 @@ def _ask(base: str, body: bytes) -> Response:
         connection.close()
 
 
-def _section(sent: Sequence[Recording]) -> Mapping[str, Any]:
+def _section(sent: Sequence[Recording]) -> Mapping[str, object]:
     """Return what the template shows of one request."""
     titles = ("with fictive_sqlalchemy", "on stock Flask-SQLAlchemy")
     return {
@@ -94,12 +94,12 @@ def _section(sent: Sequence[Recording]) -> Mapping[str, Any]:
 
 @contextmanager
 def front_server(wire: WireProxy, bases: Sequence[str], port: int) -> Iterator[str]:
-    """The front, served by a thread of this process.
+    """Serve the front in a thread of this process.
 
-    :param wire: The proxy before PostgreSQL.
-    :param bases: The URLs of our server and of stock's.
-    :param port: Its port of 127.0.0.1; 0 for one that is free.
-    :returns: A context manager that gives its URL.
+    :param wire: The proxy in front of PostgreSQL.
+    :param bases: The URLs of the server with fictive_sqlalchemy and of the server with stock.
+    :param port: The front's port of 127.0.0.1; 0 for a free port.
+    :returns: A context manager that gives the URL of the front.
     """
     app = Flask(__name__)
     front = Front(wire, bases)

@@ -7,21 +7,18 @@ from __future__ import annotations
 
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
 
 from sqlalchemy import CheckConstraint, DateTime, ForeignKey, Numeric, Text, func
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from .database import db
+from .database import Model, db
 
-Model: Any = db.Model
-
-# Two digits for cents, and room for the sum of any two amounts that the app lets in.
+# Two digits for cents, and room for the sum of any two amounts that the app accepts.
 Money = Numeric(14, 2)
 
 
-class Account(Model):  # type: ignore[misc]
-    """Someone's money. It can't be overdrawn, and it can't hold more than its ceiling."""
+class Account(Model):
+    """An account, which can't be overdrawn, and which can't hold more than its ceiling."""
 
     __tablename__ = "account"
     __table_args__ = (
@@ -36,9 +33,10 @@ class Account(Model):  # type: ignore[misc]
 
     @classmethod
     def open(cls, owner: str, balance: Decimal) -> tuple[Account, bool]:
-        """Return the owner's account, and whether it had to be opened for it.
+        """Return the owner's account, and whether this call has opened it.
 
-        However many requests open the same account at once, there is one, and each gets it.
+        If many requests open the same account at once, one account is opened, and each request
+        gets this account.
         """
         account, opened = cls.filter_by_or_create.with_created(
             owner=owner, defaults={"balance": balance}
@@ -47,20 +45,21 @@ class Account(Model):  # type: ignore[misc]
 
     @classmethod
     def lock(cls, *ids: int) -> dict[int, Account]:
-        """Return those of these accounts that exist, locked until the transaction ends.
+        """Return those accounts with these ids that exist, locked until the transaction ends.
 
-        Always in the same order: two transfers in opposite directions would otherwise wait for each
-        other. What was read before the lock may be out of date, hence ``populate_existing()``.
+        The accounts are always locked in the same order. Otherwise two transfers in opposite
+        directions would wait for each other. What was read before the lock may be out of date,
+        hence ``populate_existing()``.
         """
         locked = cls.query.filter(cls.id.in_(ids)).order_by(cls.id)
         return {account.id: account for account in locked.with_for_update().populate_existing()}
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return what the JSON routes show."""
+    def to_dict(self) -> dict[str, object]:
+        """Return the account as the JSON routes show it."""
         return {"id": self.id, "owner": self.owner, "balance": self.balance}
 
 
-class Transfer(Model):  # type: ignore[misc]
+class Transfer(Model):
     """Money that went from one account to another."""
 
     __tablename__ = "transfer"
@@ -75,8 +74,8 @@ class Transfer(Model):  # type: ignore[misc]
     source: Mapped[Account] = relationship(foreign_keys=[source_id])
     target: Mapped[Account] = relationship(foreign_keys=[target_id])
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return what the JSON routes show."""
+    def to_dict(self) -> dict[str, object]:
+        """Return the transfer as the JSON routes show it."""
         return {
             "id": self.id,
             "source_id": self.source_id,

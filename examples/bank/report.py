@@ -1,4 +1,4 @@
-"""What the demo prints: two columns, plain text, in colour on a terminal only."""
+"""The output of the demo: plain text in two columns, in colour only on a terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def show(line: str = "", style: str = "") -> None:
     """Print a line.
 
     :param line: The line.
-    :param style: How it looks on a terminal.
+    :param style: The style of the line on a terminal.
     """
     print(styled(line, style), flush=True)
 
@@ -31,14 +31,14 @@ def show_columns(left: str, right: str, styles: tuple[str, str] = ("", "")) -> N
 
 
 def show_wires(ours: Recording, stock: Recording) -> None:
-    """Print what was sent with ours, beside what was sent on stock."""
+    """Print what was sent with fictive_sqlalchemy, beside what was sent on stock."""
     for left, right in zip_longest(statements(ours), statements(stock), fillvalue=""):
         show_columns(left, right)
     show_columns(figures(ours), figures(stock), (GREEN, YELLOW))
 
 
 def styled(line: str, style: str) -> str:
-    """Return a line with the codes for its style, where they are understood."""
+    """Return a line with the codes for its style, if standard output is a terminal."""
     if style and line and sys.stdout.isatty() and "NO_COLOR" not in os.environ:
         return f"\x1b[{style}m{line}\x1b[0m"
     return line
@@ -66,13 +66,13 @@ def in_short(message: Message) -> str:
 
 
 def figures(recording: Recording) -> str:
-    """Return what was counted and measured."""
+    """Return the numbers of a recording as text."""
     trips = recording.round_trips
     idle = milliseconds(recording.idle_in_transaction)
     return f"{trips} round trip{'' if trips == 1 else 's'}, {idle} idle in a transaction"
 
 
 def milliseconds(seconds: float) -> str:
-    """Return a time in words."""
+    """Return a time as text, in milliseconds."""
     number = seconds * 1000
     return f"{number:.1f} ms" if 0 < number < 10 else f"{number:.0f} ms"

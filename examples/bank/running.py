@@ -1,4 +1,4 @@
-"""What the demo starts, each with what takes it away again: a database, a schema, a server."""
+"""Context managers that start and remove what the demo needs: a database, a schema, a server."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class DemoError(Exception):
-    """What went wrong, and what to do."""
+    """An error of the demo, which says what went wrong and what to do."""
 
 
 @contextmanager
 def database(given: str | None) -> Iterator[tuple[PostgresServer, str]]:
-    """A PostgreSQL server, and the URL of a database on it.
+    """Give a PostgreSQL server, and the URL of a database on this server.
 
-    :param given: ``DATABASE_URL``; a server of our own is started if that is empty.
+    :param given: ``DATABASE_URL``. If it is empty, a server of the demo's own is started.
     """
     if given:
         yield database_of(given)
@@ -47,7 +47,7 @@ def database_of(given: str) -> tuple[PostgresServer, str]:
     """Return the server that a URL names, and the URL with its driver and its database filled in.
 
     :param given: ``DATABASE_URL``.
-    :raises DemoError: If the demo can't use it.
+    :raises DemoError: If the demo can't use the server.
     """
     example = "postgresql://user:password@127.0.0.1:5432/database"
     otherwise = "Without DATABASE_URL the demo starts a PostgreSQL of its own."
@@ -69,17 +69,17 @@ def database_of(given: str) -> tuple[PostgresServer, str]:
 
 
 def installed_driver() -> str:
-    """Return the driver to use where nobody says which."""
+    """Return the driver to use if the URL names none."""
     return "psycopg2" if find_spec("psycopg2") else "psycopg"
 
 
 @contextmanager
 def schema(url: str, name: str) -> Iterator[str]:
-    """A schema of our own, dropped at the end with all that is in it.
+    """Create a schema for the demo, and drop the schema with all that is in it at the end.
 
     :param url: The database.
     :param name: The schema's name, which nobody else uses.
-    :returns: A context manager that gives the URL of the database with this schema alone to search.
+    :returns: A context manager that gives the URL of the database, with only this schema to search.
     """
     parsed = make_url(url)
     options = [str(parsed.query["options"])] if "options" in parsed.query else []
@@ -99,7 +99,7 @@ def execute(url: str, statement: str) -> str:
 
     :param url: The database.
     :param statement: The SQL.
-    :raises DemoError: If that is not possible.
+    :raises DemoError: If the statement can't be executed.
     """
     try:
         engine = create_engine(
@@ -109,7 +109,7 @@ def execute(url: str, statement: str) -> str:
             connect_args={"connect_timeout": 10},
         )
         with engine.connect() as connection:
-            # So that nothing waits for ever, least of all at the end.
+            # With a timeout, nothing waits for ever, least of all at the end.
             connection.execute(text("SET statement_timeout = '30s'"))
             result = connection.execute(text(statement))
             return str(result.scalar()) if result.returns_rows else ""
@@ -126,10 +126,10 @@ def execute(url: str, statement: str) -> str:
 
 @contextmanager
 def app_server(url: str, *arguments: str) -> Iterator[str]:
-    """The app, served by a process of its own.
+    """Serve the app in a process of its own.
 
-    :param url: The database, through the proxy.
-    :param arguments: Those of :mod:`.server`.
+    :param url: The URL of the database, through the proxy.
+    :param arguments: The arguments of :mod:`.server`.
     :returns: A context manager that gives the server's URL.
     """
     process = subprocess.Popen(
@@ -138,7 +138,7 @@ def app_server(url: str, *arguments: str) -> Iterator[str]:
         stdout=subprocess.PIPE,
         cwd=ROOT,
         env={**os.environ, "DATABASE_URL": url},
-        start_new_session=True,  # the terminal's Ctrl-C is for us; the server ends when we let go
+        start_new_session=True,  # Ctrl-C ends only the demo; the server ends when stdin is closed
     )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -154,18 +154,19 @@ def app_server(url: str, *arguments: str) -> Iterator[str]:
 
 
 def end_on_signals() -> None:
-    """Let signals end this process as an error does, so that all is cleaned up."""
+    """Let signals end this process as an error does, so that everything is cleaned up."""
 
     def end(number: int, frame: object) -> None:
         ignore_signals()
         raise SystemExit(128 + number)
 
     for number in SIGNALS:
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # by nohup
+        # nohup has SIGHUP ignored.
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, end)
 
 
 def ignore_signals() -> None:
-    """Ignore them, for the time in which we clean up."""
+    """Ignore the signals that end a program, while the demo cleans up."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,7 +1,8 @@
 """The app as a server on 127.0.0.1, for the demo: ``python -m examples.bank.server [--stock]``.
 
-It serves the database of ``DATABASE_URL``, prints the port it listens on, and ends when its
-standard input does. The demo holds the other end, so no server outlives it, however it ends.
+The server uses the database of ``DATABASE_URL``, prints the port that it listens on, and ends when
+its standard input ends. The demo holds the other end of this input, so no server outlives the demo,
+however the demo ends.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ class QuietHandler(WSGIRequestHandler):
 def main(arguments: list[str]) -> None:
     """Serve until standard input ends.
 
-    :param arguments: ``--stock`` for the app on stock Flask-SQLAlchemy; ``--port`` and a number for
-        a port of one's own choosing.
+    :param arguments: ``--stock`` for the app on stock Flask-SQLAlchemy, and ``--port`` with a
+        number for this port in place of a free one.
     """
     threading.Thread(target=end_with_input, daemon=True).start()
     if "--stock" in arguments:
@@ -44,8 +45,8 @@ def main(arguments: list[str]) -> None:
 
 
 def end_with_input() -> None:
-    """End the process, without waiting for requests, when nobody holds the other end any more."""
-    while os.read(0, 1024):  # not sys.stdin, whose lock would be in the way of an exit
+    """End the process when standard input ends, without waiting for requests."""
+    while os.read(0, 1024):  # not sys.stdin, whose lock would block the exit
         pass
     os._exit(0)
 
