@@ -117,7 +117,7 @@ def retry_transaction(
         )
     if tries < 1:
         raise ValueError(
-            f"tries is how often the transaction is run at most, and not {tries!r}."
+            f"tries is the largest number of attempts, at least 1, and not {tries!r}."
             + see("retry-arguments")
         )
     given_options(_NAME, options)

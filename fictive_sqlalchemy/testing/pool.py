@@ -88,7 +88,7 @@ def _stand_in_class(engine: Engine) -> type[StandIn]:
         return _STAND_INS[dialect.driver]
     with_asyncio = " and asyncio" if dialect.is_async else ""
     raise exc.ArgumentError(
-        f"Only what is done with psycopg2 or psycopg can be isolated, and {engine.url!r} is "
+        f"Only engines that use psycopg2 or psycopg can be isolated, and {engine.url!r} is "
         f"used with {dialect.driver}{with_asyncio}: leave this engine out, and clean up after "
         "it yourself." + see("isolated-drivers")
     )

@@ -113,7 +113,7 @@ class TestFunctions:
         assert recording.verbs == []
 
     def test_wrong_options(self, session: OptInSession) -> None:
-        with pytest.raises(ValueError, match="at most, and not 0"):
+        with pytest.raises(ValueError, match="at least 1, and not 0"):
             retry_transaction(session, tries=0)
         with pytest.raises(TypeError, match="savepoint"):
             retry_transaction(session, savepoint=False)  # type: ignore[call-overload]

@@ -41,11 +41,16 @@ def add_command(app: Flask) -> None:
 
 
 @click.command(_COMMAND)
-@click.option("--application", help="Only those with this application_name")
+@click.option("--application", help="Show only transactions with this application_name")
 @click.option(
-    "--seconds", type=click.FloatRange(min=0), default=0.0, help="Only those open for so long"
+    "--seconds",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    help="Show only transactions that have been open for so many seconds",
 )
-@click.option("--bind", "bind_key", help="The bind key; the default bind if it is left out")
+@click.option(
+    "--bind", "bind_key", help="The key of the bind to ask; the default bind if it is left out"
+)
 @with_appcontext
 def print_transactions(application: str | None, seconds: float, bind_key: str | None) -> None:
     """Print the transactions that are open on the server now, the longest first.

@@ -57,7 +57,7 @@ def _file_of(app: Flask) -> Any:
 @click.option(
     "--file",
     type=click.Path(dir_okay=False),
-    help=f"What to print; the file of {SETTING} if it is left out",
+    help=f"The report file to print; the file of {SETTING} if it is left out",
 )
 @click.option("--check", is_flag=True, help="Exit with status 1 if a place was recorded")
 @click.option("--clear", is_flag=True, help="Remove the file after printing it")
