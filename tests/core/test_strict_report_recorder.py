@@ -11,10 +11,9 @@ import logging
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -27,6 +26,7 @@ from fictive_sqlalchemy._core import observing
 from fictive_sqlalchemy._core.differences import Kind
 from fictive_sqlalchemy.strict_report import Finding, StrictReport, formatted, read_report
 from fictive_sqlalchemy.testing import isolate
+from tests.calls import calls_of
 from tests.library import (
     SESSION_KINDS,
     Author,
@@ -512,22 +512,3 @@ def read(session: OptInSession) -> None:
     session.expire(ada)
     assert ada.name == "Ada"
     session.execute(sa.text("SELECT 1")).all()
-
-
-def calls_of(work: Callable[[], object]) -> int:
-    """Return how many calls of Python functions it makes, once all caches are filled."""
-    found: list[int] = []
-
-    def note(frame: FrameType, happening: str, argument: object) -> None:
-        found[-1] += happening == "call"
-
-    gc.disable()  # finalizers are calls, too
-    for _ in range(10):
-        found.append(0)
-        sys.setprofile(note)
-        try:
-            work()
-        finally:
-            sys.setprofile(None)
-    gc.enable()
-    return min(found)

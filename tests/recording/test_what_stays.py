@@ -11,7 +11,7 @@ import threading
 import time
 import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from contextvars import copy_context
 from pathlib import Path
@@ -31,6 +31,7 @@ from fictive_sqlalchemy.guarding import Guard, WaitingInTransaction, allow_waiti
 from fictive_sqlalchemy.recording import record
 from fictive_sqlalchemy.reporting import Report, Reporter
 from fictive_sqlalchemy.testing import isolate
+from tests.calls import calls_of
 from tests.interruptions import HardStop, Interruption
 from tests.library import Author, authors, opened
 from tests.wire import WireProxy
@@ -404,24 +405,6 @@ class TestGuards:
         stream: Any = parts()
         copy_context().run(next, stream)
         copy_context().run(stream.close)
-
-
-def calls_of(function: Callable[[], object]) -> int:
-    """Count the Python functions that a call calls."""
-    calls = 0
-
-    def note(frame: Any, event: str, arg: Any) -> None:
-        nonlocal calls
-        calls += event == "call"
-
-    for _ in range(3):
-        function()
-    sys.setprofile(note)
-    try:
-        function()
-    finally:
-        sys.setprofile(None)
-    return calls
 
 
 class TestCosts:
