@@ -108,11 +108,12 @@ def pytest(session: nox.Session, *arguments: str, python: str = "python", **env:
 
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
-    """What decides: both drivers, both lines of SQLAlchemy, PostgreSQL 18 and 16; lint."""
+    """What decides: both drivers, both lines of SQLAlchemy, PostgreSQL 18 and 16; lint; docs."""
     for line in LINES:
         session.notify(f"postgres18(SQLAlchemy {line})")
     session.notify("postgres16")
     session.notify("lint", posargs=[])
+    session.notify("docs", posargs=[])
 
 
 @nox.session

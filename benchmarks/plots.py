@@ -84,7 +84,7 @@ def draw(directory: Path, figures: Sequence[Figure]) -> None:
 def draw_first(file: Path, driver: str, figures: Sequence[Figure]) -> None:
     """Draw bars for the figures at the top of the page."""
     rows = summary.FIRST
-    title = f"{DRIVER_TITLES[driver]}, beside what you may use now"
+    title = f"{DRIVER_TITLES[driver]}, compared with others"
     with _panels(file, title, len(rows), height=1.5, legend=False) as panels:
         for panel, row in zip(panels, rows, strict=True):
             _title(panel, row.title)

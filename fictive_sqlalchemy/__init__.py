@@ -1,6 +1,6 @@
 """PostgreSQL transactions that you opt in to, for SQLAlchemy and Flask-SQLAlchemy.
 
-Reads run untransacted; ``with session.begin():`` is a transaction.
+Reads are sent alone; ``with session.begin():`` is a transaction.
 """
 
 from ._core.connection import OptInConnection

@@ -214,7 +214,7 @@ class StrictReport:
 
     def _publish(self, finding: Finding) -> None:
         if self._logs:
-            _log.warning("%s", finding)
+            _log.warning("%s%s", finding, see("strict-report"))
         if self._file is not None:
             try:
                 _append(self._file, json.dumps(asdict(finding)) + "\n")

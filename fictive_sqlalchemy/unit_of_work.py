@@ -453,4 +453,4 @@ def _without_session(signature: inspect.Signature) -> inspect.Signature:
 
 
 def _a(value: object) -> str:
-    return f"a {type(value).__name__}"
+    return f"an object of the type {type(value).__name__}"

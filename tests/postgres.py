@@ -44,6 +44,8 @@ _SETTINGS = {
     "synchronous_commit": "off",
     "full_page_writes": "off",
     "autovacuum": "off",
+    # A replica that was disconnected for a while, on a busy machine, finds what it needs.
+    "wal_keep_size": "1GB",
     # A replica that has lost its primary looks for it every 5 seconds otherwise.
     "wal_retrieve_retry_interval": "100ms",
     # Timestamps, backend and database of each line; who connected explains most surprises.
@@ -420,7 +422,9 @@ class ReplicaServer(_EmbeddedServer):
         with self._connect("postgres") as connection:
             while not connection.scalar(text(condition)):
                 if time.monotonic() > deadline:
-                    raise TimeoutError(f"Not so after 30 seconds: {condition}\n{self.log}")
+                    logs = (self.log, self._primary.log)
+                    said = "\n".join(log.read_text(errors="replace")[-2000:] for log in logs)
+                    raise TimeoutError(f"Not so after 30 seconds: {condition}\n{said}")
                 time.sleep(0.002)
 
     def _make_data(self) -> None:

@@ -152,7 +152,7 @@ def test_an_operation_stores_what_it_says(
         assert [one for one in recording.verbs if one != "SELECT"] == stored
 
 
-def test_it_reads_the_author_of_ten_books_each_with_a_statement(
+def test_the_benchmark_reads_the_author_of_ten_books_each_with_a_statement(
     bench: Bench, wire: WireProxy
 ) -> None:
     bench.worker.do("repeat", LAZY_LOADS, 1)
@@ -163,14 +163,14 @@ def test_it_reads_the_author_of_ten_books_each_with_a_statement(
     assert all("author" in one for one in loads)
 
 
-def test_it_holds_and_streams_all_objects(bench: Bench) -> None:
+def test_the_benchmark_holds_and_streams_all_objects(bench: Bench) -> None:
     bench.worker.do("hold", ROWS)  # which asserts that it has them all, and fails without
     if not bench.fails("stream_objects"):
         rows, _ = bench.worker.do("stream", "stream_objects")
         assert rows == ROWS
 
 
-def test_it_serves_in_more_threads_than_the_pool_has_connections(
+def test_the_benchmark_serves_in_more_threads_than_the_pool_has_connections(
     bench: Bench, wire: WireProxy
 ) -> None:
     before = bench.stored()
@@ -183,7 +183,7 @@ def test_it_serves_in_more_threads_than_the_pool_has_connections(
     assert wire.connections == 0  # all that it opened are closed
 
 
-def test_it_updates_one_row_in_many_threads(bench: Bench, wire: WireProxy) -> None:
+def test_the_benchmark_updates_one_row_in_many_threads(bench: Bench, wire: WireProxy) -> None:
     before, titles = bench.stored(), bench.titles()
     assert bench.worker.do("contend", 5, 0.1) > 0
     assert bench.stored() == before
@@ -192,7 +192,7 @@ def test_it_updates_one_row_in_many_threads(bench: Bench, wire: WireProxy) -> No
     assert wire.connections == 0
 
 
-def test_it_updates_among_objects_that_were_read(bench: Bench) -> None:
+def test_the_benchmark_updates_among_objects_that_were_read(bench: Bench) -> None:
     titles = bench.titles()
     read, update = bench.worker.do("among", 100, 2)
     assert read > 0
@@ -239,7 +239,7 @@ def test_where_we_are_behind_is_found_in_the_figures(
 
 
 @pytest.mark.parametrize("kind", [waiting.SHARE, contention.RATIO])
-def test_of_what_more_is_better_less_is_behind(kind: str) -> None:
+def test_less_is_behind_where_more_is_better(kind: str) -> None:
     less, more = (replace(figure(value), kind=kind) for value in (0.4, 0.8))
     assert times(less, more) == 2.0
     assert times(more, less) is None

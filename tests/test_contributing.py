@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
-def test_its_example_passes(session: OptInSession, wire: WireProxy) -> None:
+def test_the_example_of_the_page_passes(session: OptInSession, wire: WireProxy) -> None:
     [example] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     namespace: dict[str, Any] = {}
     exec(example, namespace)
@@ -23,12 +23,12 @@ def test_its_example_passes(session: OptInSession, wire: WireProxy) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"nox -s (\w+)", PAGE))))
-def test_each_session_is_one_of_nox(name: str) -> None:
+def test_each_session_that_the_page_names_is_one_of_nox(name: str) -> None:
     noxfile = (ROOT / "noxfile.py").read_text(encoding="utf-8")
     assert re.search(rf"^@nox\.session.*\n(?:@nox.*\n)*def {name}\(", noxfile, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"`([\w/]+(?:/|\.(?:py|md|toml)))`", PAGE))))
-def test_each_file_is_there(name: str) -> None:
+def test_each_file_that_the_page_names_is_there(name: str) -> None:
     places = (ROOT, ROOT / "fictive_sqlalchemy")
     assert any((place / name).exists() for place in places)

@@ -392,7 +392,7 @@ def test_the_pages_name_no_other_database() -> None:
         assert set(named) <= {DATABASE, WITH_DRIVER}, page.name
 
 
-def test_examples_are_found() -> None:
+def test_examples_of_pages_and_docstrings_are_found() -> None:
     assert len(list(blocks(ROOT / "README.md"))) > 8
     assert len(list(docstring_examples())) > 2
     assert create_engine.__doc__

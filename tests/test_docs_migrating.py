@@ -33,7 +33,7 @@ def terms(heading: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("heading", "at_least"), [(_STEP_1, 8), (_STEP_4, 20)])
-def test_each_term_of_the_table_is_found(heading: str, at_least: int) -> None:
+def test_each_term_of_the_table_is_found_by_the_search(heading: str, at_least: int) -> None:
     patterns = searches(heading)
     assert patterns
     assert len(terms(heading)) >= at_least
@@ -57,10 +57,10 @@ def test_each_term_of_the_table_is_found(heading: str, at_least: int) -> None:
         "event.listen(Session, 'after_commit', notify)",
     ],
 )
-def test_lines_of_real_code_are_found(line: str) -> None:
+def test_lines_of_real_code_are_found_by_the_search(line: str) -> None:
     assert any(re.search(pattern, line) for pattern in searches(_STEP_4))
 
 
-def test_an_object_that_is_deleted_is_not() -> None:
+def test_the_search_finds_no_object_that_is_deleted() -> None:
     for pattern in searches(_STEP_4):
         assert not re.search(pattern, "db.session.delete(order)")

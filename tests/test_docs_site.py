@@ -39,6 +39,9 @@ WIDTHS = [390, 1280]
 COLUMN = 45
 LETTER = 9
 
+# A table with this many columns or more scrolls beside the names of its rows.
+COLUMNS = 6
+
 LOOK = """
 <!doctype html>
 <iframe id="screen" style="width: WIDTHpx; height: 800px; border: 0"></iframe>
@@ -63,6 +66,11 @@ async function look() {
         for (const cell of shown.querySelectorAll("table.docutils :is(th, td)"))
             if (cell.clientWidth < COLUMN)
                 wrong.push(`${page} breaks the words of a column: ${cell.textContent}`);
+        for (const table of shown.querySelectorAll("table.docutils")) {
+            const around = table.parentElement, columns = table.querySelectorAll("th").length;
+            if (around.scrollWidth > around.clientWidth && columns < COLUMNS)
+                wrong.push(`${page} cuts a table: ${table.textContent.slice(0, 60)}`);
+        }
         for (const image of shown.images) {
             image.loading = "eager";
             await image.decode().catch(() => wrong.push(`${page} does not show ${image.src}`));
@@ -156,8 +164,10 @@ def test_a_screen_shows_each_page_and_its_images(width: int, tmp_path: Path) -> 
     assert BROWSER is not None
     names = [f"/{path.relative_to(SITE).as_posix()}" for path in pages()]
     harness = SITE / "screen-test.html"
-    text = LOOK.replace("WIDTH", str(width)).replace("COLUMN", str(COLUMN))
-    text = text.replace("LETTER", str(LETTER)).replace("PAGES", json.dumps(names))
+    values = {"WIDTH": width, "COLUMNS": COLUMNS, "COLUMN": COLUMN, "LETTER": LETTER}
+    text = LOOK.replace("PAGES", json.dumps(names))
+    for name, value in values.items():
+        text = text.replace(name, str(value))
     harness.write_text(text, encoding="utf-8")
     try:
         with served() as url:

@@ -36,7 +36,7 @@ def files(tmp_path: Path) -> Path:
         pytest.param(["pyright", "--pythonpath", sys.executable], id="pyright"),
     ],
 )
-def test_the_files_of_the_page_pass(checker: list[str], files: Path) -> None:
+def test_the_files_of_the_page_pass_the_type_checker(checker: list[str], files: Path) -> None:
     if importlib.util.find_spec(checker[0]) is None:
         pytest.skip(f"{checker[0]} is not installed here: python -m nox -s lint runs this.")
     done = subprocess.run(

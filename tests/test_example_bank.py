@@ -69,7 +69,7 @@ def move(client: FlaskClient, source: object, target: object, amount: object) ->
 # -- what it answers -------------------------------------------------------------------------------
 
 
-def test_lists_accounts(client: FlaskClient) -> None:
+def test_the_bank_lists_accounts(client: FlaskClient) -> None:
     response = client.get("/accounts")
     assert response.status_code == 200
     assert response.json == [
@@ -79,7 +79,7 @@ def test_lists_accounts(client: FlaskClient) -> None:
     ]
 
 
-def test_reads_an_account(client: FlaskClient) -> None:
+def test_the_bank_reads_an_account(client: FlaskClient) -> None:
     response = client.get("/accounts/2")
     assert (response.status_code, response.json) == (
         200,
@@ -90,14 +90,14 @@ def test_reads_an_account(client: FlaskClient) -> None:
 @pytest.mark.parametrize(
     "path", ["/accounts/99", "/accounts/99/overview", f"/accounts/{2**31}", "/accounts/x", "/x"]
 )
-def test_answers_404_in_json(client: FlaskClient, path: str) -> None:
+def test_the_bank_answers_404_in_json(client: FlaskClient, path: str) -> None:
     response = client.get(path)
     assert response.status_code == 404
     assert response.json is not None
     assert response.json["error"]
 
 
-def test_says_which_methods_there_are(client: FlaskClient) -> None:
+def test_the_bank_says_which_methods_there_are(client: FlaskClient) -> None:
     response = client.delete("/accounts")
     assert response.status_code == 405
     assert "POST" in response.headers["Allow"]
@@ -119,7 +119,7 @@ def test_an_unknown_currency_is_refused(client: FlaskClient) -> None:
     assert "EUR" in response.text
 
 
-def test_opens_an_account_once(client: FlaskClient) -> None:
+def test_the_bank_opens_an_account_once(client: FlaskClient) -> None:
     values = {"owner": " Hopper ", "balance": 20}
     first = client.post("/accounts", json=values)
     assert (first.status_code, first.json) == (
@@ -178,7 +178,7 @@ def test_more_money_than_an_account_may_hold_is_refused(client: FlaskClient) -> 
     assert "Croesus" not in balances(client)
 
 
-def test_transfers_money(client: FlaskClient) -> None:
+def test_the_bank_transfers_money(client: FlaskClient) -> None:
     status, transfer = move(client, ADA, GRACE, "99.95")
     assert status == 201
     assert transfer.pop("at")
@@ -220,12 +220,12 @@ def test_a_transfer_that_cannot_be_changes_nothing(
     assert move(client, ADA, GRACE, 1)[0] == 201
 
 
-def test_says_which_rule_a_transfer_breaks(client: FlaskClient) -> None:
+def test_the_bank_says_which_rule_a_transfer_breaks(client: FlaskClient) -> None:
     assert "not enough money" in move(client, ADA, GRACE, "1000.01")[1]["error"]
     assert "hold" in move(client, ADA, PIGGY_BANK, "20.01")[1]["error"]
 
 
-def test_transfers_in_both_directions_at_once_neither_deadlock_nor_lose_money(app: Flask) -> None:
+def test_transfers_in_both_directions_neither_deadlock_nor_lose_money(app: Flask) -> None:
     def both(number: int) -> int:
         source, target = (ADA, GRACE) if number % 2 else (GRACE, ADA)
         return move(app.test_client(), source, target, "1.01")[0]
@@ -308,7 +308,7 @@ def test_a_read_sends_its_selects_alone(
     assert recording.idle_in_transaction == 0
 
 
-def test_no_transaction_is_open_while_another_service_makes_it_wait(
+def test_no_transaction_is_open_while_another_service_makes_the_bank_wait(
     client: FlaskClient, wire: WireProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_meanwhile: list[int] = []

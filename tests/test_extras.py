@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +18,10 @@ except ModuleNotFoundError as error:
     print(error.name, error)
 """
 
-FLASK = "this package with the extra [flask] or [flask-psycopg]"
+FLASK = (
+    "this package with the extra [flask] or [flask-psycopg], or Flask-SQLAlchemy and a driver of "
+    "your own"
+)
 MIXIN = "from fictive_sqlalchemy.ext.flask import OptInTransactionMixin"
 
 
@@ -30,8 +34,9 @@ MIXIN = "from fictive_sqlalchemy.ext.flask import OptInTransactionMixin"
         (
             "celery",
             "import fictive_sqlalchemy.ext.celery",
-            "this package with the extras [celery] and [flask]",
+            "this package with the extra [celery]",
         ),
+        ("flask", "import fictive_sqlalchemy.ext.celery", FLASK),
         (
             "tenacity",
             "import fictive_sqlalchemy.ext.tenacity",
@@ -53,7 +58,7 @@ def test_a_library_that_is_not_installed_is_named_with_its_extra(
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    said = f"{library} The module {library} is not installed: install {what}. (See "
+    said = f"{library} The module {library} is not installed: install {what}. See "
     assert done.stdout.startswith(said)
 
 
@@ -73,3 +78,22 @@ def test_flask_does_without_flask_sqlalchemy() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("celery.py", "Task = object", "'celery' is not a package"),
+        ("tenacity.py", "raise ModuleNotFoundError('needs libfoo')", "needs libfoo"),
+        ("tenacity.py", "raise ImportError('is broken')", "is broken"),
+    ],
+)
+def test_a_library_that_is_hidden_or_broken_is_not_called_missing(
+    file: str, text: str, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / file).write_text(text)
+    program = f"import fictive_sqlalchemy.ext.{file.removesuffix('.py')}"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert said in done.stderr.splitlines()[-1]

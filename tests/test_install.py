@@ -29,7 +29,7 @@ def commands() -> list[list[str]]:
     return [[line.strip() for line in block.splitlines()] for block in blocks]
 
 
-def test_the_ways_are_found() -> None:
+def test_the_ways_to_install_are_found_in_readme() -> None:
     assert [len(way) for way in commands()] == [1, 2]
 
 
@@ -62,6 +62,24 @@ def test_what_readme_says_installs_this_package(number: int, tmp_path: Path) -> 
     version, file = shown.stdout.split()
     assert version == fictive_sqlalchemy.__version__
     assert Path(file).is_relative_to(tmp_path / "venv")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="The shell is another one.")
+def test_who_chooses_psycopg_3_gets_no_other_driver(tmp_path: Path) -> None:
+    checkout, python = tmp_path / "checkout", tmp_path / "venv" / "bin" / "python"
+    shutil.copytree(ROOT, checkout, ignore=_LEFT_OUT)
+    venv.create(tmp_path / "venv", with_pip=True)
+    install = [str(python), "-m", "pip", "install", ".[flask-psycopg]"]
+    subprocess.run(install, cwd=checkout, check=True, capture_output=True)
+    names = "psycopg", "flask_sqlalchemy", "psycopg2"
+    find = f"import importlib.util as it; print(*[it.find_spec(name) for name in {names}], sep=';')"
+    shown = subprocess.run(
+        [python, "-c", find], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    psycopg, flask_sqlalchemy, psycopg2 = shown.stdout.strip().split(";")
+    assert psycopg != "None"
+    assert flask_sqlalchemy != "None"
+    assert psycopg2 == "None"
 
 
 def test_no_page_installs_the_package_by_its_name() -> None:

@@ -73,7 +73,7 @@ def test_each_owner_refuses_for_its_own(session: Session, onlooker: Onlooker) ->
     assert onlooker.names() == ["one", "two"]
 
 
-def test_another_transaction_in_its_place_is_refused_as_well(
+def test_another_transaction_in_place_of_the_owned_one_is_refused(
     session: Session, onlooker: Onlooker
 ) -> None:
     transaction = session.begin()

@@ -83,7 +83,7 @@ def test_a_read_takes_a_server_connection_for_one_statement(
     assert_at_rest(engine)
 
 
-def test_a_transaction_keeps_one_from_begin_to_commit(
+def test_a_transaction_keeps_its_server_connection_from_begin_to_commit(
     bounce: Bounce, make_engine: MakeEngine, database: str
 ) -> None:
     bouncer = bounce(default_pool_size=1)
@@ -228,7 +228,7 @@ def test_an_error_leaves_no_aborted_transaction_behind(
     assert_at_rest(engine)
 
 
-def test_writes_outside_can_be_forbidden_by_its_connect_query(
+def test_writes_outside_can_be_forbidden_by_the_connect_query_of_pgbouncer(
     bounce: Bounce, make_engine: MakeEngine
 ) -> None:
     """What the client itself would SET goes to one server connection, and stays there for all."""
@@ -281,7 +281,7 @@ def test_prepared_statements_find_their_server_connection(
     assert_at_rest(engine)
 
 
-def test_without_their_support_prepared_statements_fail_inside_and_can_be_left_out(
+def test_prepared_statements_without_support_fail_inside_and_can_be_left_out(
     bounce: Bounce, make_engine: MakeEngine, database: str, driver: str
 ) -> None:
     follows = {} if PROGRAM is None or version() < (1, 21) else {"max_prepared_statements": 0}
@@ -375,7 +375,7 @@ def test_a_server_connection_that_died_is_replaced_unseen(
     assert_at_rest(engine)
 
 
-def test_the_server_restarts_behind_it(
+def test_a_server_that_restarts_behind_pgbouncer_is_noticed_inside_alone(
     bounce: Bounce, make_engine: MakeEngine, server: PostgresServer, database: str
 ) -> None:
     if not server.can_restart:

@@ -156,12 +156,12 @@ def test_each_test_begins_with_the_same_database(
     assert stored() == ["stored"]
 
 
-def test_loaded_twice(project: Project) -> None:
+def test_the_plugin_may_be_loaded_twice(project: Project) -> None:
     project.write("test_nothing.py", "def test_nothing(): pass")
     assert project.run("-p", PLUGIN, "-p", PLUGIN) == "1 passed"
 
 
-def test_it_does_nothing_unless_it_is_asked(project: Project) -> None:
+def test_the_plugin_does_nothing_unless_it_is_asked(project: Project) -> None:
     """Neither does it import what a project without a database does not have."""
     project.write("conftest.py", "")
     project.write(
@@ -179,7 +179,7 @@ def test_it_does_nothing_unless_it_is_asked(project: Project) -> None:
     assert project.run(*others) == "1 passed"
 
 
-def test_plain_sqlalchemy(project: Project, url: str) -> None:
+def test_the_plugin_works_with_plain_sqlalchemy(project: Project, url: str) -> None:
     project.write(
         "conftest.py",
         f"""
@@ -217,7 +217,7 @@ def test_plain_sqlalchemy(project: Project, url: str) -> None:
     assert project.run() == "2 passed"
 
 
-def test_without_an_application_it_says_what_to_do(project: Project) -> None:
+def test_without_an_application_the_plugin_says_what_to_do(project: Project) -> None:
     project.write("conftest.py", "")
     project.write("test_one.py", "def test_one(db_isolation): pass")
     assert project.run() == "1 error"
@@ -232,7 +232,7 @@ def test_without_an_application_it_says_what_to_do(project: Project) -> None:
         ("db_isolation_of = pytest.fixture(lambda: 7)", "an application or engines, not 7"),
     ],
 )
-def test_wrong_uses(
+def test_wrong_uses_of_the_plugin_are_an_error(
     project: Project, capsys: pytest.CaptureFixture[str], conftest: str, said: str
 ) -> None:
     project.write("conftest.py", f"import pytest\nfrom flask import Flask\n{conftest}\n")
@@ -241,7 +241,9 @@ def test_wrong_uses(
     assert said in capsys.readouterr().out
 
 
-def test_data_of_a_module(project: Project, stored: Callable[[], list[str]]) -> None:
+def test_data_of_a_module_is_there_for_all_of_its_tests(
+    project: Project, stored: Callable[[], list[str]]
+) -> None:
     """Isolation within isolation: what a wider fixture stores is there for all of its tests."""
     project.write(
         "test_shop.py",
@@ -268,7 +270,9 @@ def test_data_of_a_module(project: Project, stored: Callable[[], list[str]]) -> 
     assert stored() == []
 
 
-def test_with_factory_boy(project: Project, stored: Callable[[], list[str]]) -> None:
+def test_objects_of_factory_boy_are_undone(
+    project: Project, stored: Callable[[], list[str]]
+) -> None:
     project.write(
         "test_factories.py",
         """
@@ -352,7 +356,9 @@ def test_with_factory_boy(project: Project, stored: Callable[[], list[str]]) -> 
     assert stored() == []
 
 
-def test_with_pytest_flask(project: Project, stored: Callable[[], list[str]]) -> None:
+def test_the_plugin_works_with_pytest_flask(
+    project: Project, stored: Callable[[], list[str]]
+) -> None:
     """It pushes a request context around each test that has an ``app``."""
     project.write(
         "test_shop.py",
@@ -386,7 +392,7 @@ def test_with_pytest_flask(project: Project, stored: Callable[[], list[str]]) ->
     assert stored() == []
 
 
-def test_with_xdist(project: Project, stored: Callable[[], list[str]]) -> None:
+def test_the_plugin_works_with_xdist(project: Project, stored: Callable[[], list[str]]) -> None:
     """Two workers on one database, which even store the same name."""
     project.write(
         "test_shop.py",
@@ -434,7 +440,9 @@ REPORTED = """
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_strict_report(project: Project, capsys: pytest.CaptureFixture[str], workers: str) -> None:
+def test_the_strict_report_has_one_line_for_each_place(
+    project: Project, capsys: pytest.CaptureFixture[str], workers: str
+) -> None:
     """One line for each place, whichever worker of pytest-xdist comes there."""
     project.write("test_shop.py", REPORTED)
     assert project.run("-n", workers, "--strict-report") == "6 passed"
@@ -447,7 +455,7 @@ def test_strict_report(project: Project, capsys: pytest.CaptureFixture[str], wor
     assert report[2].startswith("2 places mean something else in the strict mode than")
 
 
-def test_strict_report_of_a_fixture_with_a_connection(
+def test_the_strict_report_says_that_tests_on_a_connection_prove_nothing(
     project: Project, capsys: pytest.CaptureFixture[str], url: str
 ) -> None:
     """It is said once that such tests prove nothing."""
@@ -481,7 +489,7 @@ def test_strict_report_of_a_fixture_with_a_connection(
     assert "No place that was met" in shown
 
 
-def test_no_strict_report_unless_it_is_asked_for(
+def test_there_is_no_strict_report_unless_it_is_asked_for(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project.write("test_shop.py", REPORTED)

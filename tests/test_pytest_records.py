@@ -116,7 +116,7 @@ def test_bad_input(app, db_budget):
     assert "db_budget(round_trips=…) is a number, 0 or more, not 'few'" in said
 
 
-def test_without_an_engine_they_say_so(
+def test_db_record_and_db_budget_without_an_engine_say_so(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project.write(

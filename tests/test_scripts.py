@@ -227,7 +227,7 @@ def assert_gone(onlooker: Onlooker) -> None:
 
 
 @pytest.mark.parametrize("way", WRITERS)
-def test_commits_and_closes(start: Start, onlooker: Onlooker, way: str) -> None:
+def test_a_script_commits_and_closes(start: Start, onlooker: Onlooker, way: str) -> None:
     program = start(way)
     program.wait_until("inside")
     assert states(onlooker) == ["idle in transaction"]

@@ -141,7 +141,7 @@ def test_no_beginning_is_so_short_that_it_says_nothing() -> None:
         assert len(re.sub(r"[^a-z]", "", beginning)) >= 10, beginning
 
 
-def test_messages_are_found() -> None:
+def test_messages_of_the_package_are_found() -> None:
     found = [message for _, message in messages()]
     assert len(found) > 80
     assert any(message.startswith("A transaction is already begun") for message in found)

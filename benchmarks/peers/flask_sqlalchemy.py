@@ -266,5 +266,5 @@ class Autocommit(OnFlaskSQLAlchemy):
     fails: ClassVar[Mapping[str, str]] = {
         "created": "a savepoint needs a transaction",
         "created_inside": "a savepoint needs a transaction",
-        "stream_objects": "a cursor of the server needs a transaction",
+        "stream_objects": "a server-side cursor needs a transaction",
     }

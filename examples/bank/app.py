@@ -226,7 +226,7 @@ def amount_from(values: Mapping[str, object], name: str, least: str) -> Decimal:
     try:
         amount = Decimal(str(values.get(name)))
         if Decimal(least) <= amount <= LARGEST_AMOUNT and amount == round(amount, 2):
-            return round(amount, 2)
+            return round(amount, 2) + 0  # which makes a negative zero positive
     except InvalidOperation:  # not a number, or NaN
         pass
     abort(400, f"{name} is an amount of at least {least}, with two decimals at most.")

@@ -8,7 +8,7 @@ from fictive_sqlalchemy.ext.flask import FilterByOrCreateMixin, OptInTransaction
 
 
 class Database(OptInTransactionMixin, FilterByOrCreateMixin, SQLAlchemy):
-    """Reads run untransacted; ``with db.session.begin():`` is a transaction."""
+    """Reads are sent alone; ``with db.session.begin():`` is a transaction."""
 
 
 db = Database()

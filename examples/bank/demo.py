@@ -110,6 +110,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--port",
         type=int,
+        choices=range(2**16),
+        metavar="PORT",
         default=0,
         help="the port of 127.0.0.1 for it (default: one that is free)",
     )

@@ -18,7 +18,8 @@ def with_installed_driver(url: str | URL) -> URL:
 
     :param url: The database. A URL that names a driver is returned as it is.
     :raises sqlalchemy.exc.ArgumentError: if the URL can't be parsed.
-    :raises ModuleNotFoundError: if a URL of PostgreSQL names no driver, and none is installed.
+    :raises ModuleNotFoundError: if the driver that the URL names is not installed, or if a URL of
+        PostgreSQL names no driver, and none is installed.
     """
     try:
         url = make_url(url)
@@ -26,14 +27,30 @@ def with_installed_driver(url: str | URL) -> URL:
         # The error has no cause, because the text of ValueError may show a part of the password.
         raise exc.ArgumentError(f"The URL has a port that is no number. {FORMS}") from None
     if url.drivername != "postgresql":
+        driver = url.get_driver_name() if url.get_backend_name() == "postgresql" else ""
+        if driver in PSYCOPG and not _is_installed(url):
+            raise ModuleNotFoundError(
+                f"The driver of the URL, {driver}, is not installed: install this package with the "
+                f"extra [{driver}], or write postgresql://, with which the driver that is "
+                "installed is used." + see("no-driver"),
+                name=driver,
+            )
         return url
     for found in (url, *(url.set(drivername=f"postgresql+{driver}") for driver in PSYCOPG)):
-        try:
-            found.get_dialect().import_dbapi()
-        except ImportError:
-            continue
-        return found
+        if _is_installed(found):
+            return found
     raise ModuleNotFoundError(
         "No driver of PostgreSQL is installed: pip install psycopg2-binary, or "
         '"psycopg[binary]" for psycopg 3.' + see("no-driver")
     )
+
+
+def _is_installed(url: URL) -> bool:
+    """Import the driver of a URL. Another error than that it is missing is raised as it is."""
+    try:
+        url.get_dialect().import_dbapi()
+    except ModuleNotFoundError as error:
+        if error.name != url.get_driver_name():
+            raise
+        return False
+    return True

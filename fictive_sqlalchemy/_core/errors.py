@@ -8,7 +8,7 @@ from typing import Any, cast
 from sqlalchemy import exc
 from sqlalchemy.engine import Connection
 
-_PAGE = "docs/troubleshooting.md"
+_PAGE = "fictive-sqlalchemy/docs/troubleshooting.md"
 
 
 def see(anchor: str) -> str:
@@ -16,7 +16,7 @@ def see(anchor: str) -> str:
 
     :param anchor: The anchor on the page about error messages.
     """
-    return f" (See {_PAGE}#{anchor})"
+    return f" See {_PAGE}#{anchor}"
 
 
 NOTHING_STORED = (

@@ -27,11 +27,11 @@ _OF_THE_PRIMARY = ("read-write", "primary")
 #: How to name several hosts, for errors.
 FORMS = (
     "Name several hosts as in ?host=one:5432&host=two:5432, or as in ?host=one,two&port=5432,5432."
-    + see("urls")
+    + see("hosts")
 )
 
 _IPV6 = "Write it without brackets, and the ports separately: ?host=::1,::2&port=5432,5432." + see(
-    "urls"
+    "hosts"
 )
 
 
@@ -50,7 +50,7 @@ def check_hosts(url: URL, what: str = "The URL") -> None:
     if any("://" in value for value in (url.database or "", url.host or "", *values)):
         raise exc.ArgumentError(
             f"{what} has another URL in it. Several URLs are items of a list, or a string in which "
-            "white space is between them." + see("urls")
+            "white space is between them." + see("hosts")
         )
     given = url.normalized_query.get("host", ())
     if len(given) > 1 and any("," in host for host in given):
@@ -73,7 +73,7 @@ def check_hosts(url: URL, what: str = "The URL") -> None:
     if target is not None and target not in TARGETS:
         raise exc.ArgumentError(
             f"{what} has a target_session_attrs that libpq does not know: it is one of "
-            f"{listed(TARGETS)}." + see("urls")
+            f"{listed(TARGETS)}." + see("target-session-attrs")
         )
 
 
@@ -101,13 +101,14 @@ def one_url_per_host(url: URL, which: str) -> list[URL]:
     if target_of(url) in _OF_THE_PRIMARY:
         raise exc.ArgumentError(
             f"The URL of {which} has target_session_attrs={target_of(url)}, with which no standby "
-            "is used: write target_session_attrs=standby, or leave it out." + see("urls")
+            "is used: write target_session_attrs=standby, or leave it out."
+            + see("target-session-attrs")
         )
     hosts = _hosts(url, f"The URL of {which}")
     if "," in str(url.query.get("hostaddr", "")) or (len(hosts) > 1 and "hostaddr" in url.query):
         raise exc.ArgumentError(
             f"The URL of {which} has hostaddr for several hosts, each of which is a replica of its "
-            "own: give each host its own URL." + see("urls")
+            "own: give each host its own URL." + see("replica-urls")
         )
     if len(hosts) < 2:
         return [url]

@@ -69,13 +69,14 @@ def options_of_replicas(
             raise exc.ArgumentError(
                 f"With {listed(addresses)} in connect_args the replicas would connect to the same "
                 "server as the primary: put the address into the URL, or give each replica "
-                "connect_args of its own." + see("urls")
+                "connect_args of its own." + see("replica-options")
             )
         for name in _CONNECTS:
             if options.get(name) is not None and name not in own:
                 raise exc.ArgumentError(
                     f"With {name}=… the replicas would connect to the primary: give each replica "
-                    f"its own {name}, as in replicas=[{{'url': …, {name!r}: …}}]." + see("urls")
+                    f"its own {name}, as in replicas=[{{'url': …, {name!r}: …}}]."
+                    + see("replica-options")
                 )
         for one in one_url_per_host(url, f"replica {number}"):
             result.append((one, {**options, **own}))
@@ -87,12 +88,12 @@ def _url(given: object, which: str, options: Mapping[str, Any]) -> URL:
     if given is None:
         has = f"has {listed(options)}" if options else "is empty"
         raise exc.ArgumentError(
-            f"A replica needs a URL: {{'url': …}}, but {which} {has}." + see("urls")
+            f"A replica needs a URL: {{'url': …}}, but {which} {has}." + see("replica-urls")
         )
     if not isinstance(given, (str, URL)):
         raise exc.ArgumentError(
-            f"The URL of {which} is a {type(given).__name__}: give each replica as a URL, or as a "
-            "dictionary, {'url': …}." + see("urls")
+            f"The URL of {which} is of the type {type(given).__name__}: give each replica as a "
+            "URL, or as a dictionary, {'url': …}." + see("replica-urls")
         )
     try:
         url = make_url(given)
@@ -101,7 +102,8 @@ def _url(given: object, which: str, options: Mapping[str, Any]) -> URL:
     if url is None:
         raise exc.ArgumentError(
             f"Could not parse the URL of {which}. One string with several URLs is split at spaces: "
-            "percent-encode spaces, and other special characters, in a password." + see("urls")
+            "percent-encode spaces, and other special characters, in a password."
+            + see("replica-urls")
         )
     check_hosts(url, f"The URL of {which}")
     return url
@@ -117,7 +119,7 @@ def attach(primary: OptInEngine, replicas: Iterable[OptInEngine]) -> None:
         if replica.dialect.name != primary.dialect.name:
             raise exc.ArgumentError(
                 f"A database of {replica.dialect.name} can't be a replica of one of "
-                f"{primary.dialect.name}, which is another database system." + see("urls")
+                f"{primary.dialect.name}, which is another database system." + see("replica-urls")
             )
         replica.primary = primary
         health = replica.health = Health()

@@ -30,13 +30,14 @@ from sqlalchemy.orm import Session, scoped_session
 
 from .._core.errors import see
 from .._core.observing import reported
-from .._extras import installed_by
+from .._extras import FLASK, installed_by
 from ..owned import Owned
 
-with installed_by("this package with the extras [celery] and [flask]"):
+with installed_by("this package with the extra [celery]"):
     from celery import Task
     from celery.exceptions import ImproperlyConfigured
     from celery.signals import worker_process_init
+with installed_by(FLASK):
     from flask import Flask
 
 if TYPE_CHECKING:

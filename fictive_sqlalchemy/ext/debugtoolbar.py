@@ -14,11 +14,12 @@ from typing import Any
 from .._core.places import Place
 from .._core.recorder import leave_context, of_this_context, recorder
 from .._core.records import Statement, Transaction
-from .._extras import installed_by
+from .._extras import FLASK, installed_by
 from ..recording import Recording, counted, dialects_of, milliseconds
 
-with installed_by("flask-debugtoolbar"):
+with installed_by(FLASK):
     from flask import Flask, current_app, g
+with installed_by("flask-debugtoolbar"):
     from flask_debugtoolbar.panels import DebugPanel
 
 _TEMPLATE = """

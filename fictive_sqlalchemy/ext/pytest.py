@@ -171,7 +171,8 @@ def _budget(
             f"database, and not {waiting} s"
         )
     if said:
-        pytest.fail(f"More was sent than db_budget() allows: {'; '.join(said)}.\n{seen}", False)
+        more = f"More was sent than db_budget() allows: {'; '.join(said)}." + see("budget")
+        pytest.fail(f"{more}\n{seen}", False)
 
 
 #: How many seconds Python may need between the statements of a test's transactions.

@@ -17,7 +17,7 @@ from tests.active_record.support import Store
 # -- create ------------------------------------------------------------------------------------
 
 
-def test_keywords_of_create_are_the_constructors(store: Store) -> None:
+def test_keywords_of_create_are_those_of_the_constructor(store: Store) -> None:
     team = Team.query.filter_by(name="Red").one()
     player = Player.create(id=9, name="Cid", team=team, secret="abc", plain="Dan")
     assert (player.id, player.team_id, player.secret, player.name) == (9, team.id, "cba", "Dan")
@@ -70,7 +70,7 @@ def test_a_constructor_that_refuses_leaves_nothing(store: Store) -> None:
     assert store.onlooker.scalar("SELECT count(*) FROM player") == 2
 
 
-def test_models_that_are_dataclasses(store: Store) -> None:
+def test_dataclass_models_are_created_updated_and_deleted(store: Store) -> None:
     record = Record.create(title="Blue", year=1971)
     assert record == Record.create({"title": "Blue"}, year=1971) or record.id == 1
     with pytest.raises(TypeError, match="title"):

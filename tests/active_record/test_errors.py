@@ -82,7 +82,7 @@ def test_an_error_at_commit_is_raised_and_nothing_is_stored(any_store: Store) ->
     Seat.create(place=2)
 
 
-def test_a_row_that_somebody_else_has_deleted(any_store: Store) -> None:
+def test_updating_a_row_that_somebody_else_has_deleted_is_an_error(any_store: Store) -> None:
     player = any_store.player()
     any_store.onlooker.run("DELETE FROM player WHERE name = 'Ada'")
     with pytest.raises(StaleDataError):
@@ -90,7 +90,7 @@ def test_a_row_that_somebody_else_has_deleted(any_store: Store) -> None:
     Team.create(name="Green")
 
 
-def test_a_version_that_somebody_else_has_counted_on(any_store: Store) -> None:
+def test_updating_a_version_that_somebody_else_has_counted_on_is_an_error(any_store: Store) -> None:
     player = any_store.player()
     any_store.onlooker.run("UPDATE player SET version = 2, age = 50 WHERE name = 'Ada'")
     with pytest.raises(StaleDataError):
@@ -114,7 +114,7 @@ def test_a_killed_connection_is_an_error_once(any_store: Store) -> None:
     assert player.update(age=32).age == 32
 
 
-def test_what_else_waited_is_rolled_back_with_a_refused_one(any_store: Store) -> None:
+def test_what_else_waited_is_rolled_back_with_a_refused_create(any_store: Store) -> None:
     player, waiting = any_store.player(), Team(name="Green")
     any_store().add(waiting)
     player.age = 31

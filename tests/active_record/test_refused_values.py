@@ -28,7 +28,7 @@ def test_a_value_that_is_refused_midway_changes_nothing(any_store: Store) -> Non
     assert any_store.onlooker.scalar("SELECT version FROM player WHERE id = 1") == 1
 
 
-def test_changes_that_waited_before_still_wait(store: Store) -> None:
+def test_changes_that_waited_before_a_refused_value_still_wait(store: Store) -> None:
     player = store.player()
     player.name = "Augusta"
     player.age = 31
@@ -47,7 +47,7 @@ def test_changes_that_waited_before_still_wait(store: Store) -> None:
     assert player.mood == "good"
 
 
-def test_what_was_not_loaded_is_not_loaded_for_it(store: Store) -> None:
+def test_an_attribute_that_was_not_loaded_is_not_loaded_to_put_it_back(store: Store) -> None:
     player = store.player()
     store().expire(player)
     with store.sends(), pytest.raises(ValueError, match="No bad mood here"):
@@ -67,7 +67,7 @@ def test_what_a_validator_refuses_is_put_back_all_the_same(store: Store) -> None
         store().flush()
 
 
-def test_what_a_mutable_holds_is_still_looked_after(store: Store) -> None:
+def test_changes_in_a_mutable_value_are_still_noticed_after_a_refused_value(store: Store) -> None:
     player = store.player()
     with pytest.raises(ValueError, match="No bad mood here"):
         player.update({"data": {"b": 2}, "mood": "bad"})
@@ -78,7 +78,7 @@ def test_what_a_mutable_holds_is_still_looked_after(store: Store) -> None:
     assert store.onlooker.scalar("SELECT data FROM player WHERE id = 1") == {"a": 1, "c": 3}
 
 
-def test_what_a_setter_has_noted_is_put_back(store: Store) -> None:
+def test_what_a_setter_has_noted_is_put_back_if_another_value_is_refused(store: Store) -> None:
     player = store.player()
     with pytest.raises(ValueError, match="No bad mood here"):
         player.update({"secret": "abc", "mood": "bad"}, only={"secret", "mood"})
@@ -106,7 +106,7 @@ def test_the_other_side_of_a_relationship_is_put_back(
         store().flush()
 
 
-def test_a_collection_is_put_back(store: Store) -> None:
+def test_a_collection_is_put_back_if_another_value_is_refused(store: Store) -> None:
     player, bob = store.player(), Player.query.filter_by(name="Bob").one()
     goal, other = Goal.create(minute=1, player=player), Goal.create(minute=2, player=bob)
     store().expire_all()
@@ -136,7 +136,7 @@ def test_a_read_that_fails_midway_leaves_a_usable_session(any_store: Store) -> N
     Team.create(name="Green")
 
 
-def test_half_of_the_changes_go_nowhere(store: Store) -> None:
+def test_a_validator_that_reads_does_not_flush_half_of_the_changes(store: Store) -> None:
     """A validator may read, inside, where reads flush."""
     player = store.player()
     seen: list[str] = []

@@ -172,7 +172,7 @@ def test_what_returns_another_session_each_time_is_refused(store: Store) -> None
         model_with(lambda: None).create(name="Green")
 
 
-def test_where_the_session_may_be_found(store: Store) -> None:
+def test_the_session_may_be_given_by_a_scope_or_a_function(store: Store) -> None:
     scoped = OptInScopedSession(store.sessions.session_factory)
     for source in (scoped, lambda: scoped, scoped.registry, staticmethod(scoped)):
         model = model_with(source)

@@ -82,7 +82,7 @@ def test_saving_what_has_not_changed_sends_nothing(store: Store) -> None:
         assert player.age == 30
 
 
-def test_it_expires_nothing(store: Store) -> None:
+def test_a_save_expires_nothing(store: Store) -> None:
     player, team = store.player(), Team.query.filter_by(name="Red").one()
     with store.stores_one("UPDATE"):
         team.update(city="Bern")
@@ -90,7 +90,7 @@ def test_it_expires_nothing(store: Store) -> None:
         assert (team.name, team.city, player.name) == ("Red", "Bern", "Ada")
 
 
-def test_what_else_waits_is_stored_too(any_store: Store) -> None:
+def test_create_stores_what_else_waits(any_store: Store) -> None:
     player = any_store.player()
     player.age = 31
     any_store().add(Team(name="Green"))
@@ -102,7 +102,7 @@ def test_what_else_waits_is_stored_too(any_store: Store) -> None:
     assert any_store.onlooker.scalar("SELECT age FROM player WHERE name = 'Ada'") == 31
 
 
-def test_no_transaction_is_open_afterwards(any_store: Store) -> None:
+def test_no_transaction_is_open_after_a_call(any_store: Store) -> None:
     player = any_store.player()
     player.update(age=31)
     Team.create(name="Green").delete()
@@ -114,7 +114,7 @@ def test_no_transaction_is_open_afterwards(any_store: Store) -> None:
 # -- inside: part of the transaction -----------------------------------------------------------
 
 
-def test_inside_each_is_part_of_the_transaction(any_store: Store) -> None:
+def test_each_call_inside_a_block_is_part_of_its_transaction(any_store: Store) -> None:
     with any_store.stores("INSERT", "UPDATE", "INSERT", "DELETE"), any_store().begin():
         game = Game.create(player_id=1)
         assert game.update({"player_id": 2}, only=["player_id"]) is game
@@ -169,7 +169,7 @@ def test_begin_nested_keeps_the_transaction_of_a_caught_error(any_store: Store) 
     assert any_store.onlooker.scalar("SELECT count(*) FROM team") == 4
 
 
-def test_begin_nested_alone_is_inside_too(any_store: Store) -> None:
+def test_a_create_in_begin_nested_alone_is_part_of_its_transaction(any_store: Store) -> None:
     with any_store().begin_nested():
         Team.create(name="Green")
         assert any_store.onlooker.scalar("SELECT count(*) FROM team") == 2
@@ -177,7 +177,9 @@ def test_begin_nested_alone_is_inside_too(any_store: Store) -> None:
     assert any_store.onlooker.scalar("SELECT count(*) FROM team") == 3
 
 
-def test_a_transaction_that_was_ended_by_hand_in_its_block_is_over(any_store: Store) -> None:
+def test_nothing_is_created_in_a_block_whose_transaction_was_ended_by_hand(
+    any_store: Store,
+) -> None:
     with any_store().begin() as transaction:
         transaction.rollback()
         with pytest.raises(exc.InvalidRequestError, match="context manager"):

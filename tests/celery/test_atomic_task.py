@@ -87,7 +87,9 @@ class TestAtomic:
         assert write.apply().state == states.SUCCESS
         assert items(onlooker) == ["new 1"]
 
-    def test_it_is_committed_before_there_is_a_result(self, app: Flask, onlooker: Onlooker) -> None:
+    def test_an_atomic_task_is_committed_before_there_is_a_result(
+        self, app: Flask, onlooker: Onlooker
+    ) -> None:
         seen: list[list[str]] = []
 
         class Looking(DatabaseTask):
@@ -247,7 +249,9 @@ class TestAtomic:
         assert outer.apply().state == states.FAILURE
         assert items(onlooker) == ["inner"]
 
-    def test_parts_of_a_task_that_is_not_atomic_are(self, task: Any, onlooker: Onlooker) -> None:
+    def test_parts_of_a_task_that_is_not_atomic_may_be_transactions(
+        self, task: Any, onlooker: Onlooker
+    ) -> None:
         @task()
         def write() -> None:
             with db.session.begin():
@@ -260,7 +264,7 @@ class TestAtomic:
         assert write.apply().state == states.FAILURE
         assert items(onlooker) == ["stored"]
 
-    def test_all_tasks_of_a_class(self, app: Flask, onlooker: Onlooker) -> None:
+    def test_all_tasks_of_a_class_may_be_atomic(self, app: Flask, onlooker: Onlooker) -> None:
         class Atomic(DatabaseTask):
             atomic = True
 

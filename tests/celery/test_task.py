@@ -36,7 +36,9 @@ CALLS: list[Callable[[Any], Any]] = [
 
 @pytest.mark.parametrize("call", CALLS, ids=["call", "apply", "run"])
 class TestContext:
-    def test_a_task_has_one_of_its_own(self, app: Flask, task: Any, call: Any) -> None:
+    def test_a_task_has_an_application_context_of_its_own(
+        self, app: Flask, task: Any, call: Any
+    ) -> None:
         @task()
         def look() -> tuple[Flask, Any]:
             return current_app._get_current_object(), app_ctx._get_current_object()  # type: ignore[attr-defined]
@@ -47,7 +49,9 @@ class TestContext:
         assert first is not second
         assert not has_app_context()
 
-    def test_also_inside_another_one(self, app: Flask, task: Any, call: Any) -> None:
+    def test_a_task_has_its_own_context_inside_another_one(
+        self, app: Flask, task: Any, call: Any
+    ) -> None:
         @task()
         def look() -> tuple[bool, int]:
             db.session.add(Item(name="of the task"))
@@ -60,7 +64,9 @@ class TestContext:
             assert [item.name for item in db.session.new] == ["of the view"]
             assert g.name == "of the view"
 
-    def test_its_session_is_removed(self, app: Flask, task: Any, call: Any) -> None:
+    def test_the_session_of_a_task_is_removed_at_its_end(
+        self, app: Flask, task: Any, call: Any
+    ) -> None:
         sessions: list[Session] = []
 
         @task()
@@ -81,7 +87,7 @@ class TestContext:
         assert not any(session.new or session.identity_map for session in sessions)
         assert len(db.session.registry.registry) == 0
 
-    def test_its_session_is_removed_also_where_a_teardown_function_fails(
+    def test_the_session_of_a_task_is_removed_where_a_teardown_function_fails(
         self, app: Flask, task: Any, call: Any
     ) -> None:
         @app.teardown_appcontext
@@ -132,7 +138,7 @@ class TestContext:
 
 
 class TestKindsOfTasks:
-    def test_shared_tasks(self, app: Flask) -> None:
+    def test_a_shared_task_has_a_context(self, app: Flask) -> None:
         celery = celery_of(DatabaseTask.of(app))
 
         @shared_task(name="tests.celery.shared")
@@ -141,7 +147,7 @@ class TestKindsOfTasks:
 
         assert celery.tasks["tests.celery.shared"].apply().get() == "one"
 
-    def test_task_classes(self, app: Flask, onlooker: Onlooker) -> None:
+    def test_a_task_class_may_be_atomic(self, app: Flask, onlooker: Onlooker) -> None:
         class Write(DatabaseTask):
             name = "tests.celery.write"
             atomic = True
@@ -207,7 +213,7 @@ class TestKindsOfTasks:
 
 
 class TestTheApp:
-    def test_it_may_be_made_by_the_first_task(self, app: Flask) -> None:
+    def test_the_app_may_be_made_by_the_first_task(self, app: Flask) -> None:
         made: list[Flask] = []
         all_here = threading.Barrier(4)
 
@@ -231,7 +237,7 @@ class TestTheApp:
             assert set(pool.map(run, range(4))) == {app}
         assert made == [app]
 
-    def test_a_base_class_may_know_none(self, app: Flask, onlooker: Onlooker) -> None:
+    def test_a_base_class_may_know_no_app(self, app: Flask, onlooker: Onlooker) -> None:
         """A library's, or one in a module that is imported before there is an app."""
 
         class Base(DatabaseTask):
@@ -244,7 +250,7 @@ class TestTheApp:
         assert write.apply().state == states.SUCCESS
         assert items(onlooker) == ["new"]
 
-    def test_without_one(self) -> None:
+    def test_a_task_without_an_app_is_an_error(self) -> None:
         @celery_of(DatabaseTask).task(shared=False)
         def read() -> None:
             pass
@@ -253,11 +259,11 @@ class TestTheApp:
             read.apply().get()
 
     @pytest.mark.parametrize("given", ["shop:create_app", None, Flask])
-    def test_something_else(self, given: Any) -> None:
+    def test_something_else_than_an_app_is_refused(self, given: Any) -> None:
         with pytest.raises(TypeError, match="takes the Flask app, or a function"):
             DatabaseTask.of(given)
 
-    def test_a_function_that_makes_something_else(self) -> None:
+    def test_a_function_that_makes_something_else_than_an_app_is_refused(self) -> None:
         @celery_of(DatabaseTask.of(lambda: None)).task(shared=False)  # type: ignore[arg-type,return-value]
         def read() -> None:
             pass
@@ -292,7 +298,9 @@ class TestTheApp:
 
 
 class TestOtherSessions:
-    def test_flask_scoped_session(self, url: str, wire_url: str, wire: WireProxy) -> None:
+    def test_a_task_may_use_flask_scoped_session(
+        self, url: str, wire_url: str, wire: WireProxy
+    ) -> None:
         fill(wire_url)
         engine = create_engine(wire_url)
         engine.connect().close()  # SQLAlchemy asks the server for its version, and the like
@@ -324,7 +332,9 @@ class TestOtherSessions:
         assert_at_rest(engine)
         engine.dispose()
 
-    def test_flask_sqlalchemy_as_it_is(self, make_app: MakeApp, url: str) -> None:
+    def test_an_atomic_task_works_with_flask_sqlalchemy_as_it_is(
+        self, make_app: MakeApp, url: str
+    ) -> None:
         stock = SQLAlchemy()
         counted = sa.table("item", sa.column("name"))
         app = make_app(stock, url)

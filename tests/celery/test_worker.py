@@ -107,7 +107,7 @@ def test_a_task_whose_commit_fails_is_retried(worker: Worker) -> None:
     assert worker.database.column("SELECT place FROM seat ORDER BY place") == [1, 2]
 
 
-def test_what_is_linked_sees_what_was_stored(worker: Worker) -> None:
+def test_a_linked_task_sees_what_was_stored(worker: Worker) -> None:
     signature = worker.celery.signature
     linked = chain(signature("write_atomically", ("a",)), signature("count"), app=worker.celery)
     assert worker.result(linked.apply_async()) == 1
@@ -173,7 +173,7 @@ def test_a_connection_is_never_shared_across_a_fork(
         assert "of the parent" in worker.items()
 
 
-def test_a_redis_broker(make_worker: MakeWorker) -> None:
+def test_atomic_tasks_work_with_a_redis_broker(make_worker: MakeWorker) -> None:
     redis_url = os.environ.get("REDIS_URL")
     if not redis_url:
         pytest.skip("REDIS_URL is not set")

@@ -59,7 +59,7 @@ OPTIONS: list[dict[str, Any]] = [
 class TestOnTheWire:
     @pytest.mark.parametrize("first", OPTIONS)
     @pytest.mark.parametrize("back_in_the_pool", [True, False])
-    def test_nothing_is_sent_but_begin_and_its_end_from_the_first_transaction_to_the_last(
+    def test_nothing_is_sent_but_begin_and_its_end_in_any_transaction(
         self,
         engine: OptInEngine,
         wire: WireProxy,
@@ -80,7 +80,7 @@ class TestOnTheWire:
                     assert recording.messages == []
 
     @pytest.mark.parametrize("options", OPTIONS)
-    def test_a_rollback_costs_the_same(
+    def test_a_rollback_takes_no_more_round_trips_than_a_commit(
         self, engine: OptInEngine, wire: WireProxy, options: dict[str, Any]
     ) -> None:
         with OptInSession(engine) as session:
@@ -119,7 +119,7 @@ class TestTheServersDefaults:
         return sa.make_url(url).update_query_dict({"options": options}).render_as_string(False)
 
     @pytest.mark.usefixtures("serializable")
-    def test_for_the_isolation_level(self, url: str) -> None:
+    def test_the_servers_default_isolation_level_holds_outside_and_inside(self, url: str) -> None:
         with opened(url) as engine, OptInSession(engine) as session:
             for _ in range(3):
                 assert session.scalar(LEVEL) == "serializable"
@@ -128,7 +128,9 @@ class TestTheServersDefaults:
                 with session.begin(isolation_level="READ COMMITTED"):
                     assert session.scalar(LEVEL) == "read committed"
 
-    def test_for_read_only(self, url: str, read_only: str) -> None:
+    def test_the_servers_default_of_read_only_holds_outside_and_inside(
+        self, url: str, read_only: str
+    ) -> None:
         with opened(url):
             engine = create_engine(read_only)
             with OptInSession(engine) as session:
@@ -145,7 +147,9 @@ class TestTheServersDefaults:
 
 
 class TestTheDriversOwnOptions:
-    def test_psycopg2_cursor_factories_stay(self, wire_url: str, driver: str) -> None:
+    def test_cursor_factories_of_psycopg2_stay_as_the_user_set_them(
+        self, wire_url: str, driver: str
+    ) -> None:
         if driver != "psycopg2":
             pytest.skip("psycopg2's")
         factory = importlib.import_module("psycopg2.extras").DictCursor
@@ -157,7 +161,7 @@ class TestTheDriversOwnOptions:
                 with session.begin():
                     assert len(self.stream(session)) == 3
 
-    def test_psycopg_cursor_factories_stay(
+    def test_cursor_factories_of_psycopg_stay_as_the_user_set_them(
         self, wire_url: str, driver: str, wire: WireProxy
     ) -> None:
         if driver != "psycopg":
@@ -210,7 +214,7 @@ class TestADriverItDoesNotKnow:
             assert not dbapi.deferrable
         engine.dispose()
 
-    def test_rests_in_autocommit_and_has_real_transactions(
+    def test_an_unknown_driver_rests_in_autocommit_and_has_real_transactions(
         self, engine: OptInEngine, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         with OptInSession(engine) as session:
@@ -227,7 +231,7 @@ class TestADriverItDoesNotKnow:
             session.execute(sa.insert(Author).values(name="newer"))
         assert onlooker.names() == ["new", "newer"]
 
-    def test_leaks_no_level_and_no_flag(self, engine: OptInEngine) -> None:
+    def test_an_unknown_driver_leaks_no_level_and_no_flag(self, engine: OptInEngine) -> None:
         with OptInSession(engine) as session:
             for options in OPTIONS:
                 with session.begin(**options):
@@ -239,7 +243,7 @@ class TestADriverItDoesNotKnow:
             with pytest.raises(ArgumentError):
                 session.begin(isolation_level="SNAPSHOT")  # type: ignore[arg-type]  # pyright: ignore
 
-    def test_puts_back_what_was_left_in_a_transaction(
+    def test_an_unknown_driver_puts_back_what_was_left_in_a_transaction(
         self, engine: OptInEngine, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         raw = engine.raw_connection()

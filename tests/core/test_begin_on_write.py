@@ -165,7 +165,7 @@ class TestWhatBegins:
         assert onlooker.scalar(_EVERYTHING) == before
 
     @pytest.mark.parametrize("name", WRITES)
-    def test_commit_stores_it(
+    def test_commit_stores_what_a_write_began(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker, name: str
     ) -> None:
         write, said = WRITES[name]
@@ -178,7 +178,7 @@ class TestWhatBegins:
             assert "new" in onlooker.names()
 
     @pytest.mark.parametrize("name", ["flush", "insert", "text", "lock", "bulk save"])
-    def test_close_rolls_it_back(
+    def test_close_rolls_back_what_a_write_began(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker, name: str
     ) -> None:
         write, said = WRITES[name]
@@ -188,7 +188,7 @@ class TestWhatBegins:
         assert sent(recording) == ["BEGIN", *said, "ROLLBACK"]
         assert onlooker.names() == []
 
-    def test_many_parameter_sets_are_part_of_it(
+    def test_many_parameter_sets_are_part_of_the_transaction(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         with wire.record() as recording:
@@ -245,7 +245,7 @@ class TestWhatBegins:
         assert onlooker.names() == ["new"]
 
     @pytest.mark.parametrize("how", ["option", "block"])
-    def test_without_autoflush_it_is_the_select_alone(
+    def test_a_read_without_autoflush_is_the_select_alone(
         self, sessions: Sessions, wire: WireProxy, how: str
     ) -> None:
         with sessions(autoflush=how != "option") as session:
@@ -270,7 +270,7 @@ class TestWhatBegins:
         assert sent(recording)[-1] == "COMMIT"
         assert onlooker.names() == ["new", "newer"]
 
-    def test_ends_without_anything_send_nothing(
+    def test_an_end_where_nothing_was_written_sends_nothing(
         self, session: OptInSession, wire: WireProxy
     ) -> None:
         with wire.record() as recording:
@@ -312,7 +312,7 @@ class TestWhatBegins:
 
 
 class TestSavepoints:
-    def test_outside_the_transaction_stays_open_after_the_block(
+    def test_the_transaction_stays_open_after_a_savepoint_block_outside(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         session.add(new("before"))
@@ -324,7 +324,7 @@ class TestSavepoints:
         session.commit()
         assert onlooker.names() == ["before", "new"]
 
-    def test_a_write_before_is_kept_when_the_block_fails(
+    def test_a_write_before_a_savepoint_is_kept_when_its_block_fails(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         session.execute(insert(authors).values(name="before"))
@@ -335,7 +335,7 @@ class TestSavepoints:
         session.commit()
         assert onlooker.names() == ["after", "before"]
 
-    def test_rollback_after_the_block_undoes_the_block_too(
+    def test_rollback_after_a_savepoint_block_undoes_the_block(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         with session.begin_nested():
@@ -504,7 +504,7 @@ BEGINNINGS: dict[str, Call] = {
 
 class TestBegin:
     @pytest.mark.parametrize("name", BEGINNINGS)
-    def test_after_a_write_says_where_it_was_begun(self, session: OptInSession, name: str) -> None:
+    def test_begin_after_a_write_says_what_began(self, session: OptInSession, name: str) -> None:
         begin_write(session)
         line = begin_write.__code__.co_firstlineno + 1
         where = rf"execute\(\) in {__file__}, line {line}, in begin_write,.* Call commit\(\)"
@@ -530,7 +530,7 @@ class TestBegin:
         with pytest.raises(exc.InvalidRequestError, match=rf"begun by {said}\(\) in "):
             session.begin()
 
-    def test_works_after_reads_and_after_the_end(
+    def test_begin_works_after_reads_and_after_the_end_of_a_transaction(
         self, session: OptInSession, wire: WireProxy
     ) -> None:
         session.get(Author, 1)
@@ -588,7 +588,7 @@ class TestBegin:
         with pytest.raises(exc.ArgumentError, match="autobegin=False"):
             OptInSession(engine, begin_on_write=True, autobegin=False)
 
-    def test_one_session_may_differ(
+    def test_one_session_may_differ_from_its_factory(
         self, sessions: Sessions, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         with sessions(begin_on_write=False) as session, wire.record() as recording:

@@ -116,7 +116,7 @@ WRITES: dict[str, tuple[Call, str]] = {
 class TestWhatBegins:
     @pytest.mark.parametrize("write", WRITES)
     @pytest.mark.parametrize("end", ["commit", "rollback", "close"])
-    def test_a_write_begins_what_these_end(
+    def test_a_write_begins_what_commit_rollback_and_close_end(
         self, engine: OptInEngine, wire: WireProxy, onlooker: Onlooker, write: str, end: str
     ) -> None:
         call, expected = WRITES[write]
@@ -204,7 +204,7 @@ class TestWhatBegins:
 
 
 class TestWhoSays:
-    def test_a_session_says_it_for_the_connections_it_borrows(
+    def test_the_option_of_a_session_holds_for_the_connections_it_borrows(
         self, engine: OptInEngine, wire: WireProxy
     ) -> None:
         with OptInSession(engine) as session, wire.record() as recording:
@@ -226,7 +226,9 @@ class TestWhoSays:
             connection.execute(update(authors).values(age=9))
         assert sent(recording) == ["BEGIN", "INSERT", "COMMIT", "UPDATE"]
 
-    def test_a_copy_of_the_engine_has_it(self, engine: OptInEngine, wire: WireProxy) -> None:
+    def test_a_copy_of_the_engine_begins_on_write(
+        self, engine: OptInEngine, wire: WireProxy
+    ) -> None:
         copy = engine.execution_options(logging_token="copy")
         with wire.record() as recording, copy.connect() as connection:
             connection.execute(WRITE)
@@ -245,7 +247,7 @@ class TestWhoSays:
             connection.rollback()
             assert onlooker.names() == []
 
-    def test_under_isolation_it_is_the_same(self, engine: OptInEngine) -> None:
+    def test_under_isolation_a_write_begins_as_well(self, engine: OptInEngine) -> None:
         with isolate(engine):
             with engine.connect() as connection:
                 connection.execute(WRITE)
@@ -270,7 +272,9 @@ class TestLikeStock:
         suppress_health_check=[HealthCheck.function_scoped_fixture],
     )
     @given(calls=st.lists(st.sampled_from(sorted(STEPS)), max_size=8))
-    def test_rows_and_errors(self, url: str, onlooker: Onlooker, calls: list[str]) -> None:
+    def test_the_same_calls_give_the_same_rows_and_errors_as_on_stock(
+        self, url: str, onlooker: Onlooker, calls: list[str]
+    ) -> None:
         outcomes = []
         for make in (sqlalchemy.create_engine, partial(create_engine, begin_on_write=True)):
             onlooker.run("DROP SCHEMA public CASCADE; CREATE SCHEMA public")

@@ -54,7 +54,9 @@ class TestAboveReadCommitted:
 
     @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
     @pytest.mark.parametrize("how", ["engine", "execution options", "copy", "update"])
-    def test_a_read_begins_too(self, wire_url: str, wire: WireProxy, level: str, how: str) -> None:
+    def test_a_read_begins_above_read_committed(
+        self, wire_url: str, wire: WireProxy, level: str, how: str
+    ) -> None:
         options: dict[str, Any] = {"isolation_level": level}
         given = {"engine": options, "execution options": {"execution_options": options}}
         with opened(wire_url, **given.get(how, {})) as engine:
@@ -68,7 +70,7 @@ class TestAboveReadCommitted:
             assert sent(recording) == ["BEGIN", "SELECT", "INSERT", "COMMIT"]
             assert level in recording.statements[0]
 
-    def test_so_that_nobody_can_change_what_was_read(
+    def test_nobody_can_change_what_was_read_above_read_committed(
         self, wire_url: str, onlooker: Onlooker
     ) -> None:
         with (
@@ -84,7 +86,7 @@ class TestAboveReadCommitted:
             session.rollback()
         assert onlooker.scalar("SELECT age FROM author WHERE id = 1") == 99
 
-    def test_by_the_servers_default_the_first_read_of_an_engine_too(
+    def test_the_first_read_of_an_engine_begins_where_the_servers_default_is_above(
         self, wire_url: str, wire: WireProxy, onlooker: Onlooker, database: str
     ) -> None:
         fill(wire_url)
@@ -106,7 +108,9 @@ class TestAboveReadCommitted:
         finally:
             onlooker.run(f"ALTER DATABASE {database} RESET {default}")
 
-    def test_read_committed_by_name_is_not_above(self, wire_url: str, wire: WireProxy) -> None:
+    def test_a_read_does_not_begin_at_read_committed_by_name(
+        self, wire_url: str, wire: WireProxy
+    ) -> None:
         with opened(wire_url, isolation_level="READ COMMITTED") as engine, begun(engine) as session:
             with wire.record() as recording:
                 session.execute(READ).all()
@@ -131,7 +135,9 @@ class TestAboveReadCommitted:
         assert "SERIALIZABLE" in recording.statements[0]
 
     @pytest.mark.skipif(not sa.__version__.startswith("2.1"), reason="new in SQLAlchemy 2.1")
-    def test_a_level_of_the_session(self, engine: OptInEngine, wire: WireProxy) -> None:
+    def test_a_read_begins_where_the_session_has_a_level(
+        self, engine: OptInEngine, wire: WireProxy
+    ) -> None:
         options: dict[str, Any] = {"isolation_level": "SERIALIZABLE"}
         with begun(engine, execution_options=options) as session, wire.record() as recording:
             session.execute(READ).all()
@@ -140,7 +146,7 @@ class TestAboveReadCommitted:
 
 
 class TestReadOnlyOutside:
-    def test_writes_are_in_a_transaction_and_allowed(
+    def test_writes_are_in_a_transaction_and_allowed_with_read_only_outside(
         self, wire_url: str, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         fill(wire_url)
@@ -293,7 +299,7 @@ class TestSeveralBinds:
 
     @pytest.mark.parametrize("order", ["ours first", "the other first"])
     @pytest.mark.parametrize("ends", ["commit", "rollback"])
-    def test_one_transaction_of_both(
+    def test_writes_to_two_binds_are_one_transaction(
         self, binds: dict[Any, sa.Engine], onlooker: Onlooker, order: str, ends: str
     ) -> None:
         with OptInSession(binds=binds, begin_on_write=True) as session:
@@ -307,7 +313,7 @@ class TestSeveralBinds:
             stored = ["new", "newer"] if ends == "commit" else []
             assert onlooker.names() == self.notes(binds) == stored
 
-    def test_a_read_of_the_other_before_the_write(
+    def test_a_read_of_the_stock_bind_does_not_keep_a_write_of_ours_from_beginning(
         self, binds: dict[Any, sa.Engine], wire: WireProxy, onlooker: Onlooker
     ) -> None:
         with OptInSession(binds=binds, begin_on_write=True) as session:
@@ -319,7 +325,7 @@ class TestSeveralBinds:
             assert sent(recording) == ["SELECT", "BEGIN", "INSERT", "ROLLBACK"]
         assert onlooker.names() == []
 
-    def test_an_error_on_one_undoes_both(
+    def test_an_error_on_one_bind_undoes_both(
         self, binds: dict[Any, sa.Engine], onlooker: Onlooker
     ) -> None:
         with OptInSession(binds=binds, begin_on_write=True) as session:
@@ -332,7 +338,7 @@ class TestSeveralBinds:
 
 
 class TestIsolate:
-    def test_what_is_committed_is_undone_and_rolled_back_seems_so(
+    def test_isolation_undoes_what_was_committed_and_a_rollback_works_inside(
         self, engine: OptInEngine, onlooker: Onlooker
     ) -> None:
         with isolate(engine):
@@ -358,7 +364,7 @@ class TestIsolate:
 
 
 class TestAConnection:
-    def test_a_session_on_a_connection_is_sqlalchemys(
+    def test_a_session_on_a_connection_does_as_sqlalchemys_does(
         self, engine: OptInEngine, onlooker: Onlooker
     ) -> None:
         with closing(engine.connect()) as connection:

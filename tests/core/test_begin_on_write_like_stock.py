@@ -434,7 +434,7 @@ def run(fixture: Fixture, sequence: list[tuple[Any, ...]], options: dict[str, An
 
 
 @pytest.mark.parametrize("expires", [True, False])
-def test_the_same_steps_come_to_the_same(fixture: Fixture, expires: bool) -> None:
+def test_the_same_steps_come_to_the_same_as_on_stock(fixture: Fixture, expires: bool) -> None:
     @settings(
         max_examples=EXAMPLES,
         deadline=None,

@@ -72,7 +72,9 @@ class TestFlagsThatTheUserSetsOnConnect:
             assert session.scalar(LEVEL) == level
             assert session.scalar(READ_ONLY) == read_only
 
-    def test_survive_transactions(self, engine: OptInEngine, flags: dict[str, Any]) -> None:
+    def test_flags_that_the_user_sets_on_connect_survive_transactions(
+        self, engine: OptInEngine, flags: dict[str, Any]
+    ) -> None:
         with OptInSession(engine) as session:
             dbapi: Any = session.connection().connection.dbapi_connection
             before = flags_of(dbapi)
@@ -82,7 +84,7 @@ class TestFlagsThatTheUserSetsOnConnect:
             session.give_back()
             self.assert_in_force(session, flags)
 
-    def test_survive_transactions_with_options_of_their_own(
+    def test_flags_that_the_user_sets_survive_transactions_with_options_of_their_own(
         self, engine: OptInEngine, flags: dict[str, Any]
     ) -> None:
         with OptInSession(engine) as session:
@@ -104,7 +106,7 @@ class TestFlagsThatTheUserSetsOnConnect:
                 assert_rests(dbapi, before)
                 self.assert_in_force(session, flags)
 
-    def test_survive_an_error_and_a_kill(
+    def test_flags_that_the_user_sets_on_connect_survive_an_error_and_a_kill(
         self, engine: OptInEngine, onlooker: Onlooker, flags: dict[str, Any]
     ) -> None:
         with OptInSession(engine) as session:
@@ -115,7 +117,7 @@ class TestFlagsThatTheUserSetsOnConnect:
             session.execute(sa.text("SELECT 1"))
             self.assert_in_force(session, flags)
 
-    def test_survive_mischief_on_a_raw_connection(
+    def test_flags_that_the_user_sets_survive_mischief_on_a_raw_connection(
         self, engine: OptInEngine, flags: dict[str, Any]
     ) -> None:
         raw = engine.raw_connection()

@@ -63,7 +63,7 @@ def connection(session: OptInSession, request: pytest.FixtureRequest) -> sa.Conn
 
 @pytest.mark.parametrize("way", WAYS)
 class TestInABlock:
-    def test_what_it_writes_is_undone_with_the_block(
+    def test_what_the_connection_writes_in_a_block_is_undone_with_it(
         self,
         session: OptInSession,
         connection: sa.Connection,
@@ -79,7 +79,7 @@ class TestInABlock:
         assert sent(recording)[-1] == "ROLLBACK"
         assert onlooker.names() == []
 
-    def test_what_it_writes_is_stored_with_the_block(
+    def test_what_the_connection_writes_in_a_block_is_stored_with_it(
         self,
         session: OptInSession,
         connection: sa.Connection,
@@ -95,7 +95,7 @@ class TestInABlock:
         assert "new" in onlooker.names()
         assert onlooker.scalar("SELECT age FROM author WHERE id = 1") == 40
 
-    def test_atomic_does_the_same(
+    def test_what_the_connection_writes_in_atomic_is_undone_with_it(
         self, session: OptInSession, connection: sa.Connection, onlooker: Onlooker, way: Way
     ) -> None:
         with pytest.raises(ZeroDivisionError), session.atomic():
@@ -103,7 +103,7 @@ class TestInABlock:
             raise ZeroDivisionError
         assert onlooker.names() == []
 
-    def test_a_savepoint_undoes_it_alone(
+    def test_a_savepoint_undoes_what_the_connection_wrote_in_it(
         self, session: OptInSession, connection: sa.Connection, onlooker: Onlooker, way: Way
     ) -> None:
         with session.begin():
@@ -113,14 +113,14 @@ class TestInABlock:
                 raise ZeroDivisionError
         assert onlooker.names() == ["kept"]
 
-    def test_read_only_holds_for_it(
+    def test_a_read_only_block_is_read_only_for_the_connection(
         self, session: OptInSession, connection: sa.Connection, onlooker: Onlooker, way: Way
     ) -> None:
         with pytest.raises(Exception, match="read-only"), session.begin(read_only=True):
             way(connection)
         assert onlooker.names() == []
 
-    def test_after_the_block_it_stands_alone_again(
+    def test_after_the_block_the_connection_stands_alone_again(
         self,
         session: OptInSession,
         connection: sa.Connection,
@@ -137,7 +137,7 @@ class TestInABlock:
         assert sent(recording) == ["SELECT"]
 
 
-def test_it_has_the_isolation_level_of_the_block(
+def test_the_connection_has_the_isolation_level_of_the_block(
     session: OptInSession, connection: sa.Connection
 ) -> None:
     with session.begin(isolation_level="SERIALIZABLE"):
@@ -148,7 +148,7 @@ def test_it_has_the_isolation_level_of_the_block(
     assert connection.scalar(sa.text("SHOW transaction_isolation")) == "read committed"
 
 
-def test_it_takes_options_in_the_block_before_its_first_statement(
+def test_the_connection_takes_options_in_the_block_before_its_first_statement(
     session: OptInSession, connection: sa.Connection
 ) -> None:
     with session.begin():
@@ -158,7 +158,7 @@ def test_it_takes_options_in_the_block_before_its_first_statement(
         assert connection.scalar(sa.text("SHOW transaction_isolation")) == "read committed"
 
 
-def test_an_empty_block_sends_nothing(
+def test_an_empty_block_sends_nothing_after_the_connection_was_handed_out(
     session: OptInSession, connection: sa.Connection, wire: WireProxy
 ) -> None:
     with wire.record() as recording:
@@ -182,7 +182,7 @@ def test_a_flush_outside_and_a_connection_share_one_transaction(
     assert onlooker.names() == ["new"]
 
 
-def test_an_error_on_it_that_is_caught_is_not_silent(
+def test_an_error_on_the_connection_that_is_caught_is_not_silent(
     session: OptInSession, connection: sa.Connection, onlooker: Onlooker
 ) -> None:
     with pytest.raises(InvalidRequestError) as raised, session.begin():
@@ -204,7 +204,7 @@ def test_an_error_of_a_raw_cursor_that_is_caught_is_not_silent(
     assert onlooker.names() == []
 
 
-def test_with_begin_on_write_it_begins_the_transaction(
+def test_with_begin_on_write_a_raw_cursor_begins_the_transaction(
     sessions: Sessions, wire: WireProxy, onlooker: Onlooker
 ) -> None:
     with sessions(begin_on_write=True) as session:
@@ -222,7 +222,7 @@ def test_with_begin_on_write_it_begins_the_transaction(
         assert onlooker.names() == ["new"]
 
 
-def test_each_bind_that_was_handed_out_joins(wire_url: str, onlooker: Onlooker) -> None:
+def test_the_connection_of_each_bind_joins_the_block(wire_url: str, onlooker: Onlooker) -> None:
     with opened(wire_url) as engine:
         copy = engine.execution_options(logging_token="copy")
         with OptInSession(engine) as session:
@@ -234,7 +234,7 @@ def test_each_bind_that_was_handed_out_joins(wire_url: str, onlooker: Onlooker) 
     assert onlooker.names() == []
 
 
-def test_one_of_a_session_that_is_gone_goes_on_alone(
+def test_the_connection_of_a_session_that_is_gone_goes_on_alone(
     engine: OptInEngine, onlooker: Onlooker
 ) -> None:
     connection = OptInSession(engine).connection()
@@ -267,7 +267,7 @@ def test_a_raw_cursor_after_a_flush_that_failed_is_undone_with_the_block(
         assert onlooker.names() == ["after"]
 
 
-def test_its_raw_cursor_is_never_that_of_another_session(wire_url: str, onlooker: Onlooker) -> None:
+def test_a_raw_cursor_is_never_that_of_another_session(wire_url: str, onlooker: Onlooker) -> None:
     with opened(wire_url, pool_size=1, max_overflow=0, pool_timeout=0.2) as engine:
         with OptInSession(engine) as one, OptInSession(engine) as other:
             cursor = one.connection().connection.cursor()
@@ -300,7 +300,9 @@ def test_a_statement_that_would_end_the_block_is_refused(
     assert onlooker.names() == []
 
 
-def test_rollback_to_savepoint_by_hand_is_no_end(session: OptInSession, onlooker: Onlooker) -> None:
+def test_rollback_to_savepoint_by_hand_does_not_end_the_block(
+    session: OptInSession, onlooker: Onlooker
+) -> None:
     with session.begin():
         session.execute(sa.text("SAVEPOINT mine"))
         session.execute(sa.insert(authors).values(name="gone"))

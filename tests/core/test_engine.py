@@ -46,14 +46,12 @@ from tests.wire import WireProxy
 
 
 class TestCreateEngine:
-    def test_sends_nothing(self, wire_url: str, wire: WireProxy) -> None:
+    def test_create_engine_sends_nothing(self, wire_url: str, wire: WireProxy) -> None:
         with wire.record() as recording:
             create_engine(wire_url, isolation_level="SERIALIZABLE").dispose()
         assert recording.messages == []
 
-    def test_works_while_the_server_is_down_and_the_first_statement_says_so(
-        self, driver: str
-    ) -> None:
+    def test_create_engine_works_while_the_server_is_down(self, driver: str) -> None:
         engine = create_engine(f"postgresql+{driver}://postgres@127.0.0.1:1/none")
         with OptInSession(engine) as session:
             for _ in range(2):
@@ -69,7 +67,9 @@ class TestCreateEngine:
             pass
         engine.dispose()
 
-    def test_takes_the_level_of_its_transactions(self, wire_url: str, wire: WireProxy) -> None:
+    def test_create_engine_takes_the_level_of_its_transactions(
+        self, wire_url: str, wire: WireProxy
+    ) -> None:
         with opened(wire_url, isolation_level="REPEATABLE READ") as engine:
             with OptInSession(engine) as session, wire.record() as recording:
                 assert session.scalar(LEVEL) == "read committed"
@@ -83,7 +83,7 @@ class TestCreateEngine:
         assert recording.statements.count("BEGIN ISOLATION LEVEL REPEATABLE READ") == 2
         assert set(sent(recording)) == {"SHOW", "BEGIN", "COMMIT"}
 
-    def test_takes_it_among_the_execution_options_too(self, wire_url: str) -> None:
+    def test_create_engine_takes_a_level_among_the_execution_options(self, wire_url: str) -> None:
         options = {"isolation_level": "SERIALIZABLE", "postgresql_readonly": True}
         with opened(wire_url, execution_options=options) as engine:
             with engine.connect() as connection:
@@ -108,16 +108,20 @@ class TestCreateEngine:
             {"server_side_cursors": True},
         ],
     )
-    def test_refuses_what_makes_no_sense(self, url: str, options: dict[str, Any]) -> None:
+    def test_create_engine_refuses_what_makes_no_sense(
+        self, url: str, options: dict[str, Any]
+    ) -> None:
         with pytest.raises(ArgumentError):
             create_engine(url, **options)
 
-    def test_refuses_a_dialect_that_can_not_rest_in_autocommit(self) -> None:
+    def test_create_engine_refuses_a_dialect_that_can_not_rest_in_autocommit(self) -> None:
         registry.register("plain", __name__, "PlainDialect")
         with pytest.raises(ArgumentError, match="AUTOCOMMIT"):
             create_engine("plain://")
 
-    def test_reads_a_configuration_of_strings(self, wire_url: str, wire: WireProxy) -> None:
+    def test_engine_from_config_reads_a_configuration_of_strings(
+        self, wire_url: str, wire: WireProxy
+    ) -> None:
         engine = engine_from_config(
             {
                 "db.url": wire_url,
@@ -140,7 +144,7 @@ class TestCreateEngine:
         engine.dispose()
 
     @pytest.mark.parametrize("reset", [None, "rollback", "commit", True, False])
-    def test_with_any_reset_on_return_a_return_sends_nothing(
+    def test_a_return_to_the_pool_sends_nothing_with_any_reset_on_return(
         self, wire_url: str, wire: WireProxy, onlooker: Onlooker, reset: Any
     ) -> None:
         with opened(wire_url, pool_reset_on_return=reset) as engine:
@@ -157,7 +161,7 @@ class TestCreateEngine:
             raw.close()
         assert onlooker.names() == ([] if reset != "commit" else onlooker.names())
 
-    def test_takes_a_pool_and_a_creator(self, wire_url: str, wire: WireProxy) -> None:
+    def test_create_engine_takes_a_pool_and_a_creator(self, wire_url: str, wire: WireProxy) -> None:
         stock = sa.create_engine(wire_url)
 
         def create() -> Any:
@@ -215,7 +219,7 @@ class PlainDialect(SQLiteDialect_pysqlite):
 
 
 class TestACopyWithOptions:
-    def test_shares_the_pool_and_rests_in_autocommit(
+    def test_a_copy_with_options_shares_the_pool_and_rests_in_autocommit(
         self, engine: OptInEngine, wire: WireProxy
     ) -> None:
         copy = engine.execution_options(isolation_level="SERIALIZABLE")
@@ -235,7 +239,7 @@ class TestACopyWithOptions:
                     assert session.scalar(LEVEL) == "serializable"
         assert [verb for verb in sent(recording) if verb != "SHOW"] == ["BEGIN", "COMMIT"] * 3
 
-    def test_of_a_copy_keeps_what_it_does_not_change(self, engine: OptInEngine) -> None:
+    def test_a_copy_of_a_copy_keeps_what_it_does_not_change(self, engine: OptInEngine) -> None:
         copy = engine.execution_options(isolation_level="SERIALIZABLE", logging_token="one")
         copy = copy.execution_options(postgresql_readonly=True)
         assert copy.get_execution_options()["logging_token"] == "one"
@@ -253,7 +257,7 @@ class TestACopyWithOptions:
         with pytest.raises(ArgumentError):
             engine.update_execution_options(isolation_level="SNAPSHOT")
 
-    def test_with_other_schemas_reads_writes_and_begins_there(
+    def test_a_copy_with_other_schemas_reads_writes_and_begins_there(
         self, engine: OptInEngine, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         with engine.begin() as connection:
@@ -273,7 +277,7 @@ class TestACopyWithOptions:
         ]
         assert onlooker.scalar("SELECT count(*) FROM tenant.note") == 3
 
-    def test_in_autocommit_by_name_begins_nothing_as_with_sqlalchemy(
+    def test_a_copy_in_autocommit_by_name_begins_nothing_as_with_sqlalchemy(
         self, engine: OptInEngine, wire: WireProxy
     ) -> None:
         copy = engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -284,7 +288,9 @@ class TestACopyWithOptions:
             connection.execute(sa.text("SELECT 1"))
         assert sent(recording) == ["BEGIN", "SELECT", "COMMIT"]
 
-    def test_in_autocommit_by_name_can_be_told_a_level_again(self, engine: OptInEngine) -> None:
+    def test_a_copy_in_autocommit_by_name_can_be_told_a_level_again(
+        self, engine: OptInEngine
+    ) -> None:
         copy = engine.execution_options(isolation_level="AUTOCOMMIT")
         with copy.execution_options(isolation_level="SERIALIZABLE").begin() as connection:
             assert connection.scalar(LEVEL) == "serializable"
@@ -292,7 +298,7 @@ class TestACopyWithOptions:
             with session.begin(isolation_level="SERIALIZABLE"):
                 assert session.scalar(LEVEL) == "serializable"
 
-    def test_both_in_one_session_are_two_binds(
+    def test_an_engine_and_its_copy_in_one_session_are_two_binds(
         self, engine: OptInEngine, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         copy = engine.execution_options(logging_token="copy")
@@ -305,7 +311,7 @@ class TestACopyWithOptions:
 
 
 class TestEvents:
-    def test_of_the_class_and_of_the_engine_come_as_ever(self, engine: OptInEngine) -> None:
+    def test_events_of_the_class_and_of_the_engine_come_as_ever(self, engine: OptInEngine) -> None:
         seen: list[str] = []
 
         def note(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
@@ -322,7 +328,7 @@ class TestEvents:
             event.remove(sa.Engine, "before_cursor_execute", note)
             event.remove(engine, "before_cursor_execute", note)
 
-    def test_of_transactions_come_for_transactions_only(self, engine: OptInEngine) -> None:
+    def test_events_of_transactions_come_for_transactions_only(self, engine: OptInEngine) -> None:
         seen: list[str] = []
         for name in ("begin", "commit", "rollback", "savepoint", "release_savepoint"):
             event.listen(engine, name, lambda *_, name=name: seen.append(name))
@@ -337,7 +343,7 @@ class TestEvents:
                 connection.execute(sa.text("SELECT 1"))
         assert seen == ["begin", "savepoint", "release_savepoint", "commit"]
 
-    def test_engine_connect_may_run_statements_and_transactions(
+    def test_a_listener_to_engine_connect_may_run_statements_and_transactions(
         self, engine: OptInEngine, wire: WireProxy
     ) -> None:
         seen: list[Any] = []
@@ -358,7 +364,7 @@ class TestEvents:
 
     @pytest.mark.parametrize("spare", [True, False])
     @pytest.mark.parametrize("of", ["engine", "session"])
-    def test_begin_may_run_statements_in_the_transaction(
+    def test_a_listener_to_begin_may_run_statements_in_the_transaction(
         self, wire_url: str, wire: WireProxy, onlooker: Onlooker, of: str, spare: bool
     ) -> None:
         """As for a timeout, or for row level security."""
@@ -394,7 +400,7 @@ class TestEvents:
             assert sent(recording) == [*expected, "SELECT", "COMMIT"]
         assert onlooker.names() == ["flushed", "one", "two"]
 
-    def test_connect_may_run_statements(self, wire_url: str, wire: WireProxy) -> None:
+    def test_a_listener_to_connect_may_run_statements(self, wire_url: str, wire: WireProxy) -> None:
         engine = create_engine(wire_url)
 
         @event.listens_for(engine, "connect")
@@ -413,7 +419,7 @@ class TestEvents:
         assert_at_rest(engine)
         engine.dispose()
 
-    def test_connect_may_leave_autocommit_and_it_is_put_back(
+    def test_autocommit_is_put_back_if_a_listener_to_connect_leaves_it(
         self, wire_url: str, wire: WireProxy
     ) -> None:
         engine = create_engine(wire_url)
@@ -451,7 +457,7 @@ class TestSQLite:
         with other.connect() as connection:
             return list(connection.scalars(sa.select(Note.text).order_by(Note.text)))
 
-    def test_rests_in_autocommit(self, sqlite: OptInEngine, session: OptInSession) -> None:
+    def test_sqlite_rests_in_autocommit(self, sqlite: OptInEngine, session: OptInSession) -> None:
         session.execute(sa.insert(Note).values(text="done"))
         assert self.notes(sqlite) == ["done"]
         assert not session.in_transaction()
@@ -459,7 +465,7 @@ class TestSQLite:
         assert raw.isolation_level is None
         assert not raw.in_transaction
 
-    def test_has_real_transactions(self, sqlite: OptInEngine, session: OptInSession) -> None:
+    def test_sqlite_has_real_transactions(self, sqlite: OptInEngine, session: OptInSession) -> None:
         with pytest.raises(IntegrityError), session.begin():
             session.add(Note(text="one"))
             session.flush()
@@ -476,7 +482,7 @@ class TestSQLite:
         raw: Any = session.connection().connection.dbapi_connection
         assert not raw.in_transaction
 
-    def test_writes_of_one_call_are_all_or_nothing(
+    def test_writes_of_one_call_to_sqlite_are_all_or_nothing(
         self, sqlite: OptInEngine, session: OptInSession
     ) -> None:
         rows = [{"text": "a"}, {"text": "b"}, {"text": "a"}]
@@ -491,14 +497,14 @@ class TestSQLite:
         session.flush()
         assert self.notes(sqlite) == ["a", "b"]
 
-    def test_reads_never_write(self, sqlite: OptInEngine, session: OptInSession) -> None:
+    def test_reads_of_sqlite_never_write(self, sqlite: OptInEngine, session: OptInSession) -> None:
         session.add(Note(text="pending"))
         assert session.scalars(sa.select(Note)).all() == []
         assert self.notes(sqlite) == []
         session.rollback()
         assert list(session.new) == []
 
-    def test_in_memory_too(self) -> None:
+    def test_sqlite_in_memory_has_real_transactions(self) -> None:
         for options in ({}, {"poolclass": StaticPool}):
             engine = create_engine("sqlite://", **options)
             NoteBase.metadata.create_all(engine)
@@ -513,7 +519,7 @@ class TestSQLite:
                 assert connection.scalar(sa.select(Note.text)) == "done"
             engine.dispose()
 
-    def test_refuses_what_only_postgresql_has(self, session: OptInSession) -> None:
+    def test_sqlite_refuses_what_only_postgresql_has(self, session: OptInSession) -> None:
         with pytest.raises(ArgumentError):
             session.begin(read_only=True)
         with pytest.raises(ArgumentError):

@@ -47,7 +47,7 @@ CAUGHT: dict[str, Callable[[OptInSession], Any]] = {
 
 class TestTheCauseOfAPendingRollback:
     @pytest.mark.parametrize("how", CAUGHT)
-    def test_is_the_databases_error_at_the_end_of_a_block(
+    def test_the_cause_is_the_databases_error_at_the_end_of_a_block(
         self, session: OptInSession, how: str
     ) -> None:
         with pytest.raises(PendingRollbackError) as raised, session.begin():
@@ -56,7 +56,7 @@ class TestTheCauseOfAPendingRollback:
         assert raised.value.__cause__ is caught.value
         assert "author_name_key" in str(raised.value.__cause__)
 
-    def test_is_the_first_error_if_there_are_several(self, session: OptInSession) -> None:
+    def test_the_cause_is_the_first_error_if_there_are_several(self, session: OptInSession) -> None:
         with pytest.raises(PendingRollbackError) as raised, session.begin():
             with pytest.raises(IntegrityError) as caught:
                 CAUGHT["execute"](session)
@@ -65,7 +65,9 @@ class TestTheCauseOfAPendingRollback:
             assert "An earlier statement of this transaction failed" in str(later.value)
         assert raised.value.__cause__ is caught.value
 
-    def test_is_not_one_that_a_savepoint_has_undone(self, session: OptInSession) -> None:
+    def test_the_cause_is_not_an_error_that_a_savepoint_has_undone(
+        self, session: OptInSession
+    ) -> None:
         with pytest.raises(PendingRollbackError) as raised, session.begin():
             with pytest.raises(IntegrityError), session.begin_nested():
                 CAUGHT["execute"](session)
@@ -73,19 +75,23 @@ class TestTheCauseOfAPendingRollback:
                 session.execute(sa.text("SELECT 1/0"))
         assert raised.value.__cause__ is caught.value
 
-    def test_is_the_databases_error_on_a_connection(self, engine: OptInEngine) -> None:
+    def test_the_cause_is_the_databases_error_on_a_connection(self, engine: OptInEngine) -> None:
         with pytest.raises(PendingRollbackError) as raised, engine.begin() as connection:
             with pytest.raises(IntegrityError) as caught:
                 connection.execute(sa.insert(Author).values(name="Ada"))
         assert raised.value.__cause__ is caught.value
 
-    def test_is_the_error_of_an_atomic_block_that_has_joined(self, session: OptInSession) -> None:
+    def test_the_cause_is_the_error_of_an_atomic_block_that_has_joined(
+        self, session: OptInSession
+    ) -> None:
         with pytest.raises(PendingRollbackError) as raised, session.atomic():
             with pytest.raises(ZeroDivisionError) as caught, session.atomic(savepoint=False):
                 raise ZeroDivisionError
         assert raised.value.__cause__ is caught.value
 
-    def test_is_there_at_a_commit_by_hand(self, session: OptInSession) -> None:
+    def test_the_cause_is_the_databases_error_at_a_commit_by_hand(
+        self, session: OptInSession
+    ) -> None:
         session.begin()
         with pytest.raises(IntegrityError) as caught:
             CAUGHT["execute"](session)

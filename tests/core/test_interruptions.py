@@ -301,21 +301,25 @@ def tries(engine: OptInEngine, onlooker: Onlooker, wire: WireProxy) -> Tries:
 @pytest.mark.parametrize("exception", [SoftLimit, HardStop])
 class TestInterruption:
     @pytest.mark.parametrize("call", OF_SESSION)
-    def test_of_a_session(self, tries: Tries, call: str, exception: type[BaseException]) -> None:
+    def test_an_interruption_at_any_line_of_a_session_stores_no_part(
+        self, tries: Tries, call: str, exception: type[BaseException]
+    ) -> None:
         sessions = sessionmaker(tries.engine, class_=OptInSession)
         tries.run(sessions, OF_SESSION[call], exception)
 
     @pytest.mark.parametrize(
         "call", ["a block", "flush", "commit", "one statement", "many rows", *OF_ONE_OBJECT]
     )
-    def test_of_a_session_that_begins_on_write(
+    def test_an_interruption_of_a_session_that_begins_on_write_stores_no_part(
         self, tries: Tries, call: str, exception: type[BaseException]
     ) -> None:
         sessions = sessionmaker(tries.engine, class_=OptInSession, begin_on_write=True)
         tries.run(sessions, OF_SESSION[call], exception)
 
     @pytest.mark.parametrize("call", OF_CONNECTION)
-    def test_of_a_connection(self, tries: Tries, call: str, exception: type[BaseException]) -> None:
+    def test_an_interruption_at_any_line_of_a_connection_stores_no_part(
+        self, tries: Tries, call: str, exception: type[BaseException]
+    ) -> None:
         tries.run(tries.engine.connect, OF_CONNECTION[call], exception)
 
 
@@ -430,7 +434,7 @@ FOR EACH ROW EXECUTE FUNCTION wait()
 class TestWhileTheDriverWaits:
     """psycopg2 notices a signal once the server has answered, and psycopg 3 at once."""
 
-    def test_the_exception_is_raised_and_the_session_goes_on(
+    def test_an_interruption_while_the_driver_waits_is_raised_and_the_session_goes_on(
         self,
         engine: OptInEngine,
         onlooker: Onlooker,

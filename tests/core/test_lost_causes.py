@@ -26,7 +26,7 @@ def cut_at(wire: WireProxy, verb: str) -> None:
     wire.cut_where = cut_where
 
 
-def test_a_loss_at_the_rollback_of_a_savepoint(
+def test_a_loss_at_the_rollback_of_a_savepoint_is_the_cause_of_the_error_at_the_end(
     session: OptInSession, wire: WireProxy, onlooker: Onlooker
 ) -> None:
     with pytest.raises(PendingRollbackError) as caught, session.begin():
@@ -39,7 +39,7 @@ def test_a_loss_at_the_rollback_of_a_savepoint(
     assert onlooker.names() == []
 
 
-def test_a_loss_at_the_rollback_of_a_savepoint_that_an_error_had_aborted(
+def test_a_loss_at_the_rollback_of_an_aborted_savepoint_is_the_cause_of_the_error_at_the_end(
     session: OptInSession, wire: WireProxy, onlooker: Onlooker
 ) -> None:
     with pytest.raises(PendingRollbackError) as caught, session.begin():
@@ -54,7 +54,7 @@ def test_a_loss_at_the_rollback_of_a_savepoint_that_an_error_had_aborted(
 
 
 @pytest.mark.parametrize("goes_on", [True, False], ids=["before another", "before the end"])
-def test_a_loss_that_was_caught(
+def test_a_loss_that_was_caught_is_the_cause_of_the_error_at_the_end(
     session: OptInSession, wire: WireProxy, onlooker: Onlooker, goes_on: bool
 ) -> None:
     with pytest.raises(PendingRollbackError) as caught, session.begin():
@@ -68,7 +68,7 @@ def test_a_loss_that_was_caught(
     assert onlooker.names() == []
 
 
-def test_an_error_after_which_a_library_closes_its_exit_stack(
+def test_an_error_is_the_cause_even_if_a_library_closes_its_exit_stack_after_it(
     engine: OptInEngine, onlooker: Onlooker
 ) -> None:
     """As pandas' to_sql() does: the block is not told of the error, and is to commit."""
@@ -103,7 +103,7 @@ class TestALossWhileTheDriverLeavesAutocommit:
         engine.switch.leave_autocommit = close_first  # type: ignore[method-assign]
         return int(request.param)
 
-    def test_is_noticed_by_nobody_or_is_sqlalchemys_error(
+    def test_a_loss_while_the_driver_leaves_autocommit_is_unnoticed_or_an_error(
         self, session: OptInSession, onlooker: Onlooker, closings: int
     ) -> None:
         if closings == 1:

@@ -84,7 +84,7 @@ def kill_all(onlooker: Onlooker, pids: list[int], wire: WireProxy) -> None:
 
 
 class TestWhileIdle:
-    def test_the_next_read_is_answered_and_sent_once(
+    def test_a_read_after_a_loss_while_idle_is_answered_and_sent_once(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         kill_all(onlooker, [backend_pid(session.connection())], wire)
@@ -92,7 +92,7 @@ class TestWhileIdle:
             assert session.scalar(ONE) == 1
         assert recording.statements.count("SELECT 1") == 1
 
-    def test_all_of_the_pool(
+    def test_all_connections_of_the_pool_are_replaced(
         self, engine: OptInEngine, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         pids = fill_pool(engine)
@@ -103,7 +103,7 @@ class TestWhileIdle:
         with OptInSession(engine) as session:
             assert backend_pid(session.connection()) not in pids
 
-    def test_a_write_is_sent_once(
+    def test_a_write_after_a_loss_while_idle_is_sent_once(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         kill_all(onlooker, [backend_pid(session.connection())], wire)
@@ -112,7 +112,7 @@ class TestWhileIdle:
         assert recording.verbs.count("INSERT") == 1
         assert names(onlooker) == ["one"]
 
-    def test_the_first_statement_of_a_transaction(
+    def test_a_loss_before_the_first_statement_of_a_transaction_is_not_noticed(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         session.scalar(ONE)
@@ -124,7 +124,7 @@ class TestWhileIdle:
         assert level == "serializable"
         assert names(onlooker) == ["one"]
 
-    def test_between_begin_and_the_first_statement_of_a_connection(
+    def test_a_loss_between_begin_and_the_first_statement_of_a_connection_is_not_noticed(
         self, engine: OptInEngine, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         with wire.record() as recording, engine.connect() as connection:
@@ -139,7 +139,7 @@ class TestWhileIdle:
         assert recording.verbs[-5:] == ["BEGIN", "INSERT", "SHOW", "COMMIT", "SELECT"]
         assert names(onlooker) == ["one"]
 
-    def test_the_first_statement_of_a_transaction_on_a_pool_of_one(
+    def test_a_loss_before_the_first_statement_is_not_noticed_on_a_pool_of_one(
         self, wire: WireProxy, wire_url: str, onlooker: Onlooker
     ) -> None:
         one: dict[str, Any] = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 5}
@@ -154,7 +154,7 @@ class TestWhileIdle:
         assert_at_rest(engine)
         engine.dispose()
 
-    def test_the_first_statement_of_a_transaction_while_there_is_no_other_connection(
+    def test_a_loss_while_there_is_no_other_connection_is_an_error(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         def no_connection(*_: object) -> None:
@@ -199,7 +199,7 @@ class TestWhileIdle:
             session.add(Item(name="after"))
         assert names(onlooker) == ["after"]
 
-    def test_misuse_that_sent_nothing_does_not_keep_it_from_being_replaced(
+    def test_misuse_that_sent_nothing_does_not_keep_a_connection_from_being_replaced(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         with session.begin():
@@ -214,7 +214,7 @@ class TestWhileIdle:
             kill_all(onlooker, onlooker.column(OTHERS), wire)
             assert session.scalar(ONE) == 1
 
-    def test_an_error_after_something_was_sent_is_no_such_misuse(
+    def test_a_connection_is_not_replaced_after_something_was_sent(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         with pytest.raises(OperationalError), session.begin():
@@ -227,7 +227,7 @@ class TestWhileIdle:
         assert names(onlooker) == []
 
     @pytest.mark.parametrize("at", ["a statement", "commit"])
-    def test_a_transaction_that_was_idle_for_too_long(
+    def test_a_transaction_that_was_idle_for_too_long_is_an_error(
         self, session: OptInSession, onlooker: Onlooker, at: str
     ) -> None:
         with pytest.raises(DBAPIError) as caught, session.begin():
@@ -257,7 +257,7 @@ class TestWhileIdle:
                 session.add(Item(name="after"))
         assert names(onlooker) == ["after"]
 
-    def test_a_flush_and_a_bulk_call_outside(
+    def test_a_flush_and_a_bulk_call_outside_are_sent_on_another_connection(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         kill_all(onlooker, [backend_pid(session.connection())], wire)
@@ -267,7 +267,7 @@ class TestWhileIdle:
         session.execute(sa.insert(Item), [{"name": "two"}, {"name": "three"}])
         assert names(onlooker) == ["one", "two", "three"]
 
-    def test_a_stream_outside_begins_on_another(
+    def test_a_stream_outside_begins_on_another_connection(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         session.execute(sa.insert(Item), [{"name": str(n)} for n in range(20)])
@@ -275,7 +275,7 @@ class TestWhileIdle:
         statement = sa.select(Item.name).execution_options(yield_per=5)
         assert len(session.scalars(statement).all()) == 20
 
-    def test_a_stream_under_way_ends_with_an_error_and_what_comes_beside_it_is_answered(
+    def test_a_stream_under_way_ends_with_an_error_and_a_read_beside_it_is_answered(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         session.execute(sa.insert(Item), [{"name": str(n)} for n in range(20)])
@@ -289,7 +289,7 @@ class TestWhileIdle:
         del stream
         gc.collect()  # psycopg warns of a cursor that nobody has closed
 
-    def test_a_network_that_was_cut(
+    def test_a_connection_whose_network_was_cut_while_idle_is_replaced(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         session.scalar(ONE)
@@ -308,7 +308,9 @@ class TestWhileIdle:
         assert session.scalar(ONE) == 1
         assert result.scalars().all() == [1, 2, 3]
 
-    def test_a_server_that_was_restarted(self, server: PostgresServer, url: str) -> None:
+    def test_a_server_that_was_restarted_is_not_noticed(
+        self, server: PostgresServer, url: str
+    ) -> None:
         if not server.can_restart:
             pytest.skip("The server of DATABASE_URL is not ours to restart.")
         engine = create_engine(url, pool_size=POOL)
@@ -323,7 +325,7 @@ class TestWhileIdle:
         assert_at_rest(engine)
         engine.dispose()
 
-    def test_no_more_round_trips_where_nothing_is_lost(
+    def test_no_more_is_sent_where_nothing_is_lost(
         self, session: OptInSession, wire: WireProxy
     ) -> None:
         session.scalar(ONE)
@@ -335,7 +337,7 @@ class TestWhileIdle:
                 session.add(Item(name="three"))
         assert recording.verbs == ["SELECT", "BEGIN", "INSERT", "COMMIT", "INSERT"]
 
-    def test_a_notice_is_not_taken_for_the_end(
+    def test_a_notice_is_not_taken_for_the_end_of_a_connection(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         pid = backend_pid(session.connection())
@@ -345,7 +347,9 @@ class TestWhileIdle:
         for _ in range(50):
             assert backend_pid(session.connection()) == pid
 
-    def test_many_threads(self, engine: OptInEngine, wire: WireProxy, onlooker: Onlooker) -> None:
+    def test_many_threads_get_new_connections_after_a_loss(
+        self, engine: OptInEngine, wire: WireProxy, onlooker: Onlooker
+    ) -> None:
         failures: list[BaseException] = []
         start = threading.Barrier(9)
 
@@ -391,14 +395,16 @@ def cut(wire: WireProxy, word: str, where: Where) -> None:
 
 @pytest.mark.parametrize("where", WHERE)
 class TestCutAtAMessage:
-    def test_of_a_read_outside(self, session: OptInSession, wire: WireProxy, where: Where) -> None:
+    def test_a_cut_at_a_read_outside_is_an_error_once(
+        self, session: OptInSession, wire: WireProxy, where: Where
+    ) -> None:
         session.scalar(ONE)
         cut(wire, "SELECT 2", where)
         with pytest.raises(OperationalError):
             session.scalar(sa.text("SELECT 2"))
         assert session.scalar(sa.text("SELECT 2")) == 2
 
-    def test_of_a_write_outside_which_is_never_sent_twice(
+    def test_a_write_outside_that_was_cut_is_never_sent_twice(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker, where: Where
     ) -> None:
         session.scalar(ONE)
@@ -410,7 +416,7 @@ class TestCutAtAMessage:
         assert session.scalars(sa.select(Item.name)).all() == names(onlooker)
 
     @pytest.mark.parametrize("word", ["BEGIN", "INSERT", "SAVEPOINT", "SELECT"])
-    def test_in_the_middle_of_a_transaction(
+    def test_a_cut_in_the_middle_of_a_transaction_undoes_it(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker, where: Where, word: str
     ) -> None:
         session.scalar(ONE)
@@ -427,7 +433,7 @@ class TestCutAtAMessage:
             session.add(Item(name="after"))
         assert names(onlooker) == ["after"]
 
-    def test_of_a_commit_says_that_the_outcome_is_unknown(
+    def test_a_cut_at_a_commit_says_that_the_outcome_is_unknown(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker, where: Where
     ) -> None:
         with pytest.raises(CommitOutcomeUnknown, match="may be stored or not"), session.begin():
@@ -440,7 +446,7 @@ class TestCutAtAMessage:
         session.commit()
         assert names(onlooker)[-1] == "two"
 
-    def test_of_the_commit_of_a_flush_outside(
+    def test_a_cut_at_the_commit_of_a_flush_outside_says_that_the_outcome_is_unknown(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker, where: Where
     ) -> None:
         session.scalar(ONE)
@@ -457,7 +463,7 @@ class TestCutAtAMessage:
             lambda session, rows: session.bulk_insert_mappings(sa.inspect(Item), rows),
         ],
     )
-    def test_of_the_commit_of_a_bulk_call(
+    def test_a_cut_at_the_commit_of_a_bulk_call_says_that_the_outcome_is_unknown(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker, where: Where, call: Any
     ) -> None:
         session.scalar(ONE)
@@ -466,7 +472,7 @@ class TestCutAtAMessage:
             call(session, [{"name": "one"}, {"name": "two"}])
         assert session.scalars(sa.select(Item.name)).all() == names(onlooker)
 
-    def test_of_the_commit_of_a_connection(
+    def test_a_cut_at_the_commit_of_a_connection_says_that_the_outcome_is_unknown(
         self, engine: OptInEngine, wire: WireProxy, onlooker: Onlooker, where: Where
     ) -> None:
         with pytest.raises(CommitOutcomeUnknown), engine.begin() as connection:
@@ -475,7 +481,7 @@ class TestCutAtAMessage:
         with engine.connect() as connection:
             assert connection.scalars(sa.select(Item.name)).all() == names(onlooker)
 
-    def test_of_a_rollback_is_no_error_of_its_own(
+    def test_a_cut_at_a_rollback_is_no_error_of_its_own(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker, where: Where
     ) -> None:
         with pytest.raises(ZeroDivisionError), session.begin():
@@ -486,7 +492,7 @@ class TestCutAtAMessage:
         assert names(onlooker) == []
         assert session.scalar(ONE) == 1
 
-    def test_of_a_connection_of_stock_sqlalchemy_beside_ours_is_sqlalchemys_error(
+    def test_a_cut_on_a_stock_engine_is_sqlalchemys_error(
         self, wire: WireProxy, wire_url: str, where: Where
     ) -> None:
         engine = sa.create_engine(wire_url)
@@ -498,7 +504,7 @@ class TestCutAtAMessage:
 
 
 class TestBeforeTheCommit:
-    def test_nothing_is_stored_and_it_says_so(
+    def test_a_loss_before_the_commit_says_that_nothing_is_stored(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         message = "nothing of the transaction is stored"

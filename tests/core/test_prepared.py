@@ -54,7 +54,7 @@ class TestMigration:
     """The migration changes what the prepared statement returns."""
 
     @pytest.mark.parametrize("way", WAYS)
-    def test_not_even_the_first_statement_outside_fails(
+    def test_not_even_the_first_statement_outside_after_a_migration_fails(
         self, engine: OptInEngine, onlooker: Onlooker, way: str
     ) -> None:
         with engine.connect() as connection:
@@ -64,7 +64,9 @@ class TestMigration:
             assert [WAYS[way](connection) for _ in OFTEN] == before
             assert backend_pid(connection) == pid
 
-    def test_an_orm_read_outside(self, session: OptInSession, onlooker: Onlooker) -> None:
+    def test_an_orm_read_outside_works_after_a_migration(
+        self, session: OptInSession, onlooker: Onlooker
+    ) -> None:
         read = sa.select(Author).order_by(Author.id)
         for _ in OFTEN:
             session.scalars(read).all()
@@ -72,7 +74,9 @@ class TestMigration:
         for _ in OFTEN:
             assert len(session.scalars(read).all()) == 3
 
-    def test_a_stream_beside_it_goes_on(self, engine: OptInEngine, onlooker: Onlooker) -> None:
+    def test_a_stream_goes_on_after_a_migration(
+        self, engine: OptInEngine, onlooker: Onlooker
+    ) -> None:
         with engine.connect() as connection:
             for _ in OFTEN:
                 connection.execute(READ, {"id": 1}).all()
@@ -83,7 +87,7 @@ class TestMigration:
             assert connection.execute(READ, {"id": 1}).one()[1] == "Ada"
             assert len(stream.all()) == 29
 
-    def test_listeners_and_the_wire_see_one_execution(
+    def test_listeners_and_the_wire_see_one_execution_after_a_migration(
         self, engine: OptInEngine, onlooker: Onlooker, wire: WireProxy
     ) -> None:
         seen: list[str] = []
@@ -104,7 +108,7 @@ class TestMigration:
         assert sent(later) == ["SELECT"]
         assert later.round_trips == 1
 
-    def test_inside_it_aborts_the_transaction_and_works_afterwards(
+    def test_a_read_inside_after_a_migration_aborts_its_transaction_and_works_then(
         self, session: OptInSession, onlooker: Onlooker, driver: str
     ) -> None:
         for _ in OFTEN:
@@ -122,7 +126,7 @@ class TestMigration:
         for _ in OFTEN:
             assert session.execute(READ, {"id": 1}).one()[1] == "Ada"
 
-    def test_with_begin_on_write_the_read_outside_works(
+    def test_with_begin_on_write_a_read_outside_works_after_a_migration(
         self, engine: OptInEngine, onlooker: Onlooker
     ) -> None:
         with sessionmaker(engine, class_=OptInSession, begin_on_write=True)() as session:
@@ -132,7 +136,7 @@ class TestMigration:
             assert session.execute(READ, {"id": 1}).one()[1] == "Ada"
             assert not session.in_transaction()
 
-    def test_what_is_prepared_by_hand_is_left_to_the_user(
+    def test_a_statement_prepared_by_hand_is_left_to_the_user(
         self, engine: OptInEngine, onlooker: Onlooker, wire: WireProxy
     ) -> None:
         with engine.connect() as connection:
@@ -153,7 +157,9 @@ class TestDropped:
     """The server does not know the prepared statement any more."""
 
     @pytest.mark.parametrize("by", ["DISCARD ALL", "DEALLOCATE ALL"])
-    def test_by_hand(self, engine: OptInEngine, by: str) -> None:
+    def test_statements_dropped_by_hand_are_prepared_again(
+        self, engine: OptInEngine, by: str
+    ) -> None:
         with engine.connect() as connection:
             for _ in range(3):
                 for _ in OFTEN:
@@ -163,7 +169,7 @@ class TestDropped:
                 for _ in OFTEN:
                     assert connection.execute(READ, {"id": 1}).one()[1] == "Ada"
 
-    def test_past_psycopg(self, engine: OptInEngine) -> None:
+    def test_statements_dropped_past_psycopg_are_prepared_again(self, engine: OptInEngine) -> None:
         """As a pooler does, or a function of the user's."""
         with engine.connect() as connection:
             for _ in OFTEN:
@@ -172,7 +178,9 @@ class TestDropped:
             for _ in OFTEN:
                 assert connection.execute(READ, {"id": 1}).one()[1] == "Ada"
 
-    def test_a_name_that_another_client_of_a_pooler_has_taken(self, engine: OptInEngine) -> None:
+    def test_a_name_that_another_client_of_a_pooler_has_taken_does_no_harm(
+        self, engine: OptInEngine
+    ) -> None:
         with engine.connect() as connection:
             with raw(connection).cursor() as cursor:
                 for number in range(3):
@@ -181,7 +189,7 @@ class TestDropped:
                 assert connection.execute(READ, {"id": 1}).one()[1] == "Ada"
 
 
-def test_the_private_names_that_tell_what_is_prepared(engine: OptInEngine, driver: str) -> None:
+def test_private_names_of_psycopg_tell_what_is_prepared(engine: OptInEngine, driver: str) -> None:
     """psycopg 3: ``Connection._prepared``, with ``_prepared_idx`` and ``_names``."""
     with engine.connect() as connection:
         dbapi = connection.connection.dbapi_connection

@@ -61,7 +61,9 @@ def test_a_stray_write_says_what_to_do(
     assert onlooker.names() == ["stray"]
 
 
-def test_nothing_more_is_sent(session: OptInSession, wire: WireProxy) -> None:
+def test_nothing_more_is_sent_with_read_only_outside(
+    session: OptInSession, wire: WireProxy
+) -> None:
     session.scalar(sa.select(1))
     with wire.record() as recording:
         session.scalar(sa.select(1))
@@ -109,7 +111,7 @@ def test_a_write_in_a_read_only_transaction_is_not_advised_to_begin_one(
     assert "put the statement into" not in str(raised.value)
 
 
-def test_the_engine_begins_read_write(engine: OptInEngine, onlooker: Onlooker) -> None:
+def test_begin_on_the_engine_is_read_write(engine: OptInEngine, onlooker: Onlooker) -> None:
     with engine.begin() as connection:
         connection.execute(WRITE)
     copy = engine.execution_options(isolation_level="REPEATABLE READ")
@@ -120,7 +122,7 @@ def test_the_engine_begins_read_write(engine: OptInEngine, onlooker: Onlooker) -
         connection.execute(WRITE)
 
 
-def test_it_stays_after_errors_and_rollbacks(session: OptInSession) -> None:
+def test_reads_outside_stay_read_only_after_errors_and_rollbacks(session: OptInSession) -> None:
     for _ in range(2):
         with pytest.raises(ZeroDivisionError), session.begin():  # noqa: PT012
             session.execute(WRITE)
@@ -196,19 +198,19 @@ def test_a_missing_privilege_is_no_matter_of_transactions(
 
 
 @pytest.mark.parametrize("value", ["true", "True", True])
-def test_from_a_configuration(url: str, value: object) -> None:
+def test_engine_from_config_takes_read_only_outside(url: str, value: object) -> None:
     engine = engine_from_config({"sqlalchemy.url": url, "sqlalchemy.read_only_outside": value})
     with engine.connect() as connection:
         assert connection.scalar(sa.text("SHOW transaction_read_only")) == "on"
     engine.dispose()
 
 
-def test_it_is_for_postgresql() -> None:
+def test_read_only_outside_is_for_postgresql_alone() -> None:
     with pytest.raises(ArgumentError, match="read_only_outside is for PostgreSQL"):
         create_engine("sqlite://", read_only_outside=True)
 
 
-def test_for_flask_sqlalchemy(url: str) -> None:
+def test_flask_sqlalchemy_takes_read_only_outside(url: str) -> None:
     db = Database()
 
     class Tag(db.Model):  # type: ignore[name-defined,misc]

@@ -34,7 +34,9 @@ def connection(engine: sa.Engine) -> Iterator[sa.Connection]:
 class TestResults:
     """Not private by name, but in no documentation."""
 
-    def test_cursor_strategy(self, connection: sa.Connection) -> None:
+    def test_a_result_can_be_told_by_its_cursor_strategy_to_read_all_of_its_rows(
+        self, connection: sa.Connection
+    ) -> None:
         """A result can be told to read all of its rows now."""
         result = connection.execute(sa.text("VALUES (1), (2), (3)"))
         assert result.fetchone() == (1,)
@@ -46,7 +48,7 @@ class TestResults:
         assert [n for (n,) in result.all()] == [2, 3]
         assert result.cursor is None
 
-    def test_buffered_row_cursor_fetch_strategy(self, url: str) -> None:
+    def test_a_stream_is_told_by_buffered_row_cursor_fetch_strategy(self, url: str) -> None:
         """How a stream is told from other results, and what makes its cursor."""
         made: list[str] = []
         postgresql = sa.create_engine(url)
@@ -68,7 +70,9 @@ class TestResults:
             assert not isinstance(other.cursor_strategy, BufferedRowCursorFetchStrategy)
         postgresql.dispose()
 
-    def test_statement_compiler_and_execution_context(self, engine: sa.Engine) -> None:
+    def test_a_dialects_own_compiler_and_context_tell_of_locks_and_streams(
+        self, engine: sa.Engine
+    ) -> None:
         """A dialect's own compiler and context, which tell of locks and streams."""
         seen: list[str] = []
         dialect: Any = engine.dialect

@@ -96,13 +96,13 @@ LEAVES_NOTHING = [
 
 
 @pytest.mark.parametrize("sql", LEAVES)
-def test_sql_that_leaves_something(sql: str) -> None:
+def test_sql_that_leaves_something_is_recognised(sql: str) -> None:
     assert left_behind(sql, {}) is not None
     assert left_behind(sql.replace("\n", " ") + " ;", ()) is not None
 
 
 @pytest.mark.parametrize("sql", LEAVES_NOTHING)
-def test_sql_that_leaves_nothing(sql: str) -> None:
+def test_sql_that_leaves_nothing_is_recognised(sql: str) -> None:
     assert left_behind(sql, {}) is None
 
 
@@ -118,7 +118,7 @@ def test_sql_that_leaves_nothing(sql: str) -> None:
         ("SELECT set_config('a.b', lower(upper(ltrim(%s))), %s)", ("x", False), True),
     ],
 )
-def test_set_config_whose_parameter_says_whether_it_is_local(
+def test_a_parameter_of_set_config_may_say_whether_it_is_local(
     sql: str, parameters: Any, leaves: bool
 ) -> None:
     assert (left_behind(sql, parameters) is not None) is leaves
@@ -138,7 +138,9 @@ def one(wire_url: str) -> Iterator[OptInEngine]:
 
 class TestNextBorrower:
     @pytest.mark.parametrize("sql", LEAVES)
-    def test_of_a_connection_gets_another_one(self, one: OptInEngine, sql: str) -> None:
+    def test_the_next_borrower_gets_another_connection_where_something_is_left(
+        self, one: OptInEngine, sql: str
+    ) -> None:
         before = pid_of(one)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SessionStateWarning)
@@ -147,13 +149,15 @@ class TestNextBorrower:
         assert pid_of(one) != before
 
     @pytest.mark.parametrize("sql", LEAVES_NOTHING)
-    def test_gets_the_same_where_nothing_is_left(self, one: OptInEngine, sql: str) -> None:
+    def test_the_next_borrower_gets_the_same_connection_where_nothing_is_left(
+        self, one: OptInEngine, sql: str
+    ) -> None:
         before = pid_of(one)
         with one.connect() as connection:
             connection.exec_driver_sql(sql)
         assert pid_of(one) == before
 
-    def test_of_a_session(self, engine: OptInEngine) -> None:
+    def test_what_a_session_leaves_is_not_seen_by_the_next(self, engine: OptInEngine) -> None:
         with OptInSession(engine) as session:
             with pytest.warns(SessionStateWarning, match="SET LOCAL"):
                 session.execute(sa.text("SET app.tenant = '7'"))
@@ -162,20 +166,22 @@ class TestNextBorrower:
         with OptInSession(engine) as session:
             assert not session.scalar(sa.text("SELECT current_setting('app.tenant', true)"))
 
-    def test_of_a_session_when_the_pool_has_no_spare_one(self, one: OptInEngine) -> None:
+    def test_what_a_session_leaves_is_not_seen_by_the_next_borrower_of_a_pool_of_one(
+        self, one: OptInEngine
+    ) -> None:
         with OptInSession(one) as session, pytest.warns(SessionStateWarning):
             session.execute(sa.select(sa.func.set_config("app.tenant", "7", False)))
             with one.connect() as connection:
                 setting = sa.text("SELECT current_setting('app.tenant', true)")
                 assert not connection.scalar(setting)
 
-    def test_after_a_transaction_that_was_committed(self, one: OptInEngine) -> None:
+    def test_a_setting_that_was_committed_costs_the_connection(self, one: OptInEngine) -> None:
         before = pid_of(one)
         with pytest.warns(SessionStateWarning), one.begin() as connection:
             connection.execute(sa.text("SET app.tenant = '7'"))
         assert pid_of(one) != before
 
-    def test_after_a_transaction_that_was_rolled_back(self, one: OptInEngine) -> None:
+    def test_a_setting_that_was_rolled_back_leaves_the_connection(self, one: OptInEngine) -> None:
         before = pid_of(one)
         with pytest.warns(SessionStateWarning), one.connect() as connection:
             with connection.begin() as transaction:
@@ -185,14 +191,18 @@ class TestNextBorrower:
                 assert not connection.scalar(sa.text("SELECT current_setting('app.tenant', true)"))
         assert pid_of(one) == before
 
-    def test_after_a_lock_in_a_transaction_that_was_rolled_back(self, one: OptInEngine) -> None:
+    def test_an_advisory_lock_outlives_a_rollback_and_costs_the_connection(
+        self, one: OptInEngine
+    ) -> None:
         before = pid_of(one)
         with one.connect() as connection, connection.begin() as transaction:
             connection.execute(sa.select(sa.func.pg_advisory_lock(7)))
             transaction.rollback()
         assert pid_of(one) != before
 
-    def test_of_a_connection_that_nobody_has_closed(self, one: OptInEngine) -> None:
+    def test_a_setting_on_a_connection_that_nobody_has_closed_costs_it(
+        self, one: OptInEngine
+    ) -> None:
         before = pid_of(one)
         connection = one.connect()
         with pytest.warns(SessionStateWarning):
@@ -200,7 +210,7 @@ class TestNextBorrower:
         del connection
         assert pid_of(one) != before
 
-    def test_a_table_of_sqlalchemy_that_is_temporary(self, one: OptInEngine) -> None:
+    def test_a_temporary_table_of_sqlalchemys_costs_the_connection(self, one: OptInEngine) -> None:
         before = pid_of(one)
         table = sa.Table(
             "scratch", sa.MetaData(), sa.Column("id", sa.Integer), prefixes=["TEMPORARY"]
@@ -209,7 +219,7 @@ class TestNextBorrower:
             table.create(connection)
         assert pid_of(one) != before
 
-    def test_keeps_what_a_connect_listener_sets(self, wire_url: str) -> None:
+    def test_the_next_borrower_keeps_what_a_connect_listener_sets(self, wire_url: str) -> None:
         with opened(wire_url, pool_size=1, max_overflow=0, read_only_outside=True) as engine:
             before = pid_of(engine)
             with pytest.warns(SessionStateWarning), engine.connect() as connection:
@@ -220,7 +230,9 @@ class TestNextBorrower:
 
 
 class TestWarning:
-    def test_is_given_once_for_each_line_and_names_it(self, engine: OptInEngine) -> None:
+    def test_the_warning_is_given_once_for_each_line_and_names_it(
+        self, engine: OptInEngine
+    ) -> None:
         with warnings.catch_warnings(record=True) as caught, engine.connect() as connection:
             warnings.simplefilter("default")
             for _ in range(3):
@@ -229,14 +241,18 @@ class TestWarning:
         assert [one.category for one in caught] == [SessionStateWarning] * 2
         assert {one.filename for one in caught} == {__file__}
 
-    def test_as_an_error_nothing_is_sent(self, session: OptInSession, wire: WireProxy) -> None:
+    def test_nothing_is_sent_where_the_warning_is_an_error(
+        self, session: OptInSession, wire: WireProxy
+    ) -> None:
         session.scalar(PID)
         with wire.record() as recording, pytest.raises(SessionStateWarning):
             session.execute(sa.text("LISTEN news"))
         assert recording.messages == []
 
     @pytest.mark.parametrize("sql", ["LISTEN news", "SELECT pg_advisory_lock(7)"])
-    def test_is_not_given_on_a_connection_that_is_held(self, engine: OptInEngine, sql: str) -> None:
+    def test_the_warning_is_not_given_on_a_connection_that_is_held(
+        self, engine: OptInEngine, sql: str
+    ) -> None:
         with engine.connect() as connection:
             connection.execute(sa.text(sql))
 
@@ -248,7 +264,7 @@ class TestBegin:
 
     @pytest.mark.parametrize("sql", BEGINS)
     @pytest.mark.parametrize("way", ["session", "text", "driver", "ddl"])
-    def test_is_refused_and_rolled_back(
+    def test_begin_in_a_text_is_refused_and_rolled_back(
         self, engine: OptInEngine, onlooker: Onlooker, wire: WireProxy, sql: str, way: str
     ) -> None:
         with OptInSession(engine) as session:
@@ -265,7 +281,7 @@ class TestBegin:
             session.commit()
         assert onlooker.names() == ["after"]
 
-    def test_with_a_statement_that_fails_the_error_is_that_of_the_statement(
+    def test_a_statement_that_fails_after_begin_in_its_text_raises_its_own_error(
         self, engine: OptInEngine, onlooker: Onlooker
     ) -> None:
         with engine.connect() as connection:
@@ -274,7 +290,9 @@ class TestBegin:
             connection.execute(sa.insert(authors).values(name="after"))
         assert onlooker.names() == ["after"]
 
-    def test_while_another_error_is_handled(self, engine: OptInEngine) -> None:
+    def test_begin_in_a_text_is_refused_while_another_error_is_handled(
+        self, engine: OptInEngine
+    ) -> None:
         with engine.connect() as connection:
             try:
                 connection.execute(sa.text("SELECT 1/0"))
@@ -282,21 +300,23 @@ class TestBegin:
                 with pytest.raises(InvalidRequestError):
                     connection.execute(sa.text("BEGIN"))
 
-    def test_with_its_commit_in_one_string_it_is_stored(
+    def test_begin_and_its_commit_in_one_text_are_stored(
         self, engine: OptInEngine, onlooker: Onlooker
     ) -> None:
         with engine.connect() as connection:
             connection.exec_driver_sql("BEGIN; INSERT INTO author (name) VALUES ('kept'); COMMIT")
         assert onlooker.names() == ["kept"]
 
-    def test_of_a_savepoint_gives_the_error_of_the_server(self, engine: OptInEngine) -> None:
+    def test_a_savepoint_in_a_text_outside_gives_the_error_of_the_server(
+        self, engine: OptInEngine
+    ) -> None:
         with engine.connect() as connection:
             with pytest.raises(DBAPIError):
                 connection.execute(sa.text("SAVEPOINT one"))
             connection.execute(sa.text("COMMIT"))  # of which the server only warns
             assert connection.scalar(sa.text("SELECT 1")) == 1
 
-    def test_on_a_cursor_of_the_users_own_is_left_to_the_user(
+    def test_begin_on_a_cursor_of_the_users_own_is_left_to_the_user(
         self, engine: OptInEngine, onlooker: Onlooker
     ) -> None:
         with engine.connect() as connection:

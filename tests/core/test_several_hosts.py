@@ -95,7 +95,7 @@ def test_options_of_a_replica_are_those_of_each_of_its_hosts(several: sa.URL, ur
     engine.dispose()
 
 
-def test_flask_takes_them_too(several: sa.URL) -> None:
+def test_flask_sqlalchemy_takes_several_hosts(several: sa.URL) -> None:
     app = Flask(__name__)
     primary = several.update_query_dict({"target_session_attrs": "read-write"})
     standbys = several.update_query_dict({"target_session_attrs": "standby"})
@@ -133,7 +133,9 @@ class TestAWrongOne:
             ("@a:1,b:2/db", "a port that is no number"),
         ],
     )
-    def test_is_refused_when_the_engine_is_made(self, driver: str, wrong: str, says: str) -> None:
+    def test_a_wrong_host_is_refused_when_the_engine_is_made(
+        self, driver: str, wrong: str, says: str
+    ) -> None:
         for secret in ("", ":secret"):
             with pytest.raises(exc.ArgumentError) as raised:
                 create_engine(f"postgresql+{driver}://user{secret}{wrong}")
@@ -151,7 +153,7 @@ class TestAWrongOne:
     @pytest.mark.parametrize(
         "first", ["h/db", "/db?host=a,b", "/db?host=a,b&port=1,2", "/db?target_session_attrs=any"]
     )
-    def test_two_in_one_item_show_no_password(
+    def test_the_error_about_two_urls_in_one_item_shows_no_password(
         self, driver: str, separator: str, first: str
     ) -> None:
         both = f"postgresql+{driver}://u@{first}{separator}postgresql+{driver}://u:secret@h3/db"
@@ -163,7 +165,9 @@ class TestAWrongOne:
         assert "secret" not in str(raised.value)
 
     @pytest.mark.parametrize("query", ["hostaddr=1.1.1.1,1.1.1.2", "host=a,b&hostaddr=1.1.1.1"])
-    def test_of_replicas_has_no_hostaddr_for_several(self, driver: str, query: str) -> None:
+    def test_a_url_of_replicas_has_no_hostaddr_for_several_hosts(
+        self, driver: str, query: str
+    ) -> None:
         url = f"postgresql+{driver}://u@h/db"
         with pytest.raises(exc.ArgumentError, match="hostaddr for several hosts"):
             create_engine(url, replicas=[f"postgresql+{driver}://u@/db?{query}"])
@@ -176,7 +180,7 @@ class TestAWrongOne:
         replica = {"url": url, "connect_args": {}}
         create_engine(url, connect_args=arguments, replicas=[replica]).dispose()
 
-    def test_of_a_replica_says_of_which(self, driver: str) -> None:
+    def test_an_error_about_the_url_of_a_replica_says_of_which(self, driver: str) -> None:
         replicas = [f"postgresql+{driver}://u@a/db", f"postgresql+{driver}://u@/db?host=a:1,b:2"]
         with pytest.raises(exc.ArgumentError, match="The URL of replica 2 has a host with a port"):
             create_engine(f"postgresql+{driver}://user@a/db", replicas=replicas)

@@ -80,17 +80,17 @@ MAY_WRITE = [
 
 
 @pytest.mark.parametrize("sql", READS)
-def test_a_statement_evidently_reads(sql: str) -> None:
+def test_a_statement_that_evidently_reads_is_recognised(sql: str) -> None:
     assert evidently_reads(sql)
     assert not evidently_writes(sql)
 
 
 @pytest.mark.parametrize("sql", CHANGES)
-def test_a_statement_evidently_changes_rows(sql: str) -> None:
+def test_a_statement_that_evidently_changes_rows_is_recognised(sql: str) -> None:
     assert evidently_writes(sql)
     assert not evidently_reads(sql)
 
 
 @pytest.mark.parametrize("sql", MAY_WRITE)
-def test_a_statement_may_write_or_lock(sql: str) -> None:
+def test_a_statement_that_may_write_or_lock_does_not_evidently_read(sql: str) -> None:
     assert not evidently_reads(sql)

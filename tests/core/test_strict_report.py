@@ -544,7 +544,9 @@ class TestWithBeginOnWrite:
             assert finding.function == steps.__name__
             assert finding.called_from is None
 
-    def test_what_runs_at_a_yield_may_fail(self, any_session: Any, report: StrictReport) -> None:
+    def test_a_flush_before_a_yield_is_recorded_since_what_runs_there_may_fail(
+        self, any_session: Any, report: StrictReport
+    ) -> None:
         def generator() -> Iterator[None]:
             any_session.add(new())
             any_session.flush()
@@ -565,7 +567,7 @@ class TestWithBeginOnWrite:
     @pytest.mark.parametrize(
         "steps", [*(steps for steps, _ in RECORDED), *NOT_RECORDED], ids=lambda one: one.__name__
     )
-    def test_the_same_is_sent_as_without_a_report(
+    def test_the_same_is_sent_with_and_without_a_report(
         self, sessions: Sessions, wire: WireProxy, onlooker: Onlooker, steps: Steps
     ) -> None:
         came_to = []

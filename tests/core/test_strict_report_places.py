@@ -81,12 +81,12 @@ def test_a_line_of_an_installed_package_is_named_with_the_line_that_called_it(
         (__file__, False),
     ],
 )
-def test_what_is_installed(filename: str, is_installed: bool) -> None:
+def test_code_that_is_installed_is_recognised(filename: str, is_installed: bool) -> None:
     assert places._is_installed(filename) is is_installed
 
 
 @pytest.mark.parametrize("name", [{}, {"__name__": None}])
-def test_code_without_a_module(
+def test_code_without_a_module_is_named_by_its_file_and_line(
     writing: Sessions, report: StrictReport, name: dict[str, Any]
 ) -> None:
     with writing() as session:
@@ -96,7 +96,9 @@ def test_code_without_a_module(
     assert str(finding).startswith("<generated>:1 in <module>: execute()")
 
 
-def test_the_line_of_a_template(writing: Sessions, report: StrictReport, tmp_path: Path) -> None:
+def test_a_template_is_named_with_its_line(
+    writing: Sessions, report: StrictReport, tmp_path: Path
+) -> None:
     (tmp_path / "author.html").write_text("\n\n{{ author.name }}\n{{ author.documents }}\n")
     templates = jinja2.Environment(loader=jinja2.FileSystemLoader(tmp_path), autoescape=True)
     with writing() as session:

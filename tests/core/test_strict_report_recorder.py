@@ -24,6 +24,7 @@ from sqlalchemy.orm import Mapped, Session, column_property, sessionmaker
 from fictive_sqlalchemy import OptInEngine, OptInSession
 from fictive_sqlalchemy._core import observing
 from fictive_sqlalchemy._core.differences import Kind
+from fictive_sqlalchemy._core.errors import see
 from fictive_sqlalchemy.strict_report import Finding, StrictReport, formatted, read_report
 from fictive_sqlalchemy.testing import isolate
 from tests.calls import calls_of
@@ -94,7 +95,9 @@ class TestInTheStrictMode:
             "Author",
         )
 
-    def test_each_way_to_read(self, strict: Any, report: StrictReport) -> None:
+    def test_each_way_to_read_past_what_waits_is_recorded(
+        self, strict: Any, report: StrictReport
+    ) -> None:
         ada = strict.get(Author, 1)
         strict.add(Document(title="Waits", author_id=1))
         strict.query(Document).count()
@@ -106,7 +109,9 @@ class TestInTheStrictMode:
             *("count()", "get()", "refresh()", "merge()", "Author.documents"),
         ]
 
-    def test_what_is_not_recorded(self, strict: Any, report: StrictReport) -> None:
+    def test_reads_and_writes_that_pass_over_nothing_are_not_recorded(
+        self, strict: Any, report: StrictReport
+    ) -> None:
         ada, bob = strict.get(Author, 1), strict.get(Author, 2)
         strict.scalars(select(Author)).all()
         strict.expire(bob)
@@ -128,7 +133,9 @@ class TestInTheStrictMode:
             strict.execute(update(Author).values(age=9))
         assert kinds(report) == []
 
-    def test_what_waits_without_a_net_change(self, strict: Any, report: StrictReport) -> None:
+    def test_a_change_to_the_same_value_is_not_recorded(
+        self, strict: Any, report: StrictReport
+    ) -> None:
         ada = strict.get(Author, 1)
         ada.age = ada.age
         strict.scalars(select(Author)).all()
@@ -139,7 +146,9 @@ class TestInTheStrictMode:
         (finding,) = report.findings()
         assert finding.detail == "Author, Document"
 
-    def test_a_column_that_is_a_query(self, strict: Any, report: StrictReport) -> None:
+    def test_a_column_that_is_a_query_is_recorded_as_its_row_is_loaded(
+        self, strict: Any, report: StrictReport
+    ) -> None:
         """It is loaded together with the row, whichever column is asked for."""
         ada = strict.get(Counting, 1)
         strict.expire(ada)
@@ -148,7 +157,7 @@ class TestInTheStrictMode:
         (finding,) = report.findings()
         assert (finding.kind, finding.call) == ("passed over", "Counting.name")
 
-    def test_text_where_stock_flushes_before_it(
+    def test_text_is_recorded_where_stock_flushes_before_it(
         self, engine: OptInEngine, strict: Any, report: StrictReport
     ) -> None:
         with Session(engine) as stock:
@@ -159,13 +168,15 @@ class TestInTheStrictMode:
         strict.scalar(sa.text("SELECT 1"))
         assert kinds(report) == ["passed over"] * has_flushed
 
-    def test_a_session_without_autoflush(self, engine: OptInEngine, report: StrictReport) -> None:
+    def test_a_session_without_autoflush_is_not_recorded(
+        self, engine: OptInEngine, report: StrictReport
+    ) -> None:
         with OptInSession(engine, autoflush=False) as session:
             session.add(Author(name="new"))
             session.scalars(select(Author)).all()
         assert kinds(report) == []
 
-    def test_what_waits_for_a_stock_bind(self, report: StrictReport) -> None:
+    def test_what_waits_for_a_stock_bind_is_not_recorded(self, report: StrictReport) -> None:
         """SQLAlchemy flushes that, in both modes."""
         stock = sa.create_engine("sqlite://", poolclass=sa.StaticPool)
         NoteBase.metadata.create_all(stock)
@@ -183,7 +194,7 @@ class TestInTheStrictMode:
 
 
 class TestSessionsOnAConnection:
-    def test_it_is_said_once(
+    def test_a_session_on_a_connection_is_recorded_once(
         self, engine: OptInEngine, report: StrictReport, caplog: pytest.LogCaptureFixture
     ) -> None:
         for _ in range(2):
@@ -201,7 +212,9 @@ class TestSessionsOnAConnection:
         assert "test_isolation()" in str(report)
         assert "No place that was met" in str(report)
 
-    def test_by_an_overridden_get_bind(self, engine: OptInEngine, report: StrictReport) -> None:
+    def test_a_connection_from_an_overridden_get_bind_is_recorded(
+        self, engine: OptInEngine, report: StrictReport
+    ) -> None:
         connection = engine.connect()
 
         class OnConnection(OptInSession):
@@ -212,7 +225,7 @@ class TestSessionsOnAConnection:
             session.scalars(select(Author)).all()
         assert kinds(report) == ["connection"]
 
-    def test_isolation_is_none(
+    def test_isolation_is_not_recorded_as_a_session_on_a_connection(
         self, engine: OptInEngine, writing: Sessions, report: StrictReport
     ) -> None:
         with isolate(engine):
@@ -233,15 +246,15 @@ class TestTheReport:
         assert [record.name for record in caplog.records] == [LOGGER]
         assert caplog.records[0].levelno == logging.WARNING
         text = str(finding)
-        assert caplog.messages == [text]
+        assert caplog.messages == [text + see("strict-report")]
         assert f":{finding.line} in update_and_close: execute() would be stored at once" in text
         assert "`with session.begin():`" in finding.remedy
         assert str(report) == f"{text}\n1 place means {ELSE}"
 
-    def test_nothing_was_met(self, report: StrictReport) -> None:
+    def test_an_empty_report_says_that_nothing_was_met(self, report: StrictReport) -> None:
         assert str(report) == f"No place that was met means {ELSE}"
 
-    def test_clear_and_stop(self, writing: Sessions) -> None:
+    def test_a_report_can_be_cleared_and_stopped(self, writing: Sessions) -> None:
         report = StrictReport(log=False).start()
         assert report.start() is report
         update_and_close(writing)
@@ -256,7 +269,9 @@ class TestTheReport:
         assert report.findings() == []
         assert observing.observer is None
 
-    def test_two_reports_at_once(self, writing: Sessions, report: StrictReport) -> None:
+    def test_two_reports_at_once_find_the_same(
+        self, writing: Sessions, report: StrictReport
+    ) -> None:
         with StrictReport() as other:
             update_and_close(writing)
         assert other.findings() == report.findings()
@@ -264,7 +279,7 @@ class TestTheReport:
         (finding,) = report.findings()
         assert (report.times(finding), other.times(finding)) == (2, 1)
 
-    def test_memory_is_bounded(self, writing: Sessions) -> None:
+    def test_a_report_keeps_a_limited_number_of_places(self, writing: Sessions) -> None:
         with StrictReport(limit=2, log=False) as report:
             for number in range(5):
                 namespace: dict[str, Any] = {"session": writing(), "update": update}
@@ -284,7 +299,9 @@ class TestTheReport:
             session.close()
         assert len(report.findings()) == 1000
 
-    def test_sessions_go_away_while_it_is_on(self, writing: Sessions, report: StrictReport) -> None:
+    def test_a_report_does_not_keep_sessions_alive(
+        self, writing: Sessions, report: StrictReport
+    ) -> None:
         session = writing()
         session.execute(update(Author).values(age=8))
         session.close()
@@ -292,7 +309,9 @@ class TestTheReport:
         gc.collect()
         assert not [one for one in gc.get_objects() if type(one) is OptInSession]
 
-    def test_threads(self, writing: Sessions, report: StrictReport) -> None:
+    def test_threads_are_counted_in_one_report(
+        self, writing: Sessions, report: StrictReport
+    ) -> None:
         code = "def work(sessions):\n" + "".join(
             f"  session = sessions(); session.execute(lock); session.close()  # {line}\n"
             for line in range(10)
@@ -309,7 +328,7 @@ class TestTheReport:
         ]
         assert {report.times(one) for one in report.findings()} == {4}
 
-    def test_listeners_to_a_flush_are_a_part_of_it(
+    def test_writes_of_listeners_to_a_flush_are_a_part_of_the_flush(
         self, writing: Sessions, report: StrictReport
     ) -> None:
         with writing() as session:
@@ -322,7 +341,7 @@ class TestTheReport:
             session.commit()
         assert kinds(report) == []
 
-    def test_a_listener_that_writes_in_a_flush_of_nothing(
+    def test_a_flush_of_nothing_in_which_a_listener_writes_is_recorded(
         self, writing: Sessions, report: StrictReport
     ) -> None:
         with writing() as session:
@@ -337,7 +356,7 @@ class TestTheReport:
             session.flush()
         assert kinds(report) == ["flush"]
 
-    def test_listeners_to_a_commit_are_a_part_of_it(
+    def test_writes_of_listeners_to_a_commit_are_a_part_of_the_commit(
         self, writing: Sessions, report: StrictReport
     ) -> None:
         with writing() as session:
@@ -356,7 +375,7 @@ class TestTheReport:
             session.commit()
         assert kinds(report) == []
 
-    def test_callbacks_after_a_commit_are_no_part_of_it(
+    def test_callbacks_after_a_commit_are_no_part_of_the_commit(
         self, writing: Sessions, report: StrictReport
     ) -> None:
         with writing() as session:
@@ -385,7 +404,7 @@ class TestTheReport:
             session.commit()
         assert kinds(report) == ["write"]
 
-    def test_a_listener_that_refuses_the_flush_of_a_read(
+    def test_a_flush_for_a_read_that_a_listener_refuses_is_recorded(
         self, writing: Sessions, report: StrictReport
     ) -> None:
         with writing() as session:
@@ -403,7 +422,7 @@ class TestTheReport:
 
 
 class TestTheFile:
-    def test_each_place_is_added_to_it(self, writing: Sessions, tmp_path: Path) -> None:
+    def test_each_place_is_added_to_the_file(self, writing: Sessions, tmp_path: Path) -> None:
         file = tmp_path / "deeper" / "strict.jsonl"
         with StrictReport(file) as report:
             assert not file.exists()
@@ -417,7 +436,7 @@ class TestTheFile:
         assert len(file.read_text().splitlines()) == 3
         assert read_report(file) == another.findings()
 
-    def test_a_line_that_is_broken_is_left_out(self, writing: Sessions, tmp_path: Path) -> None:
+    def test_a_broken_line_of_the_file_is_left_out(self, writing: Sessions, tmp_path: Path) -> None:
         file = tmp_path / "strict.jsonl"
         file.write_bytes(b'{"kind": "lo\n\xff\n')
         with StrictReport(file) as report:
@@ -437,7 +456,7 @@ class TestTheFile:
         (message,) = caplog.messages
         assert message.startswith("Places of the strict report are not in its file: ")
 
-    def test_processes_that_write_at_once(self, tmp_path: Path) -> None:
+    def test_processes_that_write_at_once_lose_no_line_of_the_file(self, tmp_path: Path) -> None:
         file = tmp_path / "strict.jsonl"
         work = (
             "import sys; from fictive_sqlalchemy.strict_report import Finding, StrictReport\n"
@@ -450,7 +469,7 @@ class TestTheFile:
         assert [process.wait(60) for process in processes] == [0, 0, 0]
         assert len(file.read_bytes().splitlines()) == len(read_report(file)) == 1500
 
-    def test_what_is_no_such_file(self, tmp_path: Path) -> None:
+    def test_what_is_no_file_of_a_report_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):
             read_report(tmp_path / "none")
         for text in ("one", "[1]", "{}", json.dumps({"kind": "other"})):
@@ -480,7 +499,7 @@ def test_each_kind_is_on_the_page() -> None:
 
 class TestWhatItCosts:
     @pytest.mark.parametrize("begin_on_write", [False, True])
-    def test_a_read_makes_as_many_calls_before_during_and_after_it(
+    def test_a_read_makes_as_many_calls_before_during_and_after_a_report(
         self, url: str, begin_on_write: bool
     ) -> None:
         with opened(url) as engine, OptInSession(engine, begin_on_write=begin_on_write) as session:
@@ -494,7 +513,7 @@ class TestWhatItCosts:
             with StrictReport(), session.begin():
                 assert calls_of(lambda: read(session)) == inside
 
-    def test_nothing_is_left_behind(self) -> None:
+    def test_a_report_leaves_nothing_behind(self) -> None:
         with StrictReport():
             assert observing.observer is not None
         assert observing.observer is None

@@ -44,7 +44,7 @@ from tests.wire import WireProxy
 
 
 class TestTransactionConnections:
-    def test_is_empty_outside(self, session: OptInSession) -> None:
+    def test_transaction_connections_is_empty_outside(self, session: OptInSession) -> None:
         assert len(TRANSACTION_CONNECTIONS) == 0
         session.get(Author, 1)
         session.add(Author(name="new"))
@@ -52,7 +52,7 @@ class TestTransactionConnections:
         assert list(TRANSACTION_CONNECTIONS) == []
         assert not TRANSACTION_CONNECTIONS
 
-    def test_has_a_sessions_transaction_from_its_first_statement_to_its_end(
+    def test_transaction_connections_has_a_transaction_from_its_first_statement_on(
         self, session: OptInSession
     ) -> None:
         with session.begin() as transaction:
@@ -66,7 +66,9 @@ class TestTransactionConnections:
         assert transaction not in TRANSACTION_CONNECTIONS
         assert len(TRANSACTION_CONNECTIONS) == 0
 
-    def test_has_the_transactions_of_engines_and_connections(self, engine: OptInEngine) -> None:
+    def test_transaction_connections_has_transactions_of_engines_and_connections(
+        self, engine: OptInEngine
+    ) -> None:
         with engine.begin() as connection:
             assert dict(TRANSACTION_CONNECTIONS) == {connection.get_transaction(): {connection}}
             with engine.connect() as other, other.begin() as transaction:
@@ -76,7 +78,9 @@ class TestTransactionConnections:
                 assert TRANSACTION_CONNECTIONS[two_phases] == {other}
         assert len(TRANSACTION_CONNECTIONS) == 0
 
-    def test_has_each_bind_of_a_session(self, engine: OptInEngine, wire_url: str) -> None:
+    def test_transaction_connections_has_each_bind_of_a_session(
+        self, engine: OptInEngine, wire_url: str
+    ) -> None:
         second = create_engine(wire_url)
         NoteBase.metadata.create_all(second)
         with OptInSession(binds={Author: engine, Note: second}) as session:
@@ -89,7 +93,9 @@ class TestTransactionConnections:
         assert len(TRANSACTION_CONNECTIONS) == 0
         second.dispose()
 
-    def test_has_the_transaction_of_a_flush_while_it_lasts(self, session: OptInSession) -> None:
+    def test_transaction_connections_has_the_transaction_of_a_flush_while_it_lasts(
+        self, session: OptInSession
+    ) -> None:
         seen: list[int] = []
         event.listen(session, "after_flush", lambda *_: seen.append(len(TRANSACTION_CONNECTIONS)))
         session.add(Author(name="new"))
@@ -97,7 +103,9 @@ class TestTransactionConnections:
         assert seen == [1]
         assert len(TRANSACTION_CONNECTIONS) == 0
 
-    def test_is_a_view_that_nobody_can_write(self, session: OptInSession) -> None:
+    def test_transaction_connections_is_a_view_that_nobody_can_write(
+        self, session: OptInSession
+    ) -> None:
         assert isinstance(TRANSACTION_CONNECTIONS, Mapping)
         for name in ("__setitem__", "__delitem__", "pop", "clear", "update", "setdefault"):
             assert not hasattr(TRANSACTION_CONNECTIONS, name)
@@ -115,7 +123,7 @@ class TestTransactionConnections:
         with pytest.raises(KeyError):
             TRANSACTION_CONNECTIONS[transaction]
 
-    def test_tells_of_connections_that_are_out_of_autocommit_and_no_others(
+    def test_transaction_connections_has_those_out_of_autocommit_and_no_others(
         self, session: OptInSession, engine: OptInEngine
     ) -> None:
         with engine.connect() as resting:
@@ -140,7 +148,7 @@ class TestTransactionConnections:
     }
 
     @pytest.mark.parametrize("end", ENDS)
-    def test_is_empty_after_every_end(
+    def test_transaction_connections_is_empty_after_every_end(
         self, session: OptInSession, onlooker: Onlooker, end: str
     ) -> None:
         session.begin()
@@ -149,7 +157,7 @@ class TestTransactionConnections:
         self.ENDS[end](session, onlooker)
         assert len(TRANSACTION_CONNECTIONS) == 0
 
-    def test_keeps_neither_sessions_nor_connections_alive(
+    def test_transaction_connections_keeps_neither_sessions_nor_connections_alive(
         self, sessions: Sessions, engine: OptInEngine
     ) -> None:
         session = sessions()
@@ -166,7 +174,7 @@ class TestTransactionConnections:
         assert len(TRANSACTION_CONNECTIONS) == 0
         assert_at_rest(engine)
 
-    def test_may_be_read_by_any_thread_while_others_begin_and_end(
+    def test_transaction_connections_may_be_read_by_any_thread(
         self, url: str, onlooker: Onlooker
     ) -> None:
         with opened(url, pool_size=8) as engine:
@@ -386,7 +394,7 @@ def test_an_error_in_a_listener_reaches_the_caller_and_nothing_stays_half_done(
     threading.current_thread() is not threading.main_thread(), reason="signals go there"
 )
 @pytest.mark.parametrize("outside", [True, False])
-def test_a_keyboard_interrupt_while_the_server_works(
+def test_a_keyboard_interrupt_while_the_server_works_leaves_a_usable_session(
     url: str, onlooker: Onlooker, outside: bool
 ) -> None:
     """Straight to the server: psycopg before 3.2 keeps the interpreter while it asks for a cancel,
@@ -527,7 +535,9 @@ def test_a_serialization_failure_can_be_tried_again(sessions: Sessions, onlooker
     assert onlooker.scalar("SELECT age FROM author WHERE id = 1") == 41
 
 
-def test_a_stock_sessions_transactions_are_not_among_them(engine: OptInEngine, url: str) -> None:
+def test_transaction_connections_has_no_transactions_of_stock_sessions(
+    engine: OptInEngine, url: str
+) -> None:
     stock = sa.create_engine(url)
     with Session(stock) as session:
         session.get(Author, 1)
@@ -540,7 +550,7 @@ class TestRemoveInsideATransaction:
     """Of a scoped session: what came next would be stored on its own, by a new session."""
 
     @pytest.mark.parametrize("block", ["begin", "begin_nested", "atomic"])
-    def test_rolls_back_and_is_an_error(
+    def test_remove_inside_a_transaction_rolls_back_and_is_an_error(
         self, engine: OptInEngine, wire: WireProxy, onlooker: Onlooker, block: str
     ) -> None:
         scope = OptInScopedSession(sessionmaker(engine, class_=OptInSession))
@@ -558,7 +568,7 @@ class TestRemoveInsideATransaction:
         scope.remove()
         assert onlooker.names() == ["after"]
 
-    def test_outside_is_as_ever(self, engine: OptInEngine) -> None:
+    def test_remove_outside_a_block_is_as_ever(self, engine: OptInEngine) -> None:
         scope = OptInScopedSession(sessionmaker(engine, class_=OptInSession))
         scope.remove()
         scope.begin()

@@ -62,7 +62,7 @@ class TestTwoBinds:
         assert calls == []
         assert not session.in_transaction()
 
-    def test_a_server_that_went_before_the_second_commit_says_so_too(
+    def test_a_server_lost_before_the_second_commit_says_that_half_is_stored(
         self, session: OptInSession, onlooker: Onlooker, other: OptInEngine
     ) -> None:
         calls: list[str] = []
@@ -92,7 +92,7 @@ class TestTwoBindsBeforeTheFirstCommit(TestTwoBinds):
 
     @pytest.mark.parametrize("attempt", range(6))
     @pytest.mark.parametrize("aborted", [Author, Note])
-    def test_one_that_is_aborted_keeps_the_other_from_being_stored(
+    def test_a_bind_that_is_aborted_keeps_the_other_from_being_stored(
         self,
         session: OptInSession,
         other: OptInEngine,
@@ -112,7 +112,7 @@ class TestTwoBindsBeforeTheFirstCommit(TestTwoBinds):
 
     @pytest.mark.parametrize("attempt", range(6))
     @pytest.mark.parametrize("aborted", [Author, Note])
-    def test_one_that_is_aborted_keeps_one_that_joins_at_the_end_from_being_stored(
+    def test_a_bind_that_is_aborted_keeps_one_that_joins_at_the_end_from_being_stored(
         self,
         session: OptInSession,
         other: OptInEngine,
@@ -130,7 +130,7 @@ class TestTwoBindsBeforeTheFirstCommit(TestTwoBinds):
             assert connection.scalars(sa.select(Note.text)).all() == []
 
     @pytest.mark.parametrize("attempt", range(6))
-    def test_one_that_a_listener_aborts_keeps_the_other_from_being_stored(
+    def test_a_bind_that_a_listener_aborts_keeps_the_other_from_being_stored(
         self, session: OptInSession, other: OptInEngine, onlooker: Onlooker, attempt: int
     ) -> None:
         caught: list[DBAPIError] = []
@@ -151,7 +151,7 @@ class TestTwoBindsBeforeTheFirstCommit(TestTwoBinds):
             assert connection.scalars(sa.select(Note.text)).all() == []
 
     @pytest.mark.parametrize("attempt", range(6))
-    def test_one_that_is_lost_keeps_the_other_from_being_stored(
+    def test_a_bind_that_is_lost_keeps_the_other_from_being_stored(
         self, session: OptInSession, other: OptInEngine, onlooker: Onlooker, attempt: int
     ) -> None:
         with pytest.raises(OperationalError, match="nothing of the transaction is stored"):
@@ -167,7 +167,7 @@ class TestTwoBindsBeforeTheFirstCommit(TestTwoBinds):
 class TestTwoBindsInASavepoint(TestTwoBinds):
     @pytest.mark.parametrize("attempt", range(6))
     @pytest.mark.parametrize("aborted", [Author, Note])
-    def test_one_that_is_aborted_takes_the_part_of_the_other_back(
+    def test_a_bind_aborted_in_a_savepoint_takes_the_part_of_the_other_back(
         self,
         session: OptInSession,
         other: OptInEngine,
@@ -186,7 +186,7 @@ class TestTwoBindsInASavepoint(TestTwoBinds):
             assert connection.scalars(sa.select(Note.text)).all() == []
 
     @pytest.mark.parametrize("attempt", range(6))
-    def test_one_that_is_lost_is_the_error_even_if_the_other_is_released(
+    def test_a_bind_lost_in_a_savepoint_is_the_error_even_if_the_other_is_released(
         self, session: OptInSession, other: OptInEngine, onlooker: Onlooker, attempt: int
     ) -> None:
         with pytest.raises(PendingRollbackError) as raised, session.begin():

@@ -39,7 +39,7 @@ class TestACoreStatementWithOrmCriteria:
         return statements[request.param]
 
     @pytest.mark.parametrize("call", ["execute", "scalars", "scalar"])
-    def test_is_sent_alone_outside(
+    def test_a_core_statement_with_orm_criteria_is_sent_alone_outside(
         self, session: OptInSession, wire: WireProxy, statement: Any, call: str
     ) -> None:
         if call != "execute":
@@ -54,7 +54,7 @@ class TestACoreStatementWithOrmCriteria:
             title = result.one() if call == "scalars" else result
             assert title in ("Of 1", "Ada")
 
-    def test_does_the_same_in_a_block_and_on_a_connection(
+    def test_a_core_statement_with_orm_criteria_does_the_same_in_a_block(
         self, session: OptInSession, engine: OptInEngine, statement: Any
     ) -> None:
         result: Any
@@ -80,7 +80,7 @@ class TestAnOrmInsertWithParameters:
         ids=["a dictionary", "a list of one", "a list of two", "a tuple"],
     )
     @pytest.mark.parametrize("is_waiting", [False, True])
-    def test_is_stored_when_it_returns(
+    def test_an_orm_insert_with_parameters_is_stored_when_it_returns(
         self,
         session: OptInSession,
         wire: WireProxy,
@@ -100,13 +100,15 @@ class TestAnOrmInsertWithParameters:
         assert onlooker.names() == names
         assert not session.in_transaction()
 
-    def test_a_generator_is_stored_too(self, session: OptInSession, onlooker: Onlooker) -> None:
+    def test_an_orm_insert_of_a_generator_is_stored_when_it_returns(
+        self, session: OptInSession, onlooker: Onlooker
+    ) -> None:
         rows: Any = ({"name": name} for name in ("one", "two"))
         session.execute(sa.insert(Author), rows)
         assert onlooker.names() == ["one", "two"]
 
     @pytest.mark.parametrize("parameters", [{"name": "Ada"}, [{"name": "a"}, {"name": "Ada"}]])
-    def test_that_fails_leaves_no_transaction_open(
+    def test_an_orm_insert_that_fails_leaves_no_transaction_open(
         self, session: OptInSession, onlooker: Onlooker, parameters: Any
     ) -> None:
         with pytest.raises(IntegrityError):
@@ -115,19 +117,21 @@ class TestAnOrmInsertWithParameters:
         session.execute(sa.insert(Author), {"name": "after"})
         assert onlooker.names() == ["after"]
 
-    def test_returns_objects(self, session: OptInSession, onlooker: Onlooker) -> None:
+    def test_an_orm_insert_with_parameters_returns_objects(
+        self, session: OptInSession, onlooker: Onlooker
+    ) -> None:
         new = session.scalars(sa.insert(Author).returning(Author), {"name": "one"}).one()
         assert new in session
         assert new.name == "one"
         assert onlooker.names() == ["one"]
 
-    def test_a_bulk_update_by_primary_key_is_stored_too(
+    def test_a_bulk_update_by_primary_key_is_stored_when_it_returns(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         session.execute(sa.update(Author), [{"id": 1, "age": 51}, {"id": 2, "age": 52}])
         assert onlooker.column("SELECT age FROM author ORDER BY id") == [51, 52, 30]
 
-    def test_of_two_tables_is_all_or_nothing(
+    def test_an_orm_insert_into_two_tables_is_all_or_nothing(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         with pytest.raises(IntegrityError):
@@ -360,7 +364,7 @@ class TestACteThatLocks:
         )
         return sa.select(taken.c.id)
 
-    def test_of_a_statement_that_writes_what_it_has_locked_works_outside(
+    def test_a_cte_that_locks_what_its_statement_writes_works_outside(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         with wire.record() as recording:
@@ -368,7 +372,7 @@ class TestACteThatLocks:
         assert sent(recording) == ["WITH"]
         assert onlooker.scalar("SELECT age FROM author WHERE id = 1") == 99
 
-    def test_of_one_that_writes_nothing_is_refused(
+    def test_a_cte_that_locks_for_a_statement_that_writes_nothing_is_refused(
         self, session: OptInSession, wire: WireProxy
     ) -> None:
         locked = sa.select(Author.id).with_for_update().cte("locked")
@@ -380,7 +384,7 @@ class TestACteThatLocks:
 
 class TestACommitThatWasRefusedBeforeAnythingWasSent:
     @pytest.mark.parametrize("call", ["commit", "flush"])
-    def test_leaves_what_was_loaded(
+    def test_a_commit_that_was_refused_before_it_sent_anything_leaves_what_was_loaded(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker, call: str
     ) -> None:
         ada = session.get_one(Author, 1)
@@ -400,7 +404,9 @@ class TestACommitThatWasRefusedBeforeAnythingWasSent:
         session.commit()
         assert onlooker.names() == ["one"]
 
-    def test_leaves_it_readable_when_the_scope_is_removed(self, sessions: Sessions) -> None:
+    def test_objects_stay_readable_when_the_scope_is_removed_after_a_refused_commit(
+        self, sessions: Sessions
+    ) -> None:
         scope = OptInScopedSession(sessions)
         ada = scope.get_one(Author, 1)
         scope.add(Author(name="one"))

@@ -70,7 +70,7 @@ def event(number: int, text: str) -> str:
 
 
 def lines() -> Any:
-    """Stream rows from a cursor of the server."""
+    """Stream rows from a server-side cursor."""
     return db.session.scalars(sa.select(Line).order_by(Line.id).execution_options(yield_per=10))
 
 

@@ -51,7 +51,7 @@ def run(program: str, url: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("program", [program.__name__ for program in PROGRAMS])
-def test_nothing_of_the_parents_is_used_by_a_child(program: str, filled_url: str) -> None:
+def test_a_child_uses_no_connection_of_its_parent(program: str, filled_url: str) -> None:
     ended = run(program, filled_url)
     assert not ended.returncode, ended.stdout
     assert not ended.stdout

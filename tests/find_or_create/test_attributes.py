@@ -24,7 +24,9 @@ from tests.wire import WireProxy
 
 
 @pytest.mark.parametrize("where", ["outside", "inside"])
-def test_defaults_of_every_kind(store: Store, wire: WireProxy, where: str) -> None:
+def test_defaults_of_every_kind_are_used_for_a_new_object(
+    store: Store, wire: WireProxy, where: str
+) -> None:
     with wire.record() as recording, store.session.begin() if where == "inside" else nullcontext():
         row, created = store.ask(Defaults, key="k")
         assert created
@@ -62,7 +64,7 @@ def test_none_to_search_for_is_stored_as_null_whatever_the_default(
     assert store.stored(Defaults, "key", "python") == [("k", None), ("l", "python")]
 
 
-def test_a_sql_expression_to_search_for(store: Store) -> None:
+def test_a_sql_expression_may_be_searched_for(store: Store) -> None:
     ada, created = store.ask(User, {"name": "Ada"}, email=sa.func.lower("ADA@X"))
     assert (ada.email, created) == ("ada@x", True)
     assert store.ask(User, email=sa.func.lower("ADA@X")) == (ada, False)
@@ -94,7 +96,9 @@ def test_constructors_and_validators_run(store: Store, wire: WireProxy) -> None:
 
 
 @pytest.mark.parametrize("where", ["outside", "inside"])
-def test_attributes_that_are_more_than_a_column(store: Store, where: str) -> None:
+def test_attributes_that_are_more_than_a_column_may_be_searched_for_and_set(
+    store: Store, where: str
+) -> None:
     with store.session.begin() if where == "inside" else nullcontext():
         place, created = store.ask(Place, {"label": "Top"}, point=Point(1, 2))
         assert (place.point, place.called, created) == (Point(1, 2), "Top", True)
@@ -114,7 +118,7 @@ def test_a_version_counter_counts_from_the_start(store: Store) -> None:
 
 
 @pytest.mark.parametrize("where", ["outside", "inside"])
-def test_dataclasses(store: Store, wire: WireProxy, where: str) -> None:
+def test_dataclasses_are_found_or_created(store: Store, wire: WireProxy, where: str) -> None:
     doctor, _ = store.ask(Author, name="Dr. No")
     with wire.record() as recording, store.session.begin() if where == "inside" else nullcontext():
         one, created = store.ask(Patient, {"doctor": doctor}, name="One")

@@ -60,7 +60,7 @@ def test_an_error_of_what_waited_in_the_session_is_not_taken_for_a_race(store: S
     assert store.ask(Heard, {"name": "Bob"}, email="bob@x")[1]
 
 
-def test_more_than_one_is_an_error(store: Store) -> None:
+def test_more_than_one_row_that_is_found_is_an_error(store: Store) -> None:
     for email in ("a@x", "b@x", "c@x"):
         store.ask(User, {"name": "Same"}, email=email)
     with pytest.raises(exc.MultipleResultsFound):

@@ -98,7 +98,7 @@ def more_tables(engine: OptInEngine) -> None:
     Base.metadata.create_all(engine)
 
 
-def test_joined_inheritance_that_refers_to_itself(
+def test_an_object_of_joined_inheritance_may_refer_to_its_own_class(
     session: OptInSession, ask: Ask, wire: WireProxy
 ) -> None:
     boss, _ = ask(Clerk, {"email": "boss"}, badge="1")
@@ -115,7 +115,9 @@ def test_joined_inheritance_that_refers_to_itself(
     assert recording.verbs == ["BEGIN", "UPDATE", "COMMIT"]
 
 
-def test_dataclasses_with_collections(session: OptInSession, ask: Ask) -> None:
+def test_a_new_dataclass_is_added_to_the_collection_of_its_owner(
+    session: OptInSession, ask: Ask
+) -> None:
     shelf, _ = ask(Shelf, name="a")
     volume, created = ask(Volume, name="b", shelf=shelf)
     assert (created, shelf.books, volume.shelf_id) == (True, [volume], shelf.id)
@@ -125,7 +127,7 @@ def test_dataclasses_with_collections(session: OptInSession, ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("is_waiting", [False, True])
-def test_a_collection_whose_orphans_are_deleted(
+def test_a_new_object_is_added_to_a_collection_whose_orphans_are_deleted(
     session: OptInSession, ask: Ask, rows: Rows, is_waiting: bool
 ) -> None:
     owner, _ = ask(Owner, name="Ada")

@@ -25,7 +25,7 @@ IN_A_TRANSACTION = [
         *[(name, ["BEGIN", "INSERT", "COMMIT"]) for name in IN_A_TRANSACTION],
     ],
 )
-def test_listeners_of_the_session_hear_of_it(
+def test_listeners_of_the_session_hear_of_a_new_object(
     store: Store, wire: WireProxy, name: str, stored: list[str]
 ) -> None:
     heard: list[str] = []
@@ -63,7 +63,7 @@ def test_listeners_of_the_session_can_change_the_object(store: Store) -> None:
 
 
 @pytest.mark.parametrize("name", ["before_insert", "after_insert"])
-def test_listeners_of_the_mapper_hear_of_it(store: Store, name: str) -> None:
+def test_listeners_of_the_mapper_hear_of_a_new_object(store: Store, name: str) -> None:
     heard: list[Any] = []
 
     def listen(mapper: Any, connection: Any, target: Any) -> None:
@@ -79,7 +79,9 @@ def test_listeners_of_the_mapper_hear_of_it(store: Store, name: str) -> None:
     assert heard == [ada, bob]
 
 
-def test_init_events_and_attribute_events_run(store: Store, wire: WireProxy) -> None:
+def test_init_events_and_attribute_events_run_for_a_new_object(
+    store: Store, wire: WireProxy
+) -> None:
     heard: list[Any] = []
 
     def init(target: Any, args: Any, kwargs: Any) -> None:

@@ -51,7 +51,7 @@ def test_a_connection_of_the_users_own_is_always_inside(store: Store) -> None:
 
 
 @pytest.mark.parametrize("create", [create_engine, sa.create_engine])
-def test_sqlite(create: Callable[..., sa.Engine]) -> None:
+def test_rows_are_found_or_created_on_sqlite(create: Callable[..., sa.Engine]) -> None:
     engine = create("sqlite://")
     names = ("users", "authors", "books")
     Base.metadata.create_all(engine, [Base.metadata.tables[name] for name in names])

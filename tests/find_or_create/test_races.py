@@ -243,7 +243,7 @@ def test_another_constraint_is_no_reason_to_try_again(store: Store, where: str) 
 
 
 @pytest.mark.parametrize("call", ["ask", "put"])
-def test_inside_an_object_whose_row_was_deleted_makes_room(
+def test_an_object_whose_row_was_deleted_makes_room_inside(
     store: Store, another: Store, call: str
 ) -> None:
     """SQLAlchemy would warn, and the session would have two objects for one row."""
@@ -271,7 +271,7 @@ def test_inside_an_object_whose_row_was_deleted_makes_room(
 
 @pytest.mark.parametrize("is_one_statement", [True, False])
 @pytest.mark.parametrize("model", [Late, User])
-def test_a_constraint_that_is_checked_at_commit_decides_races_too(
+def test_a_constraint_that_is_checked_at_commit_decides_races(
     store: Store,
     another: Store,
     wire: WireProxy,

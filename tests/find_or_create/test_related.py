@@ -50,7 +50,7 @@ def of(author: Author, name: str) -> list[Any]:
 @pytest.mark.parametrize("is_loaded", [False, True])
 @pytest.mark.parametrize("is_waiting", [False, True])
 @pytest.mark.parametrize("name", WORKS)
-def test_a_related_object_gets_the_new_one_once(
+def test_a_related_object_gets_the_new_object_once(
     session: OptInSession,
     ask: Ask,
     wire: WireProxy,

@@ -51,7 +51,7 @@ def test_a_related_object_is_a_filter_and_a_default(
     ]
 
 
-def test_no_related_object_is_a_filter_too(store: Store) -> None:
+def test_none_for_a_related_object_is_a_filter(store: Store) -> None:
     ada, _ = store.ask(Author, name="Ada")
     assert store.ask(Book, author=ada, title="Notes")[1]
     book, created = store.ask(Book, author=None, title="Notes")
@@ -91,7 +91,7 @@ def test_outside_a_constructor_looks_at_the_related_object_as_it_is(
     assert store.stored(Author, "mood") == ["fine"]
 
 
-def test_outside_a_related_object_of_nobody_will_do(store: Store) -> None:
+def test_outside_a_related_object_may_be_in_no_session(store: Store) -> None:
     ada, _ = store.ask(Author, name="Ada")
     store.session.expunge(ada)
     book, created = store.ask(Book, author=ada, title="Notes")
@@ -208,7 +208,7 @@ def test_a_filter_that_nothing_can_refer_to_is_refused_inside(
             store.ask(Book, title="Notes", author=waiting)
 
 
-def test_what_a_constructor_makes_is_written_with_it(store: Store) -> None:
+def test_what_a_constructor_makes_is_written_with_its_object(store: Store) -> None:
     parent, created = store.ask(Parent, key="p")
     assert created
     assert [child.name for child in parent.children] == ["first"]
@@ -233,7 +233,7 @@ def test_what_waits_in_the_session_is_not_taken_along_outside(store: Store) -> N
     assert store.stored(Tagging, "book_id", "tag_name") == [(book.id, "new")]
 
 
-def test_what_an_association_proxy_makes_is_stored_with_it(store: Store) -> None:
+def test_what_an_association_proxy_makes_is_stored_with_its_object(store: Store) -> None:
     tag, _ = store.ask(Tag, name="new")
     book, created = store.ask(Book, {"tags": [tag]}, title="Notes")
     assert (list(book.tags), created) == ([tag], True)

@@ -20,7 +20,7 @@ from tests.find_or_create.stores import (
 from tests.wire import WireProxy
 
 
-def test_found_is_one_round_trip(store: Store, wire: WireProxy) -> None:
+def test_an_object_that_is_found_is_one_round_trip(store: Store, wire: WireProxy) -> None:
     ada, _ = store.ask(User, {"name": "Ada"}, email="ada@x")
     store.session.expunge_all()
     with wire.record() as outside:
@@ -33,7 +33,7 @@ def test_found_is_one_round_trip(store: Store, wire: WireProxy) -> None:
     assert inside.verbs == ["BEGIN", "SELECT", "COMMIT"]
 
 
-def test_created_outside_is_a_transaction_of_its_own_and_the_object_is_loaded(
+def test_an_object_created_outside_is_stored_at_once_and_loaded(
     store: Store, wire: WireProxy
 ) -> None:
     with wire.record() as recording:
@@ -49,7 +49,7 @@ def test_created_outside_is_a_transaction_of_its_own_and_the_object_is_loaded(
     assert store.stored(User, "email", "name") == [("ada@x", "Ada")]
 
 
-def test_created_outside_with_a_listener_has_begin_and_commit(
+def test_an_object_created_outside_with_a_listener_has_begin_and_commit(
     store: Store, wire: WireProxy
 ) -> None:
     with wire.record() as recording:
@@ -64,7 +64,7 @@ def test_created_outside_with_a_listener_has_begin_and_commit(
 
 
 @pytest.mark.parametrize("model", [User, Heard])
-def test_created_inside_is_part_of_the_transaction(
+def test_an_object_created_inside_is_part_of_the_transaction(
     store: Store, wire: WireProxy, model: type[User]
 ) -> None:
     with wire.record() as recording, store.session.begin():
@@ -79,7 +79,9 @@ def test_created_inside_is_part_of_the_transaction(
 
 
 @pytest.mark.parametrize("model", [User, Heard])
-def test_created_inside_goes_with_the_transaction(store: Store, model: type[User]) -> None:
+def test_an_object_created_inside_goes_with_the_transaction(
+    store: Store, model: type[User]
+) -> None:
     with store.session.begin() as transaction:
         ada, _ = store.ask(model, {"name": "Ada"}, email="ada@x")
         transaction.rollback()
@@ -110,7 +112,7 @@ def test_a_created_object_is_changed_and_deleted_like_any_other(store: Store) ->
 
 
 @pytest.mark.parametrize("model", [User, Heard])
-def test_everything_else_goes_on_waiting_outside(
+def test_everything_else_that_waits_outside_goes_on_waiting(
     store: Store, wire: WireProxy, model: type[User]
 ) -> None:
     session = store.session
@@ -166,7 +168,7 @@ def test_single_table_inheritance_is_one_insert(store: Store, wire: WireProxy) -
         store.ask(Car, plate="A 2")
 
 
-def test_composite_keys(store: Store, wire: WireProxy) -> None:
+def test_rows_with_composite_keys_are_found_or_created(store: Store, wire: WireProxy) -> None:
     book, _ = store.ask(Book, title="On keys")
     with wire.record() as recording:
         one, created = store.ask(Chapter, {"title": "One"}, book_id=book.id, number=1)

@@ -95,7 +95,7 @@ def test_listeners_see_the_session_that_called(
 
 @pytest.mark.parametrize("name", ["before_flush", "after_flush"])
 @pytest.mark.parametrize("times", [1, 2])
-def test_what_a_listener_adds_is_stored_with_it(
+def test_what_a_listener_adds_is_stored_with_the_new_object(
     session: OptInSession,
     ask: Ask,
     wire: WireProxy,
@@ -281,7 +281,7 @@ def test_get_bind_is_asked_with_a_mapper(engine: OptInEngine, rows: Rows) -> Non
     assert rows("SELECT title FROM docs") == ["menu"]
 
 
-def test_a_bind_of_sqlite_beside_it_is_left_alone(
+def test_a_bind_of_sqlite_beside_ours_is_left_alone(
     session: OptInSession, ask: Ask, engine: OptInEngine, rows: Rows
 ) -> None:
     sqlite = sa.create_engine("sqlite://")

@@ -42,7 +42,7 @@ def block(store: Store, where: str) -> Any:
 # What is sent
 
 
-def test_created_outside_is_the_insert_alone(store: Store, wire: WireProxy) -> None:
+def test_an_object_created_outside_is_the_insert_alone(store: Store, wire: WireProxy) -> None:
     with wire.record() as recording:
         ada, created = store.put(User, {"name": "Ada"}, email="ada@x")
     assert (ada.name, created) == ("Ada", True)
@@ -51,7 +51,7 @@ def test_created_outside_is_the_insert_alone(store: Store, wire: WireProxy) -> N
     assert store.stored(User, "email", "name") == [("ada@x", "Ada")]
 
 
-def test_updated_outside_is_the_update_alone(store: Store, wire: WireProxy) -> None:
+def test_an_object_updated_outside_is_the_update_alone(store: Store, wire: WireProxy) -> None:
     ada, _ = store.ask(User, {"name": "Ada"}, email="ada@x")
     with wire.record() as recording:
         found, created = store.put(User, {"name": "Ada L."}, email="ada@x")
@@ -63,7 +63,7 @@ def test_updated_outside_is_the_update_alone(store: Store, wire: WireProxy) -> N
     assert not store.session.in_transaction()
 
 
-def test_updated_outside_with_a_listener_has_begin_and_commit(
+def test_an_object_updated_outside_with_a_listener_has_begin_and_commit(
     store: Store, wire: WireProxy
 ) -> None:
     store.ask(Heard, {"name": "Ada"}, email="ada@x")
@@ -86,7 +86,7 @@ def test_updated_outside_with_a_listener_has_begin_and_commit(
 
 @both
 @pytest.mark.parametrize("is_known", [True, False])
-def test_found_with_nothing_to_change_is_the_select_alone(
+def test_an_object_with_nothing_to_change_is_the_select_alone(
     store: Store, wire: WireProxy, where: str, is_known: bool
 ) -> None:
     ada, _ = store.ask(User, {"name": "Ada", "age": 36}, email="ada@x")
@@ -104,7 +104,7 @@ def test_found_with_nothing_to_change_is_the_select_alone(
     assert recording.verbs == ["SELECT"]
 
 
-def test_updated_inside_is_part_of_the_transaction(store: Store, wire: WireProxy) -> None:
+def test_an_object_updated_inside_is_part_of_the_transaction(store: Store, wire: WireProxy) -> None:
     ada, _ = store.ask(User, {"name": "Ada"}, email="ada@x")
     with wire.record() as recording, store.session.begin() as transaction:
         found, created = store.put(User, {"name": "Ada L."}, email="ada@x")
@@ -199,7 +199,9 @@ def test_begin_on_write_begins_the_transaction_with_the_update(
     assert store.stored(User, "name") == ["Ada L."]
 
 
-def test_a_bind_of_sqlite_beside_it(store: Store, wire: WireProxy) -> None:
+def test_a_bind_of_sqlite_beside_ours_has_its_own_transaction(
+    store: Store, wire: WireProxy
+) -> None:
     session = store.session
     sqlite = sa.create_engine("sqlite://")
     Base.metadata.create_all(sqlite, [Base.metadata.tables["authors"]])
@@ -221,7 +223,7 @@ def test_a_bind_of_sqlite_beside_it(store: Store, wire: WireProxy) -> None:
 
 
 @pytest.mark.parametrize("has_changed", [True, False])
-def test_with_sqlalchemys_own_session(
+def test_sqlalchemys_own_session_updates_in_a_savepoint(
     make_store: Callable[..., Store], wire: WireProxy, has_changed: bool
 ) -> None:
     store = make_store(create=sa.create_engine, session_class=Session)
@@ -236,7 +238,7 @@ def test_with_sqlalchemys_own_session(
     assert store.stored(User, "name") == [name]
 
 
-def test_isolated_tests(store: Store) -> None:
+def test_isolation_undoes_what_was_updated(store: Store) -> None:
     with isolate(store.engine):
         store.put(User, {"name": "Ada"}, email="ada@x")
         store.put(User, {"name": "Ada L."}, email="ada@x")
@@ -314,7 +316,7 @@ def test_an_expression_is_evaluated_by_the_database(
 
 
 @both
-def test_none_is_null(store: Store, where: str) -> None:
+def test_none_is_null_in_the_filters_and_the_defaults(store: Store, where: str) -> None:
     store.put(User, {"name": "Ada", "age": 36}, email="ada@x", nick=None)
     with block(store, where):
         assert not store.put(User, {"age": None}, email="ada@x", nick=None)[1]
@@ -322,7 +324,7 @@ def test_none_is_null(store: Store, where: str) -> None:
 
 
 @both
-def test_attributes_that_are_more_than_a_column(store: Store, where: str) -> None:
+def test_attributes_that_are_more_than_a_column_may_be_updated(store: Store, where: str) -> None:
     with block(store, where):
         place, _ = store.put(Place, {"point": Point(1, 2), "facts": {"a": 1}}, label="Top")
         store.put(Place, {"point": Point(3, 4), "facts": {"b": 2}}, label="Top")
@@ -338,7 +340,9 @@ def test_attributes_that_are_more_than_a_column(store: Store, where: str) -> Non
     assert store.stored(Place, "label", "facts") == [("peak", {"b": 2, "c": 3})]
 
 
-def test_columns_that_are_not_loaded_with_the_object(store: Store, wire: WireProxy) -> None:
+def test_a_column_that_is_not_loaded_with_the_object_is_compared(
+    store: Store, wire: WireProxy
+) -> None:
     store.put(Defaults, {"large": "L"}, key="k")
     store.session.expunge_all()
     with wire.record() as recording:

@@ -125,7 +125,7 @@ def test_a_wrong_name_is_refused_before_anything_is_sent(
         ({"email": "b"}, exc.ArgumentError, r"searches for 'email', which a new object gets"),
     ],
 )
-def test_create_defaults_are_looked_at_also_if_the_object_is_found(
+def test_create_defaults_are_checked_also_if_the_object_is_found(
     store: Store,
     wire: WireProxy,
     create_defaults: dict[str, Any],
@@ -173,7 +173,7 @@ def test_a_new_object_may_get_what_a_found_one_may_not(store: Store) -> None:
     assert store.stored(Careful, "secret") == ["s"]
 
 
-def test_more_than_one_is_an_error(store: Store) -> None:
+def test_more_than_one_row_that_is_found_is_an_error(store: Store) -> None:
     for email in ("a@x", "b@x", "c@x"):
         store.ask(User, {"name": "Same"}, email=email)
     with pytest.raises(exc.MultipleResultsFound):

@@ -154,7 +154,9 @@ def test_outside_a_version_keeps_a_function_from_being_too_late(
 
 
 @WHERE
-def test_rows_that_come_and_go(make_store: Callable[..., Store], url: str, where: str) -> None:
+def test_rows_that_come_and_go_are_stored_in_the_end(
+    make_store: Callable[..., Store], url: str, where: str
+) -> None:
     store = make_store(url, pool_size=5, max_overflow=0)
 
     def call(session: Session, number: int) -> None:
@@ -216,7 +218,7 @@ def test_a_row_that_was_deleted_after_the_search_is_created_again(
 
 
 @WHERE
-def test_a_version_that_another_has_stored_after_the_search(
+def test_a_version_that_another_has_stored_after_the_search_is_updated(
     store: Store, another: Store, wire: WireProxy, just_before: Callable[..., None], where: str
 ) -> None:
     """Outside, the object is searched for again; inside, its row is locked."""

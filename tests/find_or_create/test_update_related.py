@@ -23,7 +23,9 @@ def block(store: Store, where: str) -> Any:
 
 
 @both
-def test_a_related_object_that_is_stored(store: Store, wire: WireProxy, where: str) -> None:
+def test_a_related_object_that_is_stored_may_be_a_default(
+    store: Store, wire: WireProxy, where: str
+) -> None:
     ada, _ = store.ask(Author, name="Ada")
     bob, _ = store.ask(Author, name="Bob")
     with block(store, where):
@@ -65,7 +67,9 @@ def test_a_related_object_goes_on_waiting_outside(store: Store, wire: WireProxy)
     assert store.stored(Book, "author_id") == [bob.id]
 
 
-def test_a_foreign_key_that_only_the_session_remembers(store: Store, another: Store) -> None:
+def test_a_foreign_key_that_only_the_session_remembers_is_stored_again(
+    store: Store, another: Store
+) -> None:
     ada, _ = store.ask(Author, name="Ada")
     store.ask(Author, name="Bob")
     book, _ = store.put(Book, {"author": ada}, title="Notes")
@@ -77,7 +81,7 @@ def test_a_foreign_key_that_only_the_session_remembers(store: Store, another: St
     assert book.author is ada
 
 
-def test_inside_related_objects_are_stored_with_it(store: Store) -> None:
+def test_inside_related_objects_are_stored_with_the_object(store: Store) -> None:
     with store.session.begin():
         store.put(Book, title="Notes")
         book, _ = store.put(Book, {"author": Author(name="New")}, title="Notes")

@@ -21,7 +21,7 @@ _TABLE = re.compile(r"\b(?:FROM|INTO|UPDATE|TABLE)\s+\"?(\w+)\"?", re.IGNORECASE
 
 
 class Database(OptInTransactionMixin, FilterByOrCreateMixin, SQLAlchemy):
-    """Reads run untransacted; `with db.session.begin():` is a transaction."""
+    """Reads are sent alone; `with db.session.begin():` is a transaction."""
 
 
 class WritingApp:

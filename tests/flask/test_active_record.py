@@ -88,7 +88,7 @@ def site(
 # -- in requests -------------------------------------------------------------------------------
 
 
-def test_a_view_that_takes_a_form(site: Site) -> None:
+def test_a_view_may_update_from_a_form(site: Site) -> None:
     User = site.User
 
     @site.app.post("/users/<int:id>")
@@ -118,7 +118,7 @@ def test_a_view_that_takes_a_form(site: Site) -> None:
     assert client.post("/users/9", data={"name": "Bob"}).status_code == 404
 
 
-def test_a_view_that_takes_json(site: Site) -> None:
+def test_a_view_may_create_from_json(site: Site) -> None:
     User = site.User
 
     @site.app.post("/users")
@@ -190,7 +190,7 @@ def test_requests_at_the_same_time_share_no_session(site: Site) -> None:
     assert site.names() == ["Ada", "Bob!", "Cid!", "Dan!", "Eve!"]
 
 
-def test_an_object_of_an_earlier_request(site: Site) -> None:
+def test_an_object_of_an_earlier_request_can_be_saved_and_nothing_else(site: Site) -> None:
     with site.app.app_context():
         user = site.User.query.one()
         assert user.name == "Ada"
@@ -204,7 +204,7 @@ def test_an_object_of_an_earlier_request(site: Site) -> None:
     assert site.names() == ["Bob"]
 
 
-def test_an_object_of_the_outer_context(site: Site) -> None:
+def test_an_object_of_the_outer_context_is_refused_in_the_inner_one(site: Site) -> None:
     with site.app.app_context():
         user = site.User.query.one()
         with (
@@ -226,7 +226,7 @@ def test_outside_an_application_context_flask_says_so(site: Site) -> None:
         _ = User.query
 
 
-def test_a_model_on_another_bind(
+def test_a_model_on_another_bind_is_stored_there(
     make_app: MakeApp, url: str, server: PostgresServer, driver: str, other_database: str
 ) -> None:
     db = Database()
@@ -248,7 +248,7 @@ def test_a_model_on_another_bind(
         assert (Here.query.count(), There.query.count()) == (1, 0)
 
 
-def test_a_model_on_a_stock_bind_beside_ours(make_app: MakeApp, url: str) -> None:
+def test_a_model_on_a_stock_bind_beside_ours_is_stored(make_app: MakeApp, url: str) -> None:
     db = Database()
 
     class Here(ActiveRecordMixin, db.Model):
@@ -304,7 +304,7 @@ def mixin_itself() -> type[Any]:
 
 @pytest.mark.parametrize("extension", [Database, SQLAlchemy])
 @pytest.mark.parametrize("make_base", [base, dataclass_base, flask_model, mixin_itself])
-def test_as_the_model_class(
+def test_the_mixin_may_be_in_the_model_class(
     make_app: MakeApp, url: str, extension: type[SQLAlchemy], make_base: Any
 ) -> None:
     if extension is SQLAlchemy and make_base is dataclass_base and sa.__version__ >= "2.1":
@@ -324,7 +324,9 @@ def test_as_the_model_class(
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_on_one_model_before_or_after_db_model(make_app: MakeApp, url: str, first: bool) -> None:
+def test_the_mixin_may_come_before_or_after_db_model(
+    make_app: MakeApp, url: str, first: bool
+) -> None:
     db = Database(query_class=MyQuery)
     bases = (ActiveRecordMixin, db.Model) if first else (db.Model, ActiveRecordMixin)
     columns = {"id": mapped_column(sa.Integer, primary_key=True), "name": mapped_column(sa.Text)}
@@ -340,7 +342,7 @@ def test_on_one_model_before_or_after_db_model(make_app: MakeApp, url: str, firs
         thing.update(name="two").save().delete()
 
 
-def test_a_query_class_of_one_model(make_app: MakeApp, url: str) -> None:
+def test_one_model_may_have_its_own_query_class(make_app: MakeApp, url: str) -> None:
     db = Database()
 
     class Thing(ActiveRecordMixin, db.Model):
@@ -351,7 +353,7 @@ def test_a_query_class_of_one_model(make_app: MakeApp, url: str) -> None:
         assert isinstance(Thing.query, MyQuery)
 
 
-def test_filter_by_or_create_goes_together_with_it(site: Site) -> None:
+def test_filter_by_or_create_goes_together_with_the_mixin(site: Site) -> None:
     with site.app.app_context():
         if site.opts_in:
             user, created = site.User.filter_by_or_create.with_created(name="Bob")
@@ -364,7 +366,7 @@ def test_filter_by_or_create_goes_together_with_it(site: Site) -> None:
 
 
 @pytest.mark.parametrize("through", ["session", "current_session"])
-def test_models_of_a_request_scoped_session(url: str, through: str) -> None:
+def test_models_of_a_request_scoped_session_may_have_the_mixin(url: str, through: str) -> None:
     engine = create_engine(url)
     app = Flask(__name__)
     session = flask_scoped_session(sessionmaker(engine, class_=OptInSession), app)

@@ -78,7 +78,7 @@ def names(onlooker: Onlooker) -> list[str]:
 
 
 class TestViews:
-    def test_call_functions_that_compose(
+    def test_atomic_views_call_functions_that_compose(
         self, app: Flask, client: FlaskClient, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         @app.post("/")
@@ -96,7 +96,9 @@ class TestViews:
         ]
         assert names(onlooker) == ["one"]
 
-    def test_options_count_where_the_function_is_given_with_them(self, app: Flask) -> None:
+    def test_options_of_atomic_count_where_the_function_is_given_with_them(
+        self, app: Flask
+    ) -> None:
         atomic: Any = db.atomic
         function = atomic(lambda: None, durable=True)
         refused = pytest.raises(InvalidRequestError, match="has to be outermost")
@@ -112,7 +114,9 @@ class TestViews:
         assert client.post("/a").status_code == 500
         assert names(onlooker) == ["a", "b", "c"]
 
-    def test_that_are_async(self, app: Flask, client: FlaskClient, onlooker: Onlooker) -> None:
+    def test_atomic_views_may_be_async(
+        self, app: Flask, client: FlaskClient, onlooker: Onlooker
+    ) -> None:
         @app.post("/")
         @db.atomic
         async def view() -> str:
@@ -122,7 +126,7 @@ class TestViews:
         assert client.post("/").text == "one"
         assert names(onlooker) == ["one"]
 
-    def test_tasks_of_an_async_view_share_its_session(
+    def test_a_second_task_of_an_async_view_is_refused_in_atomic(
         self, app: Flask, client: FlaskClient, onlooker: Onlooker
     ) -> None:
         @db.atomic
@@ -139,7 +143,7 @@ class TestViews:
         assert client.post("/").json == ["str", "InvalidRequestError"]
         assert names(onlooker) == ["one"]
 
-    def test_that_stream_are_refused(
+    def test_an_atomic_view_that_streams_is_refused(
         self, app: Flask, client: FlaskClient, onlooker: Onlooker
     ) -> None:
         @app.post("/")
@@ -153,7 +157,7 @@ class TestViews:
             client.post("/")
         assert names(onlooker) == []
 
-    def test_whose_stream_holds_a_block_open_lose_it_with_the_context(
+    def test_a_block_that_a_stream_holds_open_is_lost_with_the_context(
         self, app: Flask, client: FlaskClient, onlooker: Onlooker
     ) -> None:
         def rows() -> Iterator[str]:
@@ -174,7 +178,7 @@ class TestViews:
             next(held[0])
         assert names(onlooker) == []
 
-    def test_of_a_stock_bind_that_was_read_from(
+    def test_atomic_is_refused_in_a_view_after_a_read_on_a_stock_bind(
         self, app: Flask, client: FlaskClient, onlooker: Onlooker
     ) -> None:
         @app.post("/")
@@ -192,7 +196,7 @@ class TestViews:
         assert names(onlooker) == ["two"]
 
 
-def test_over_plain_sqlalchemy(wire_url: str, onlooker: Onlooker) -> None:
+def test_atomic_and_retry_work_with_flask_scoped_session(wire_url: str, onlooker: Onlooker) -> None:
     """With the session of a context that flask_scoped_session makes, and the proxy of it."""
     engine = create_engine(wire_url)
     sessions = flask_scoped_session(sessionmaker(engine, class_=OptInSession))
@@ -243,7 +247,7 @@ def test_a_context_that_ends_in_a_transaction_only_logs_errors(
 
 
 class TestAtomicRequests:
-    def test_an_error_after_the_rollback_never_hides_the_views(
+    def test_an_error_after_the_rollback_never_hides_that_of_the_view(
         self, app: Flask, client: FlaskClient, caplog: pytest.LogCaptureFixture
     ) -> None:
         def fail() -> None:
@@ -280,7 +284,7 @@ class TestAtomicRequests:
         assert names(onlooker) == ["one"]
 
     @pytest.mark.parametrize("options", [{"durable": True}, {"read_only": True}])
-    def test_what_has_to_be_outermost_is_refused(
+    def test_what_has_to_be_outermost_is_refused_in_an_atomic_request(
         self, app: Flask, client: FlaskClient, onlooker: Onlooker, options: dict[str, Any]
     ) -> None:
         app.post("/")(db.atomic(**options)(lambda: store("one")))
@@ -304,7 +308,7 @@ class TestAtomicRequests:
         assert sent(recording)[-1] == "ROLLBACK"
         assert names(onlooker) == []
 
-    def test_set_rollback_in_a_block_undoes_that(
+    def test_set_rollback_in_a_block_undoes_that_block(
         self, app: Flask, client: FlaskClient, onlooker: Onlooker
     ) -> None:
         @app.post("/")
@@ -355,7 +359,7 @@ class TestAtomicRequests:
         assert called == ["rolled back", ["one"]]
         assert names(onlooker) == ["by the mail", "one"]
 
-    def test_one_that_raises_is_the_response_and_leaves_what_is_stored(
+    def test_a_function_that_raises_is_the_response_and_leaves_what_is_stored(
         self, app: Flask, client: FlaskClient, onlooker: Onlooker
     ) -> None:
         @app.errorhandler(Undo)
@@ -374,7 +378,9 @@ class TestAtomicRequests:
         assert (response.status_code, response.text) == (502, "the mail has failed")
         assert names(onlooker) == ["one"]
 
-    def test_a_commit_that_fails(self, app: Flask, client: FlaskClient, onlooker: Onlooker) -> None:
+    def test_a_commit_that_fails_is_handled_and_calls_on_rollback(
+        self, app: Flask, client: FlaskClient, onlooker: Onlooker
+    ) -> None:
         called: list[str] = []
 
         @app.errorhandler(IntegrityError)
@@ -415,7 +421,9 @@ class TestIsolated:
             yield
         assert names(onlooker) == []
 
-    def test_blocks_and_what_comes_after(self, app: Flask, client: FlaskClient) -> None:
+    def test_isolated_blocks_call_functions_as_in_production(
+        self, app: Flask, client: FlaskClient
+    ) -> None:
         called: list[str] = []
 
         def register(name: str) -> None:
@@ -437,7 +445,7 @@ class TestIsolated:
         with app.app_context():
             assert db.session.scalars(sa.select(Account.name)).all() == ["one"]
 
-    def test_a_retry(self, app: Flask) -> None:
+    def test_isolated_functions_are_retried(self, app: Flask) -> None:
         tries = 0
 
         @retry_transaction(db.session)

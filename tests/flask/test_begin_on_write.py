@@ -250,7 +250,7 @@ class TestAnApplication:
 
     @pytest.mark.parametrize("atomic", [True, False])
     @pytest.mark.parametrize("commits", [True, False])
-    def test_a_task(
+    def test_a_task_stores_what_it_commits_or_all_if_it_is_atomic(
         self, house: House, wire: WireProxy, onlooker: Onlooker, atomic: bool, commits: bool
     ) -> None:
         celery = Celery("example", task_cls=DatabaseTask.of(house.web))
@@ -419,7 +419,9 @@ class TestTheExtension:
         stored = ["one"] if ends == "commit" else []
         assert self.names(app, db, Tag) == self.names(app, db, Other) == stored
 
-    def test_isolation_undoes_it(self, app: Flask, db: Any, models: Any) -> None:
+    def test_isolation_undoes_what_was_begun_on_write(
+        self, app: Flask, db: Any, models: Any
+    ) -> None:
         Tag, Other = models
         with db.test_isolation(app):
             with app.app_context():
@@ -449,7 +451,9 @@ class TestTheExtension:
             db.session.rollback()
             assert db.session.scalar(select(func.count()).select_from(Tag)) == 0
 
-    def test_the_default_stays_strict(self, make_app: MakeApp, wire_url: str) -> None:
+    def test_an_extension_without_the_option_stays_strict(
+        self, make_app: MakeApp, wire_url: str
+    ) -> None:
         strict = Database()
         with make_app(strict, wire_url).app_context():
             strict.session.execute(sa.text("CREATE TABLE stored (id int)"))
@@ -485,7 +489,7 @@ class TestConnectionsOfTheEngine:
             for engine in db.engines.values():
                 engine.dispose()
 
-    def test_the_engine_may_say_otherwise(
+    def test_the_engine_may_differ_from_the_sessions(
         self, filled: str, wire_url: str, wire: WireProxy
     ) -> None:
         db = Database(session_options=OPTIONS, engine_options={"begin_on_write": False})

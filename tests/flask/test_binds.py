@@ -130,7 +130,7 @@ def test_a_transaction_leaves_out_what_it_does_not_use(app: Flask, wire: WirePro
 
 
 @pytest.mark.parametrize("fails", ["in Python", "in the first database", "in the second database"])
-def test_a_failure_undoes_all_of_them(app: Flask, wire: WireProxy, fails: str) -> None:
+def test_a_failure_undoes_all_binds(app: Flask, wire: WireProxy, fails: str) -> None:
     with db.session.begin():
         add_to_all("taken")
 
@@ -153,7 +153,9 @@ def test_a_failure_undoes_all_of_them(app: Flask, wire: WireProxy, fails: str) -
 
 
 @pytest.mark.parametrize("call", ["flush", "commit"])
-def test_writing_outside_is_all_of_them_or_none(app: Flask, wire: WireProxy, call: str) -> None:
+def test_writing_outside_is_done_on_all_binds_or_none(
+    app: Flask, wire: WireProxy, call: str
+) -> None:
     db.session.add_all([Order(text="one"), Invoice(text="one")])
     with wire.record() as recording:
         getattr(db.session, call)()
@@ -190,7 +192,7 @@ def test_options_of_begin_are_sent_to_each_bind(app: Flask, wire: WireProxy) -> 
     assert recording.round_trips == 12
 
 
-def test_a_bind_of_its_own_may_have_options_of_its_own(
+def test_a_bind_may_have_options_of_its_own(
     make_app: MakeApp, wire_url: str, wire: WireProxy
 ) -> None:
     binds = {"accounts": {"url": wire_url, "isolation_level": "REPEATABLE READ", "pool_size": 2}}
@@ -236,7 +238,9 @@ def test_an_unknown_bind_is_still_refused(app: Flask) -> None:
 # -- one that is not opted in: stock behaviour for what runs on it --------------------------------
 
 
-def test_a_read_on_it_begins_and_reads_beside_it_do_not(app: Flask, wire: WireProxy) -> None:
+def test_a_read_on_a_stock_bind_begins_and_reads_beside_it_do_not(
+    app: Flask, wire: WireProxy
+) -> None:
     db.session.scalars(sa.select(Note)).all()
     assert db.session().in_transaction()
     with wire.record() as recording:
@@ -253,7 +257,7 @@ def test_a_read_on_it_begins_and_reads_beside_it_do_not(app: Flask, wire: WirePr
     assert db.engines["notes"].pool.checkedout() == 0
 
 
-def test_a_read_on_it_flushes_what_waits_for_it(app: Flask, wire: WireProxy) -> None:
+def test_a_read_on_a_stock_bind_flushes_what_waits_for_it(app: Flask, wire: WireProxy) -> None:
     db.session.add(Note(text="flushed"))
     assert db.session.scalars(sa.select(Note.text)).all() == ["flushed"]
     assert stored(app) == ([], [], [])  # in its transaction
@@ -261,7 +265,7 @@ def test_a_read_on_it_flushes_what_waits_for_it(app: Flask, wire: WireProxy) -> 
     assert stored(app) == ([], [], ["flushed"])
 
 
-def test_an_explicit_flush_on_it_keeps_its_transaction(app: Flask) -> None:
+def test_an_explicit_flush_on_a_stock_bind_keeps_its_transaction(app: Flask) -> None:
     db.session.add(Note(text="flushed"))
     db.session.flush()
     assert db.session().in_transaction()
@@ -269,7 +273,9 @@ def test_an_explicit_flush_on_it_keeps_its_transaction(app: Flask) -> None:
     assert stored(app) == ([], [], [])
 
 
-def test_it_is_committed_and_rolled_back_with_the_others(app: Flask, wire: WireProxy) -> None:
+def test_a_stock_bind_is_committed_and_rolled_back_with_the_others(
+    app: Flask, wire: WireProxy
+) -> None:
     with db.session.begin():
         add_to_all("one")
     assert stored(app) == (["one"], ["one"], ["one"])
@@ -292,7 +298,7 @@ def test_it_is_committed_and_rolled_back_with_the_others(app: Flask, wire: WireP
     assert stored(app) == (["one", "three"],) * 3
 
 
-def test_a_commit_after_a_read_on_it_writes_what_waits_for_the_others(
+def test_a_commit_after_a_read_on_a_stock_bind_writes_what_waits_for_the_others(
     app: Flask, wire: WireProxy
 ) -> None:
     db.session.scalars(sa.select(Note)).all()
@@ -309,7 +315,7 @@ def test_a_commit_after_a_read_on_it_writes_what_waits_for_the_others(
     assert sent(recording) == ["BEGIN", "INSERT order", "ROLLBACK"]
 
 
-def test_begin_after_a_read_on_it_says_what_to_do(app: Flask, wire: WireProxy) -> None:
+def test_begin_after_a_read_on_a_stock_bind_says_what_to_do(app: Flask, wire: WireProxy) -> None:
     db.session.scalars(sa.select(Note)).all()
     with (
         wire.record() as recording,
@@ -324,7 +330,9 @@ def test_begin_after_a_read_on_it_says_what_to_do(app: Flask, wire: WireProxy) -
     assert stored(app) == (["one"],) * 3
 
 
-def test_a_savepoint_after_a_read_on_it_is_set_in_all(app: Flask, wire: WireProxy) -> None:
+def test_a_savepoint_after_a_read_on_a_stock_bind_is_set_in_all(
+    app: Flask, wire: WireProxy
+) -> None:
     def add() -> None:
         with db.session.begin_nested():
             add_to_all("undone")
@@ -341,7 +349,7 @@ def test_a_savepoint_after_a_read_on_it_is_set_in_all(app: Flask, wire: WireProx
 
 
 @pytest.mark.parametrize("read_first", [False, True])
-def test_flushing_all_of_them_ends_with_commit_or_rollback(app: Flask, read_first: bool) -> None:
+def test_a_flush_to_all_binds_ends_with_commit_or_rollback(app: Flask, read_first: bool) -> None:
     if read_first:
         db.session.scalars(sa.select(Note)).all()
     add_to_all("one")
@@ -417,7 +425,9 @@ def test_dirty_objects_of_both_kinds_without_a_change_send_nothing(
     ],
     ids=["bulk_save_objects", "bulk_insert_mappings", "bulk insert", "insert"],
 )
-def test_writing_calls_on_it_wait_for_a_commit(app: Flask, write: Callable[[Any], object]) -> None:
+def test_writing_calls_on_a_stock_bind_wait_for_a_commit(
+    app: Flask, write: Callable[[Any], object]
+) -> None:
     write(db.session)
     assert stored(app)[2] == []
     db.session.rollback()
@@ -428,7 +438,7 @@ def test_writing_calls_on_it_wait_for_a_commit(app: Flask, write: Callable[[Any]
 
 
 @pytest.mark.parametrize("read_first", [False, True])
-def test_a_bulk_call_over_all_of_them_stores_all_or_nothing(app: Flask, read_first: bool) -> None:
+def test_a_bulk_call_over_all_binds_stores_all_or_nothing(app: Flask, read_first: bool) -> None:
     if read_first:
         db.session.scalars(sa.select(Note)).all()
     db.session.bulk_save_objects([Order(text="one"), Note(text="one")])
@@ -445,7 +455,7 @@ def test_a_bulk_call_over_all_of_them_stores_all_or_nothing(app: Flask, read_fir
         assert stored(app) == (["one"], [], ["one"])
 
 
-def test_it_is_locked_as_ever_while_the_others_are_read(app: Flask) -> None:
+def test_a_stock_bind_is_locked_as_ever_while_the_others_are_read(app: Flask) -> None:
     # with_for_update is refused outside on our binds alone.
     assert db.session.scalars(sa.select(Note).with_for_update()).all() == []
     with pytest.raises(InvalidRequestError, match="with_for_update"):
@@ -453,7 +463,9 @@ def test_it_is_locked_as_ever_while_the_others_are_read(app: Flask) -> None:
     db.session.commit()
 
 
-def test_what_it_sends_is_what_the_stock_extension_sends(make_app: MakeApp, tmp_path: Path) -> None:
+def test_a_stock_bind_is_sent_what_the_stock_extension_sends(
+    make_app: MakeApp, tmp_path: Path
+) -> None:
     """The same work on a sqlite database, statement by statement, commits and rollbacks too."""
 
     def work(extension: Any) -> list[str]:

@@ -47,7 +47,7 @@ def test_the_ready_class_has_both_mixins() -> None:
 
 
 @pytest.mark.parametrize("module", [builtins, shared])
-def test_a_module_says_what_is_public(module: Any) -> None:
+def test_each_module_says_what_is_public(module: Any) -> None:
     assert module.__doc__
     for name in module.__all__:
         assert getattr(module, name) is not None

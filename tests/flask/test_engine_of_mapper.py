@@ -97,7 +97,9 @@ def outcome(session: FlaskSession, way: dict[str, Any]) -> Any:
 
 @pytest.mark.parametrize("way", WAYS, ids=range(len(WAYS)))
 @pytest.mark.parametrize("default", [True, False])
-def test_it_is_the_one_that_flask_sqlalchemy_finds(way: dict[str, Any], default: bool) -> None:
+def test_the_engine_is_the_one_that_flask_sqlalchemy_finds(
+    way: dict[str, Any], default: bool
+) -> None:
     db_of_models = db
     with new_app(db_of_models, default=default).app_context():
         ours, stock = db.session(), FlaskSession(db)
@@ -176,7 +178,7 @@ def test_get_bind_of_the_users_own_session_is_called() -> None:
         assert called == [((), {"mapper", "clause"})]
 
 
-def test_outside_an_application_context_it_is_flasks_own_error() -> None:
+def test_outside_an_application_context_get_bind_raises_flasks_own_error() -> None:
     with new_app(db).app_context():
         session = db.session()
     with pytest.raises(RuntimeError, match="Working outside of application context"):

@@ -347,7 +347,7 @@ def test_the_end_of_the_context_gives_everything_back(
         assert User.query.sorted_names() == ["Ada", "Grace", "Jean"]
 
 
-def test_after_an_abort_the_connection_is_back(app: Flask) -> None:
+def test_after_an_abort_the_connection_is_back_in_the_pool(app: Flask) -> None:
     @app.get("/<int:number>")
     def view(number: int) -> ResponseReturnValue:
         if db.session.get(User, number) is None:

@@ -167,7 +167,9 @@ def test_make_declarative_base_makes_one_of_every_model_class(
         assert db.session.get(Person, "ada@x") is ada
 
 
-def test_an_update_or_create_of_the_users_own_stays(make_app: Callable[..., Flask]) -> None:
+def test_an_update_or_create_of_the_users_own_is_not_replaced(
+    make_app: Callable[..., Flask],
+) -> None:
     class Base(FlaskModel):
         @classmethod
         def update_or_create(cls, **values: Any) -> str:
@@ -212,7 +214,7 @@ def test_a_base_without_a_table_has_nothing_to_find(make_app: Callable[..., Flas
         db.Model.filter_by_or_create(id=1)
 
 
-def test_outside_an_app_context_it_is_the_error_of_flask(make_app: Callable[..., Flask]) -> None:
+def test_outside_an_app_context_flasks_own_error_is_raised(make_app: Callable[..., Flask]) -> None:
     db = Database()
     make_app(db)
     Person = model_of(db.Model)
@@ -220,7 +222,7 @@ def test_outside_an_app_context_it_is_the_error_of_flask(make_app: Callable[...,
         Person.filter_by_or_create(email="ada@x")
 
 
-def test_it_writes_to_the_bind_of_the_model(
+def test_filter_by_or_create_writes_to_the_bind_of_the_model(
     make_app: Callable[..., Flask], wire_url: str, wire: WireProxy
 ) -> None:
     db = Database()
@@ -250,7 +252,7 @@ def test_it_writes_to_the_bind_of_the_model(
         assert Stock.filter_by_or_create.with_created(name="a") == (stock, False)
 
 
-def test_modifications_are_tracked(make_app: Callable[..., Flask]) -> None:
+def test_objects_that_are_created_are_tracked_modifications(make_app: Callable[..., Flask]) -> None:
     from flask_sqlalchemy.track_modifications import models_committed
 
     db = Database()
@@ -289,7 +291,9 @@ def test_32_requests_at_once_create_one_row(make_app: Callable[..., Flask]) -> N
     assert [f"of request {n}" for n, (_, new) in enumerate(answers) if new] == [answers[0][0]]
 
 
-def test_type_checkers_know_what_it_returns(make_app: Callable[..., Flask]) -> None:
+def test_type_checkers_know_what_filter_by_or_create_returns(
+    make_app: Callable[..., Flask],
+) -> None:
     class Typed(DeclarativeBase):
         filter_by_or_create = FilterByOrCreateProperty()
         update_or_create = UpdateOrCreateProperty()

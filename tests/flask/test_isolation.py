@@ -135,7 +135,7 @@ def test_all_that_is_done_is_undone(house: House, onlookers: list[Onlooker]) -> 
     assert onlookers[0].column("SELECT name FROM tag") == ["first"]
 
 
-def test_in_an_application_context_its_session_goes_on(house: House) -> None:
+def test_the_session_of_an_application_context_goes_on_in_isolation(house: House) -> None:
     db, Tag = house.db, house.Tag
     with house.app.app_context():
         first = Tag.query.one()
@@ -151,7 +151,7 @@ def test_in_an_application_context_its_session_goes_on(house: House) -> None:
             assert house.names() == ["first"]
 
 
-def test_a_failing_test_is_undone_too(house: House) -> None:
+def test_what_a_failing_test_has_done_is_undone(house: House) -> None:
     def fail() -> None:
         with house.db.test_isolation():
             house.db.session.add(house.Tag(name="new"))
@@ -164,7 +164,7 @@ def test_a_failing_test_is_undone_too(house: House) -> None:
         assert house.names() == ["first"]
 
 
-def test_some_binds(house: House, onlookers: list[Onlooker]) -> None:
+def test_some_binds_may_be_isolated_alone(house: House, onlookers: list[Onlooker]) -> None:
     db = house.db
     with house.app.app_context():
         with db.test_isolation(bind_keys=["other"]):
@@ -174,7 +174,7 @@ def test_some_binds(house: House, onlookers: list[Onlooker]) -> None:
         assert onlookers[1].column("SELECT name FROM other") == []
 
 
-def test_a_bind_of_another_database(make_app: MakeApp, url: str) -> None:
+def test_a_bind_of_another_database_is_refused_unless_left_out(make_app: MakeApp, url: str) -> None:
     db = Database()
     app = make_app(db, url, SQLALCHEMY_BINDS={"lite": "sqlite://"})
     with app.app_context():
@@ -185,7 +185,7 @@ def test_a_bind_of_another_database(make_app: MakeApp, url: str) -> None:
         assert not sa.inspect(db.engine).has_table("one")
 
 
-def test_wrong_uses(house: House, url: str) -> None:
+def test_wrong_uses_of_test_isolation_are_refused(house: House, url: str) -> None:
     db = house.db
     with pytest.raises(RuntimeError, match=r"pass it: db.test_isolation\(app\)"):
         db.test_isolation().__enter__()
@@ -202,7 +202,9 @@ def test_wrong_uses(house: House, url: str) -> None:
 
 
 @pytest.mark.parametrize("atomic", [False, True])
-def test_requests(make_app: MakeApp, urls: tuple[str, str], atomic: bool) -> None:
+def test_requests_come_to_the_same_in_isolation(
+    make_app: MakeApp, urls: tuple[str, str], atomic: bool
+) -> None:
     house = House(make_app, *urls, atomic=atomic)
     client = house.app.test_client()
 
@@ -223,13 +225,13 @@ def test_requests(make_app: MakeApp, urls: tuple[str, str], atomic: bool) -> Non
     assert isolated[3] == (["first", "Eve"] if atomic else ["first", "Eve", "Fay"])
 
 
-def test_an_async_view(house: House) -> None:
+def test_what_an_async_view_has_done_is_undone(house: House) -> None:
     with house.db.test_isolation(house.app):
         assert house.app.test_client().get("/async").json == ["first", "async"]
     assert house.seen() == ["first"]
 
 
-def test_a_live_server_in_another_thread(house: House) -> None:
+def test_a_live_server_in_another_thread_is_isolated(house: House) -> None:
     server = make_server("127.0.0.1", 0, house.app, threaded=True)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -268,7 +270,7 @@ def test_another_context_in_a_transaction_with_changes_is_told(
     assert house.seen() == ["first"]
 
 
-def test_stock_flask_sqlalchemy(make_app: MakeApp, url: str) -> None:
+def test_stock_flask_sqlalchemy_can_be_isolated(make_app: MakeApp, url: str) -> None:
     db = SQLAlchemy()
     app = make_app(db, url)
     with app.app_context():
@@ -292,7 +294,7 @@ def test_stock_flask_sqlalchemy(make_app: MakeApp, url: str) -> None:
         db.session.remove()
 
 
-def test_flask_scoped_session(house: House) -> None:
+def test_flask_scoped_session_can_be_isolated(house: House) -> None:
     app = Flask(__name__)
     with house.app.app_context():
         engine = house.db.engine
@@ -305,7 +307,7 @@ def test_flask_scoped_session(house: House) -> None:
     assert house.seen() == ["first"]
 
 
-def test_what_waits_for_the_commit_runs_at_it(house: House) -> None:
+def test_what_waits_for_the_commit_runs_at_the_commit_in_isolation(house: House) -> None:
     called: list[str] = []
     with house.db.test_isolation(house.app), house.app.app_context():
         with house.db.session.begin():

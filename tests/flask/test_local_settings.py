@@ -62,7 +62,7 @@ def app(wire_url: str, asked: list[str]) -> Any:
         db.engine.dispose()
 
 
-def test_each_request_has_its_own(app: Flask, asked: list[str]) -> None:
+def test_each_request_has_its_own_settings(app: Flask, asked: list[str]) -> None:
     client = app.test_client()
     assert client.get("/read?tenant=7").json == {"seen": ["7", "7"]}
     assert client.get("/read?tenant=8").json == {"seen": ["8", "8"]}
@@ -74,7 +74,7 @@ def test_each_request_has_its_own(app: Flask, asked: list[str]) -> None:
     assert len(asked) == 5
 
 
-def test_nothing_more_is_sent(app: Flask, wire: WireProxy) -> None:
+def test_no_round_trip_is_sent_for_the_settings_of_a_request(app: Flask, wire: WireProxy) -> None:
     client = app.test_client()
     client.get("/read?tenant=7")
     with wire.record() as recording:

@@ -122,7 +122,7 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD_OPTIONS)
-def test_an_option_of_begin_that_the_database_does_not_know(
+def test_an_option_of_begin_that_the_database_does_not_know_is_refused(
     app: Flask, waiting: Any, wire: WireProxy, case: str
 ) -> None:
     options, says = BAD_OPTIONS[case]
@@ -133,14 +133,16 @@ def test_an_option_of_begin_that_the_database_does_not_know(
     still_waits(waiting)
 
 
-def test_options_on_a_savepoint(app: Flask, wire: WireProxy) -> None:
+def test_options_on_a_savepoint_are_refused(app: Flask, wire: WireProxy) -> None:
     with db.session.begin():
         with wire.record() as recording, pytest.raises(InvalidRequestError, match="savepoint"):
             db.session.begin(nested=True, isolation_level="SERIALIZABLE")
         assert recording.messages == []
 
 
-def test_options_for_a_connection_outside(app: Flask, waiting: Any, wire: WireProxy) -> None:
+def test_options_for_a_connection_outside_are_refused(
+    app: Flask, waiting: Any, wire: WireProxy
+) -> None:
     with (
         wire.record() as recording,
         pytest.raises(InvalidRequestError, match=r"session\.begin\("),
@@ -200,7 +202,7 @@ WRITES: dict[str, Callable[[], object]] = {
 
 @pytest.mark.parametrize("case", WRITES)
 @pytest.mark.parametrize("read_first", [False, True])
-def test_a_write_in_a_read_only_transaction(
+def test_a_write_in_a_read_only_transaction_is_refused(
     app: Flask, wire: WireProxy, case: str, read_first: bool
 ) -> None:
     def write() -> None:
@@ -249,7 +251,7 @@ def test_a_read_only_transaction_reads_in_its_one_snapshot(app: Flask, wire: Wir
     ],
 )
 @pytest.mark.parametrize("place", ["application", "extension", "bind"])
-def test_an_engine_option_that_contradicts(
+def test_an_engine_option_that_contradicts_is_refused(
     wire: WireProxy, wire_url: str, options: dict[str, Any], says: str, place: str
 ) -> None:
     app = Flask(__name__)
@@ -264,7 +266,7 @@ def test_an_engine_option_that_contradicts(
     assert recording.messages == []
 
 
-def test_the_same_options_are_fine_where_the_backend_is_not_opted_in(make_app: MakeApp) -> None:
+def test_engine_options_are_fine_where_the_backend_is_not_opted_in(make_app: MakeApp) -> None:
     db: Any = Database(engine_options={"isolation_level": "AUTOCOMMIT"})
     with make_app(db, "sqlite://").app_context():
         assert not isinstance(db.engine, OptInEngine)
@@ -408,7 +410,9 @@ def test_a_backend_may_be_opted_out(make_app: MakeApp, wire_url: str, wire: Wire
 # -- no server, no bind ---------------------------------------------------------------------------
 
 
-def test_a_server_that_is_down_at_the_start(make_app: MakeApp, url: str, driver: str) -> None:
+def test_a_server_that_is_down_at_the_start_is_used_once_it_is_up(
+    make_app: MakeApp, url: str, driver: str
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     # Nobody listens there now.
@@ -455,7 +459,9 @@ def test_a_server_that_is_down_at_the_start(make_app: MakeApp, url: str, driver:
             db.engine.dispose()
 
 
-def test_a_session_without_a_bind(make_app: MakeApp, url: str) -> None:
+def test_a_session_without_a_bind_raises_sqlalchemys_error_and_goes_on(
+    make_app: MakeApp, url: str
+) -> None:
     db: Any = Database()
 
     class Lost(db.Model):

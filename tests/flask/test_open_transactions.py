@@ -24,11 +24,11 @@ def run(app: Flask, *arguments: str) -> str:
     return result.output
 
 
-def test_nothing_is_open(app: Flask) -> None:
+def test_the_command_says_that_no_transaction_is_open(app: Flask) -> None:
     assert run(app) == "No transaction is open.\n"
 
 
-def test_the_longest_comes_first(app: Flask, url: str, driver: str) -> None:
+def test_the_longest_transaction_comes_first(app: Flask, url: str, driver: str) -> None:
     connect = {"connect_args": {"application_name": "shop"}}
     named, nameless = create_engine(url, **connect), create_engine(url)
     with named.connect() as first, nameless.connect() as second:
@@ -46,7 +46,7 @@ def test_the_longest_comes_first(app: Flask, url: str, driver: str) -> None:
     nameless.dispose()
 
 
-def test_it_says_who_waits_for_whom(app: Flask, url: str, onlooker: Onlooker) -> None:
+def test_the_command_says_who_waits_for_whom(app: Flask, url: str, onlooker: Onlooker) -> None:
     engine = create_engine(url)
     with engine.connect() as holder, engine.connect() as waiter:
         holder.execute(update(Author).values(age=1))
@@ -63,7 +63,7 @@ def test_it_says_who_waits_for_whom(app: Flask, url: str, onlooker: Onlooker) ->
     assert "waits for Lock: " in said
 
 
-def test_bad_input_is_refused(app: Flask) -> None:
+def test_bad_input_of_the_command_is_refused(app: Flask) -> None:
     assert "There is no bind 'other'; there is: lite." in run(app, "--bind", "other")
     assert "asks PostgreSQL, and this bind is sqlite" in run(app, "--bind", "lite")
     assert "Invalid value for '--seconds'" in run(app, "--seconds", "-1")

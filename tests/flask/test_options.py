@@ -253,7 +253,7 @@ class UsersOptInSession(OptInSession):
 
 
 @pytest.mark.parametrize("class_", [OptInSession, FlaskSession, Session, UsersOptInSession])
-def test_a_session_class_that_is_among_its_bases_may_be_given(
+def test_a_session_class_that_is_a_base_of_ours_may_be_given(
     make_app: MakeApp, wire_url: str, class_: type[Any]
 ) -> None:
     db: Any = Database(session_options={"class_": class_})
@@ -282,7 +282,9 @@ CALLS: dict[str, Callable[[Any], object]] = {
 
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("inside", [False, True], ids=["outside", "inside"])
-def test_its_methods_are_called(make_app: MakeApp, url: str, name: str, inside: bool) -> None:
+def test_methods_of_a_session_class_of_the_users_own_are_called(
+    make_app: MakeApp, url: str, name: str, inside: bool
+) -> None:
     db: Any = Database(session_options={"class_": UsersSession})
     with make_app(db, url).app_context():
         session: Any = db.session()
@@ -293,7 +295,7 @@ def test_its_methods_are_called(make_app: MakeApp, url: str, name: str, inside: 
         assert name in session.heard
 
 
-def test_its_get_bind_chooses_the_bind(
+def test_get_bind_of_a_session_class_of_the_users_own_chooses_the_bind(
     make_app: MakeApp, server: Any, driver: str, url: str, other_database: str
 ) -> None:
     """Reads from a replica, writes to the primary, as SQLAlchemy's documentation does it."""
@@ -559,7 +561,7 @@ def test_the_application_has_to_say_which_database() -> None:
         Database(Flask(__name__))
 
 
-def test_a_pool_with_a_time_limit_still_has_it(make_app: MakeApp, url: str) -> None:
+def test_a_pool_with_a_time_limit_still_has_its_limit(make_app: MakeApp, url: str) -> None:
     options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.01}
     db: Any = Database(engine_options=options)
     with make_app(db, url).app_context(), db.engine.connect() as connection:
@@ -568,7 +570,7 @@ def test_a_pool_with_a_time_limit_still_has_it(make_app: MakeApp, url: str) -> N
             db.session.execute(sa.text("SELECT 1"))
 
 
-def test_a_session_class_for_scripts_serves_an_application_too(make_app: Any, url: str) -> None:
+def test_a_session_class_for_scripts_serves_an_application(make_app: Any, url: str) -> None:
     class Own(OptInSession):
         def greet(self) -> str:
             return "hello"

@@ -102,7 +102,7 @@ class TestFlaskSQLAlchemy:
 class TestFlask:
     """Not private by name, but Flask calls them internal."""
 
-    def test_app_ctx_and_request_ctx(self) -> None:
+    def test_app_ctx_and_request_ctx_stand_for_a_new_object_for_each_context(self) -> None:
         """Each stands for a context object, which is a new one for each context."""
         app = Flask(__name__)
         proxies: list[tuple[Any, Any]] = [(app_ctx, AppContext), (request_ctx, RequestContext)]
@@ -116,7 +116,7 @@ class TestFlask:
                     assert (seen[-1] is context) == (proxy is request_ctx)
             assert seen[0] is not seen[1]
 
-    def test_handle_exception_of_an_application(self) -> None:
+    def test_handle_exception_is_called_before_the_handlers_of_500(self) -> None:
         """Flask calls it where no error handler took an exception, before the handlers of 500."""
         order: list[str] = []
         app = Flask(__name__)
@@ -132,7 +132,7 @@ class TestFlask:
         assert app.test_client().get("/0").status_code == 500
         assert order == ["spy", "500"]
 
-    def test_before_request_funcs_and_after_request_funcs(self) -> None:
+    def test_functions_first_in_before_and_after_request_funcs_run_around_the_others(self) -> None:
         """The first of both lists runs around all other functions of a request."""
         order: list[str] = []
         app = Flask(__name__)

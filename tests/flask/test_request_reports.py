@@ -99,7 +99,7 @@ def shop(
 
 
 class TestRequests:
-    def test_are_a_line_each(self, shop: Shop, wire: WireProxy) -> None:
+    def test_requests_are_a_line_each(self, shop: Shop, wire: WireProxy) -> None:
         with shop.app.app_context():
             shop.db.engine.connect().close()  # SQLAlchemy asks for the server's version, and so on
         shop.client.get("/nothing")
@@ -117,7 +117,7 @@ class TestRequests:
         )
         assert [report.status for report in shop.reports] == [200, 200, 204]
 
-    def test_that_fail_are_too(self, shop: Shop) -> None:
+    def test_requests_that_fail_are_a_line_each(self, shop: Shop) -> None:
         shop.client.get("/fail")
         shop.client.get("/missing")
         shop.client.get("/nowhere")
@@ -127,7 +127,7 @@ class TestRequests:
         assert nowhere == "GET /nowhere 404: 0 statements, 0 round trips"
         assert shop.reports[0].recording.transactions[0].outcome == "rolled back"
 
-    def test_whose_exception_is_not_handled_are_too(self, shop: Shop) -> None:
+    def test_requests_whose_exception_is_not_handled_are_a_line_each(self, shop: Shop) -> None:
         shop.app.config["PROPAGATE_EXCEPTIONS"] = True
         with pytest.raises(KeyError):
             shop.client.get("/fail")
@@ -135,13 +135,13 @@ class TestRequests:
         shop.client.get("/read/1")
         assert shop.lines()[0].startswith("GET /read/1 200: 1 statement, ")
 
-    def test_that_stream_end_with_the_stream(self, shop: Shop) -> None:
+    def test_requests_that_stream_end_with_the_stream(self, shop: Shop) -> None:
         with shop.client.get("/stream") as response:
             assert shop.lines() == []
             assert response.get_data(as_text=True) == "AdaBobCid"
         assert shop.lines() == ["GET /stream 200: 3 statements, 3 round trips, connection … ms"]
 
-    def test_whose_client_goes_away_end_then(self, shop: Shop) -> None:
+    def test_requests_whose_client_goes_away_end_then(self, shop: Shop) -> None:
         with shop.client.get("/stream") as response:
             next(response.iter_encoded())
             shop.app.test_client().get("/nothing")  # in the same thread meanwhile
@@ -149,7 +149,7 @@ class TestRequests:
         assert lines[0] == "GET /nothing 200: 0 statements, 0 round trips"
         assert lines[1].startswith("GET /stream 200: ")
 
-    def test_at_once_are_kept_apart(self, shop: Shop) -> None:
+    def test_requests_at_once_are_kept_apart(self, shop: Shop) -> None:
         def work(id: int) -> None:
             for _ in range(10):
                 shop.app.test_client().get(f"/read/{id}")
@@ -165,7 +165,7 @@ class TestRequests:
             expected = (1,) if "read" in report.name else (2, 3)  # the name is new only once
             assert report.recording.statement_count in expected
 
-    def test_that_are_a_transaction_have_its_end(self, shop: Shop) -> None:
+    def test_requests_that_are_a_transaction_have_its_end(self, shop: Shop) -> None:
         shop.db.atomic_requests(shop.app)
 
         @shop.app.post("/atomic")
@@ -182,14 +182,14 @@ class TestRequests:
         assert (begun_at.filename, begun_at.function) == (__file__, "atomic")
         assert begun_at.call == "atomic_requests"
 
-    def test_have_a_header(self, shop: Shop) -> None:
+    def test_requests_have_a_header(self, shop: Shop) -> None:
         header = shop.client.post("/rename").headers["Server-Timing"]
         assert re.sub(r"\d+\.\d", "…", header) == (
             'db;dur=…;desc="3 statements, 5 round trips", transaction;dur=…, waiting;dur=…, '
             "connection;dur=…, pool;dur=…"
         )
 
-    def test_what_their_end_rolls_back_is_theirs(self, shop: Shop) -> None:
+    def test_what_the_end_of_a_request_rolls_back_is_part_of_it(self, shop: Shop) -> None:
         @shop.app.get("/unfinished")
         def unfinished() -> str:
             shop.db.session.begin()
@@ -200,7 +200,7 @@ class TestRequests:
         assert shop.lines()[0].startswith("GET /unfinished 200: 1 statement, 3 round trips")
         assert shop.reports[0].recording.transactions[0].outcome == "rolled back"
 
-    def test_that_wait_in_a_transaction_are_a_warning(self, shop: Shop) -> None:
+    def test_requests_that_wait_in_a_transaction_are_a_warning(self, shop: Shop) -> None:
         @shop.app.get("/slow")
         def slow() -> str:
             with shop.db.session.begin():
@@ -225,7 +225,7 @@ class TestCommandsAndTasks:
         (line,) = shop.lines()
         assert re.match(r".*nightly: 1 statement, 1 round trip, connection", line)
 
-    def test_a_context_of_no_command_is_none(self, shop: Shop) -> None:
+    def test_a_context_of_no_command_is_no_line(self, shop: Shop) -> None:
         with shop.app.app_context():
             shop.db.session.scalars(select(Author)).all()
         assert shop.lines() == []
@@ -244,11 +244,11 @@ class TestCommandsAndTasks:
 
 
 class TestOnAndOff:
-    def test_twice_is_refused(self, shop: Shop) -> None:
+    def test_report_requests_is_refused_twice(self, shop: Shop) -> None:
         with pytest.raises(RuntimeError, match="reported already"):
             shop.db.report_requests(shop.app)
 
-    def test_stopped_it_says_nothing(self, make_app: MakeApp, url: str, caplog: Any) -> None:
+    def test_a_stopped_report_says_nothing(self, make_app: MakeApp, url: str, caplog: Any) -> None:
         caplog.set_level(logging.INFO, LOGGER)
         db = Database()
         app = make_app(db, url)
@@ -257,7 +257,9 @@ class TestOnAndOff:
         assert caplog.records == []
         assert observing.recorder is None
 
-    def test_bad_input_changes_nothing(self, make_app: MakeApp, url: str) -> None:
+    def test_bad_input_of_report_requests_changes_nothing(
+        self, make_app: MakeApp, url: str
+    ) -> None:
         db = Database()
         app = make_app(db, url)
         before = app.wsgi_app
@@ -267,7 +269,7 @@ class TestOnAndOff:
         db.report_requests(app).stop()
 
 
-def test_may_be_called_again_after_stop(
+def test_report_requests_may_be_called_again_after_stop(
     make_app: MakeApp, url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, LOGGER)
@@ -297,7 +299,7 @@ def test_a_status_may_be_any_text(make_app: MakeApp, url: str) -> None:
     assert [report.status for report in reports] == [0]
 
 
-def test_an_application_without_postgresql_is_reported_too(make_app: MakeApp) -> None:
+def test_an_application_without_postgresql_is_reported(make_app: MakeApp) -> None:
     db = Database()
     app = make_app(db, "sqlite://")
 

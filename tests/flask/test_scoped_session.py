@@ -87,7 +87,7 @@ def test_code_for_the_old_package_works(
     assert checked_out(engine) == 0
 
 
-def test_what_comes_with_a_scoped_session(
+def test_flask_scoped_session_has_what_a_scoped_session_has(
     web: Flask, sessions: sessionmaker[OptInSession], session: flask_scoped_session[OptInSession]
 ) -> None:
     with web.app_context():
@@ -104,7 +104,7 @@ def test_what_comes_with_a_scoped_session(
             session(autoflush=True)
 
 
-def test_a_query_property(
+def test_a_model_may_have_a_query_property(
     engine: OptInEngine, web: Flask, session: flask_scoped_session[OptInSession]
 ) -> None:
     class Base(DeclarativeBase):
@@ -154,7 +154,7 @@ def test_reads_are_untransacted_and_writes_atomic(
 
 
 @pytest.mark.parametrize("kind", ["sessionmaker", "function"])
-def test_any_factory_of_stock_sessions(
+def test_any_factory_of_stock_sessions_works(
     web: Flask, wire: WireProxy, url: str, wire_url: str, kind: str
 ) -> None:
     with opened(url):
@@ -182,7 +182,7 @@ def test_any_factory_of_stock_sessions(
 
 
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
-def test_the_end_of_the_context_removes_it(
+def test_the_end_of_the_context_removes_the_session(
     engine: OptInEngine,
     web: Flask,
     session: flask_scoped_session[OptInSession],
@@ -215,7 +215,7 @@ def test_the_end_of_the_context_removes_it(
     assert onlooker.names() == []
 
 
-def test_teardown_functions_of_the_application_may_still_use_it(
+def test_teardown_functions_of_the_application_may_still_use_the_session(
     engine: OptInEngine, web: Flask, session: flask_scoped_session[OptInSession]
 ) -> None:
     seen: list[Any] = []
@@ -230,7 +230,7 @@ def test_teardown_functions_of_the_application_may_still_use_it(
     assert checked_out(engine) == 0
 
 
-def test_a_context_that_does_not_use_it_makes_none(web: Flask) -> None:
+def test_a_context_that_does_not_use_a_session_makes_none(web: Flask) -> None:
     def never() -> Session:
         raise AssertionError
 
@@ -240,7 +240,7 @@ def test_a_context_that_does_not_use_it_makes_none(web: Flask) -> None:
     assert web.test_client().get("/").status_code == 404
 
 
-def test_an_error_of_the_factory_is_alone(web: Flask) -> None:
+def test_an_error_of_the_factory_has_no_other_error_as_its_context(web: Flask) -> None:
     def fail() -> OptInSession:
         raise ZeroDivisionError
 
@@ -250,7 +250,7 @@ def test_an_error_of_the_factory_is_alone(web: Flask) -> None:
     assert raised.value.__context__ is None
 
 
-def test_a_stream_has_one_to_its_end(
+def test_a_stream_has_one_session_to_its_end(
     engine: OptInEngine, web: Flask, session: flask_scoped_session[OptInSession]
 ) -> None:
     @web.get("/")
@@ -270,7 +270,7 @@ def test_a_stream_has_one_to_its_end(
 # -- Never shared ---------------------------------------------------------------------------------
 
 
-def test_nested_contexts(
+def test_nested_contexts_have_a_session_each(
     engine: OptInEngine, web: Flask, session: flask_scoped_session[OptInSession]
 ) -> None:
     other = Flask("other")
@@ -293,7 +293,7 @@ def test_nested_contexts(
     assert checked_out(engine) == 0
 
 
-def test_a_request_in_the_context_of_a_test_shares_it(
+def test_a_request_in_the_context_of_a_test_shares_its_session(
     web: Flask, session: flask_scoped_session[OptInSession]
 ) -> None:
     """Flask gives the request no context of its own, then."""
@@ -309,7 +309,9 @@ def test_a_request_in_the_context_of_a_test_shares_it(
         assert seen == [session()]
 
 
-def test_threads(web: Flask, session: flask_scoped_session[OptInSession]) -> None:
+def test_each_thread_has_a_session_of_its_own(
+    web: Flask, session: flask_scoped_session[OptInSession]
+) -> None:
     together = threading.Barrier(8)
     seen: list[OptInSession] = []
     failures: list[BaseException] = []
@@ -341,7 +343,7 @@ def test_threads(web: Flask, session: flask_scoped_session[OptInSession]) -> Non
     assert len(seen) == len(set(map(id, seen))) == 24
 
 
-def test_a_thread_with_a_copy_of_the_request_has_its_own(
+def test_a_thread_with_a_copy_of_the_request_has_its_own_session(
     engine: OptInEngine, web: Flask, session: flask_scoped_session[OptInSession]
 ) -> None:
     seen: list[OptInSession] = []
@@ -364,7 +366,9 @@ def test_a_thread_with_a_copy_of_the_request_has_its_own(
     assert checked_out(engine) == 0
 
 
-def test_greenlets(web: Flask, session: flask_scoped_session[OptInSession]) -> None:
+def test_each_greenlet_has_a_session_of_its_own(
+    web: Flask, session: flask_scoped_session[OptInSession]
+) -> None:
     greenlets: Any = pytest.importorskip("greenlet")
     seen: list[OptInSession] = []
 
@@ -383,7 +387,7 @@ def test_greenlets(web: Flask, session: flask_scoped_session[OptInSession]) -> N
     assert len(set(map(id, seen))) == 3
 
 
-def test_async_views(
+def test_each_async_view_has_a_session_of_its_own(
     engine: OptInEngine, web: Flask, session: flask_scoped_session[OptInSession]
 ) -> None:
     """Each request has its own, also while others wait; the tasks of a view have the view's."""
@@ -446,7 +450,7 @@ def test_a_context_that_was_never_popped_leaves_nothing_to_another(
 # -- Several --------------------------------------------------------------------------------------
 
 
-def test_two_in_one_application(
+def test_two_scoped_sessions_in_one_application_are_both_removed(
     engine: OptInEngine, web: Flask, sessions: sessionmaker[OptInSession]
 ) -> None:
     """``current_session`` is the last one; each is removed."""
@@ -460,7 +464,9 @@ def test_two_in_one_application(
     assert checked_out(engine) == 0
 
 
-def test_init_app_again(web: Flask, session: flask_scoped_session[OptInSession]) -> None:
+def test_init_app_may_be_called_again(
+    web: Flask, session: flask_scoped_session[OptInSession]
+) -> None:
     count = len(web.teardown_appcontext_funcs)
     session.init_app(web)
     assert len(web.teardown_appcontext_funcs) == count
@@ -469,7 +475,9 @@ def test_init_app_again(web: Flask, session: flask_scoped_session[OptInSession])
 # -- Misuse ---------------------------------------------------------------------------------------
 
 
-def test_outside_of_a_context(web: Flask, session: flask_scoped_session[OptInSession]) -> None:
+def test_outside_of_a_context_each_use_is_an_error(
+    web: Flask, session: flask_scoped_session[OptInSession]
+) -> None:
     for use in (
         lambda: session.get(Author, 1),
         lambda: session(),
@@ -485,7 +493,7 @@ def test_outside_of_a_context(web: Flask, session: flask_scoped_session[OptInSes
         session()
 
 
-def test_an_application_that_was_not_initialised(
+def test_an_application_that_was_not_initialised_is_an_error(
     session: flask_scoped_session[OptInSession],
 ) -> None:
     with Flask("forgotten").app_context():
@@ -494,7 +502,7 @@ def test_an_application_that_was_not_initialised(
                 use()
 
 
-def test_an_application_with_another_one(
+def test_a_scoped_session_of_another_application_is_an_error(
     web: Flask,
     session: flask_scoped_session[OptInSession],
     sessions: sessionmaker[OptInSession],
@@ -506,7 +514,9 @@ def test_an_application_with_another_one(
             other()
 
 
-def test_after_the_first_request(web: Flask, sessions: sessionmaker[OptInSession]) -> None:
+def test_init_app_is_refused_after_the_first_request(
+    web: Flask, sessions: sessionmaker[OptInSession]
+) -> None:
     web.test_client().get("/")
     with pytest.raises(AssertionError, match="can no longer be called on the application"):
         flask_scoped_session(sessions, web)
@@ -516,7 +526,7 @@ def test_after_the_first_request(web: Flask, sessions: sessionmaker[OptInSession
 # -- Without Flask-SQLAlchemy ---------------------------------------------------------------------
 
 
-def test_it_needs_flask_and_sqlalchemy_alone() -> None:
+def test_flask_scoped_session_needs_flask_and_sqlalchemy_alone() -> None:
     code = """
     import sys
 

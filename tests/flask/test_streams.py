@@ -65,7 +65,7 @@ def in_thread(function: Callable[[], Any]) -> Any:
         return executor.submit(function).result()
 
 
-def test_the_session_of_a_stream(app: Flask) -> None:
+def test_a_stream_with_the_context_has_a_session_of_its_own(app: Flask) -> None:
     sessions = []
 
     @app.get("/")

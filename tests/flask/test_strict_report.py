@@ -169,7 +169,9 @@ def test_the_command_says_what_is_missing(make_shop: Callable[..., Shop], tmp_pa
     assert "no file of a StrictReport" in other.output
 
 
-def test_a_file_that_cannot_be_read(make_shop: Callable[..., Shop], tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_an_error_of_the_command(
+    make_shop: Callable[..., Shop], tmp_path: Path
+) -> None:
     shop = make_shop(**{SETTING: tmp_path})
     result = shop.web.test_cli_runner().invoke(args=["db-strict-report"])
     assert result.exit_code == 1

@@ -57,7 +57,7 @@ class Visitor(Model):
     name: Mapped[str] = mapped_column(unique=True)
 
 
-def test_an_extension_of_the_users_own(make_app: MakeApp, url: str) -> None:
+def test_type_checkers_know_an_extension_of_the_users_own(make_app: MakeApp, url: str) -> None:
     with make_app(db, url).app_context():
         db.create_all()
         assert_type(db, Database)
@@ -77,7 +77,7 @@ def test_an_extension_of_the_users_own(make_app: MakeApp, url: str) -> None:
         assert not any(connections for connections in db.TRANSACTION_CONNECTIONS.values())
 
 
-def test_the_ready_made_extension(make_app: MakeApp, url: str) -> None:
+def test_type_checkers_know_the_ready_made_extension(make_app: MakeApp, url: str) -> None:
     with make_app(shared, url).app_context():
         shared.create_all()
         assert_type(shared, builtins.SQLAlchemy)
@@ -101,7 +101,7 @@ def test_the_ready_made_extension(make_app: MakeApp, url: str) -> None:
             assert shared_session.get_one(Visitor, visitor.id) is visitor
 
 
-def test_an_isolation_level_is_one_of_four(url: str) -> None:
+def test_type_checkers_know_that_an_isolation_level_is_one_of_four(url: str) -> None:
     """The comments are errors of the type checkers if there is nothing to ignore."""
     engine = create_engine(url)
     sessions = OptInScopedSession(sessionmaker(engine, class_=OptInSession))
@@ -123,7 +123,7 @@ def test_an_isolation_level_is_one_of_four(url: str) -> None:
     engine.dispose()
 
 
-def test_a_session_without_flask(url: str) -> None:
+def test_type_checkers_know_a_session_without_flask(url: str) -> None:
     engine = assert_type(create_engine(url), OptInEngine)
     sessions = sessionmaker(engine, class_=OptInSession)
     with sessions() as session:

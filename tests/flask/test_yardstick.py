@@ -122,7 +122,7 @@ SECOND_BLOCK = [
 ]  # fmt: skip
 
 
-def test_it_sends_a_read_two_transactions_and_a_read(
+def test_the_view_sends_a_read_two_transactions_and_a_read(
     app: Flask, client: FlaskClient, wire: WireProxy
 ) -> None:
     with wire.record() as recording:
@@ -137,7 +137,9 @@ def test_it_sends_a_read_two_transactions_and_a_read(
     assert stored(app) == ("second", True, "now", True)
 
 
-def test_the_reads_outside_are_the_statement_alone(client: FlaskClient, wire: WireProxy) -> None:
+def test_the_reads_of_the_view_outside_are_the_statement_alone(
+    client: FlaskClient, wire: WireProxy
+) -> None:
     with wire.record() as recording:
         client.patch("/documents/1?at=now", data={"title": "second"})
 
@@ -146,7 +148,7 @@ def test_the_reads_outside_are_the_statement_alone(client: FlaskClient, wire: Wi
     assert statuses == ["I", *"TTTT", "I", *"TTTTTT", "I", "I"]
 
 
-def test_not_found_sends_one_select(client: FlaskClient, wire: WireProxy) -> None:
+def test_an_object_that_is_not_found_sends_one_select(client: FlaskClient, wire: WireProxy) -> None:
     with wire.record() as recording:
         response = client.patch("/documents/2?at=now", data={"title": "second"})
 

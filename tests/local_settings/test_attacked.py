@@ -102,7 +102,9 @@ def test_a_pool_with_one_connection_for_all_is_refused(wire_url: str, library: N
 # What is in force
 
 
-def test_a_statement_that_fails_before_it_is_sent(session: OptInSession) -> None:
+def test_a_statement_that_fails_before_it_is_sent_leaves_the_settings_right(
+    session: OptInSession,
+) -> None:
     session.set_local({"app.tenant_id": 7})
     for is_many in (False, True):
         with session.begin():
@@ -116,7 +118,9 @@ def test_a_statement_that_fails_before_it_is_sent(session: OptInSession) -> None
 
 
 @pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK", "COMMIT AND CHAIN", "/* app */ COMMIT"])
-def test_a_transaction_that_a_statement_ends(sessions: Sessions, end: str) -> None:
+def test_a_transaction_that_a_statement_ends_leaves_the_settings_right(
+    sessions: Sessions, end: str
+) -> None:
     with sessions(begin_on_write=True) as session:
         session.set_local({"app.tenant_id": 7})
         session.execute(update(Author).values(age=1))
@@ -127,7 +131,7 @@ def test_a_transaction_that_a_statement_ends(sessions: Sessions, end: str) -> No
         session.commit()
 
 
-def test_a_transaction_that_a_cursor_ends(session: OptInSession) -> None:
+def test_a_transaction_that_a_cursor_ends_leaves_the_settings_right(session: OptInSession) -> None:
     session.set_local({"app.tenant_id": 7})
     with session.begin():
         assert tenant(session) == "7"
@@ -137,7 +141,7 @@ def test_a_transaction_that_a_cursor_ends(session: OptInSession) -> None:
 
 
 @pytest.mark.parametrize("isolated", [False, True])
-def test_savepoints_and_settings_by_hand(
+def test_savepoints_and_settings_by_hand_leave_the_settings_right(
     engine: OptInEngine, sessions: Sessions, isolated: bool
 ) -> None:
     def work() -> None:
@@ -161,7 +165,7 @@ def test_savepoints_and_settings_by_hand(
         work()
 
 
-def test_a_comment_before_the_rollback_of_a_savepoint(
+def test_a_comment_before_the_rollback_of_a_savepoint_changes_nothing(
     session: OptInSession, engine: OptInEngine
 ) -> None:
     @event.listens_for(engine, "before_cursor_execute", retval=True)
@@ -179,7 +183,9 @@ def test_a_comment_before_the_rollback_of_a_savepoint(
         assert tenant(session) == "8"
 
 
-def test_a_change_by_another_thread_during_a_statement(session: OptInSession) -> None:
+def test_a_change_by_another_thread_during_a_statement_is_sent_with_the_next(
+    session: OptInSession,
+) -> None:
     session.set_local({"app.tenant_id": 7})
     with session.begin():
         change = threading.Timer(0.1, session.set_local, [{"app.tenant_id": 8}])
@@ -189,7 +195,7 @@ def test_a_change_by_another_thread_during_a_statement(session: OptInSession) ->
         assert tenant(session) == "8"
 
 
-def test_isolation_gives_back_what_was_there_before(
+def test_isolation_gives_back_the_setting_that_was_there_before(
     engine: OptInEngine, sessions: Sessions
 ) -> None:
     @event.listens_for(engine, "connect")
@@ -210,7 +216,7 @@ def test_isolation_gives_back_what_was_there_before(
             assert session.scalar(text("SHOW lock_timeout")) != "0"
 
 
-def test_executemany_on_a_connection_whose_begin_is_none(
+def test_executemany_on_a_connection_with_the_level_autocommit_has_the_settings(
     session: OptInSession, onlooker: Onlooker
 ) -> None:
     onlooker.run("CREATE TABLE seen (tenant text)")
@@ -229,7 +235,9 @@ def test_executemany_on_a_connection_whose_begin_is_none(
 # Errors
 
 
-def test_a_stream_whose_settings_are_refused(session: OptInSession) -> None:
+def test_a_stream_whose_settings_are_refused_leaves_no_transaction_open(
+    session: OptInSession,
+) -> None:
     session.set_local({"statement_timeout": "soon"})
     stream = select(Author).execution_options(yield_per=1)
     with pytest.raises(exc.DBAPIError, match=r"set_local\(\)"):
@@ -241,7 +249,7 @@ def test_a_stream_whose_settings_are_refused(session: OptInSession) -> None:
 
 
 @pytest.mark.parametrize("is_one_statement", [False, True])
-def test_a_constraint_that_is_checked_at_the_end(
+def test_a_constraint_that_is_checked_at_the_end_raises_its_own_error(
     session: OptInSession, is_one_statement: bool
 ) -> None:
     again = insert(Seat).values(place=1)
@@ -274,7 +282,7 @@ def test_an_exception_of_a_signal_handler_comes_through(
     assert tenant(session) == "7"
 
 
-def test_a_prepared_statement_after_a_setting_that_was_refused(session: OptInSession) -> None:
+def test_a_prepared_statement_works_after_a_setting_that_was_refused(session: OptInSession) -> None:
     every = select(authors).where(authors.c.id == sa.bindparam("id"))
     session.set_local({"app.tenant_id": 7})
     for _ in range(5):
@@ -287,7 +295,9 @@ def test_a_prepared_statement_after_a_setting_that_was_refused(session: OptInSes
         assert len(session.execute(every, {"id": 1}).all()) == 1
 
 
-def test_several_statements_at_once(session: OptInSession, driver: str) -> None:
+def test_several_statements_at_once_work_or_say_what_to_do(
+    session: OptInSession, driver: str
+) -> None:
     session.set_local({"app.tenant_id": 7})
     two = text("SET LOCAL work_mem = '8MB'; SELECT 1")
     if driver == "psycopg":
@@ -300,7 +310,7 @@ def test_several_statements_at_once(session: OptInSession, driver: str) -> None:
         assert session.scalar(text("SHOW work_mem")) == "8MB"
 
 
-def test_an_error_that_has_nothing_to_do_with_settings(session: OptInSession) -> None:
+def test_an_error_that_has_nothing_to_do_with_settings_names_none(session: OptInSession) -> None:
     session.set_local({"app.tenant_id": 7})
     for sql in ("SELECT 'x'::nothing", "DO $$ BEGIN RAISE SQLSTATE '42501'; END $$"):
         with pytest.raises(exc.DBAPIError) as caught:
@@ -329,7 +339,7 @@ def test_an_empty_statement_returns_no_row(session: OptInSession, driver: str) -
             session.execute(text("-- nothing")).all()
 
 
-def test_a_list_is_a_list(session: OptInSession) -> None:
+def test_a_setting_that_is_a_list_stays_a_list(session: OptInSession) -> None:
     session.set_local({"search_path": "pg_catalog, public"})
     shown = text("SHOW search_path")
     assert session.scalar(shown) == "pg_catalog, public"
@@ -337,7 +347,7 @@ def test_a_list_is_a_list(session: OptInSession) -> None:
         assert session.scalar(shown) == "pg_catalog, public"
 
 
-def test_names_that_are_keywords(session: OptInSession) -> None:
+def test_names_of_settings_may_be_keywords(session: OptInSession) -> None:
     session.set_local({"app.user": "ada", "app.select$": 1})
     both = text("SELECT current_setting('app.user'), current_setting('app.select$')")
     assert tuple(session.execute(both).one()) == ("ada", "1")
@@ -345,7 +355,7 @@ def test_names_that_are_keywords(session: OptInSession) -> None:
         assert tuple(session.execute(both).one()) == ("ada", "1")
 
 
-def test_the_value_of_an_enum(session: OptInSession) -> None:
+def test_the_value_of_an_enum_is_sent(session: OptInSession) -> None:
     class Kind(str, Enum):
         A = "a"
 
@@ -367,7 +377,9 @@ def test_a_failed_stream_is_counted_as_the_wire(session: OptInSession, wire: Wir
     assert seen.round_trips == recording.round_trips, f"{seen}\n{recording}"
 
 
-def test_threads_that_only_read_under_isolation(engine: OptInEngine, sessions: Sessions) -> None:
+def test_threads_that_only_read_under_isolation_do_not_fail(
+    engine: OptInEngine, sessions: Sessions
+) -> None:
     errors: list[BaseException] = []
 
     def work() -> None:

@@ -101,13 +101,13 @@ def run(program: str, *arguments: str) -> list[list[object]]:
 @pytest.mark.skipif(
     find_spec("gevent") is None or find_spec("psycogreen") is None, reason="no gevent"
 )
-def test_greenlets_on_a_small_pool(url: str, driver: str) -> None:
+def test_greenlets_on_a_small_pool_each_have_their_own_settings(url: str, driver: str) -> None:
     """Statements are interrupted by timeouts of gevent meanwhile."""
     assert run(GREENLETS, url, driver) == [[12 * (10 * 4 + 5), []]]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork()")
-def test_a_child_and_its_parent(url: str) -> None:
+def test_a_child_and_its_parent_each_have_their_own_settings(url: str) -> None:
     child, parent = run(FORK, url)
     assert child == [None, "2", "2"]
     assert parent == ["1"] * 3

@@ -17,7 +17,9 @@ from tests.local_settings.support import TIMEOUT, has_none, tenant
 Sessions = sessionmaker[OptInSession]
 
 
-def test_they_end_with_the_statement(engine: OptInEngine, sessions: Sessions) -> None:
+def test_settings_end_with_the_statement_under_isolation(
+    engine: OptInEngine, sessions: Sessions
+) -> None:
     with isolate(engine):
         with sessions() as session, sessions() as other:
             session.set_local({"app.tenant_id": 7, "statement_timeout": "9s"})
@@ -35,7 +37,9 @@ def test_they_end_with_the_statement(engine: OptInEngine, sessions: Sessions) ->
             assert has_none(connection)
 
 
-def test_they_end_with_the_transaction(engine: OptInEngine, sessions: Sessions) -> None:
+def test_settings_end_with_the_transaction_under_isolation(
+    engine: OptInEngine, sessions: Sessions
+) -> None:
     with isolate(engine), sessions() as session, sessions() as other:
         session.set_local({"app.tenant_id": 7})
         with session.begin():
@@ -53,7 +57,9 @@ def test_they_end_with_the_transaction(engine: OptInEngine, sessions: Sessions) 
             assert has_none(other)
 
 
-def test_a_transaction_that_is_parked(engine: OptInEngine, sessions: Sessions) -> None:
+def test_a_transaction_that_is_parked_has_its_settings_again(
+    engine: OptInEngine, sessions: Sessions
+) -> None:
     """One that has only read lets another connection go first, and has them again after it."""
     with isolate(engine), sessions() as session, sessions() as other:
         session.set_local({"app.tenant_id": 7})
@@ -69,7 +75,9 @@ def test_a_transaction_that_is_parked(engine: OptInEngine, sessions: Sessions) -
         assert has_none(other)
 
 
-def test_savepoints(engine: OptInEngine, sessions: Sessions) -> None:
+def test_savepoints_keep_the_settings_under_isolation(
+    engine: OptInEngine, sessions: Sessions
+) -> None:
     with isolate(engine), sessions() as session:
         session.set_local({"app.tenant_id": 7})
         with session.begin():
@@ -85,7 +93,9 @@ def test_savepoints(engine: OptInEngine, sessions: Sessions) -> None:
         assert tenant(session) == "8"
 
 
-def test_errors(engine: OptInEngine, sessions: Sessions) -> None:
+def test_errors_leave_the_settings_right_under_isolation(
+    engine: OptInEngine, sessions: Sessions
+) -> None:
     with isolate(engine), sessions() as session, sessions() as other:
         session.set_local({"app.tenant_id": 7})
         with pytest.raises(exc.DataError):
@@ -103,7 +113,7 @@ def test_errors(engine: OptInEngine, sessions: Sessions) -> None:
         assert tenant(session) == "7"
 
 
-def test_streams(engine: OptInEngine, sessions: Sessions) -> None:
+def test_streams_have_the_settings_under_isolation(engine: OptInEngine, sessions: Sessions) -> None:
     stream = text("SELECT current_setting('app.tenant_id', true) FROM generate_series(1, 4)")
     with isolate(engine), sessions() as session, sessions() as other:
         session.set_local({"app.tenant_id": 7})
@@ -122,7 +132,7 @@ def test_streams(engine: OptInEngine, sessions: Sessions) -> None:
             assert tenant(other) == "9"
 
 
-def test_a_statement_without_them_after_one_on_the_same_connection(
+def test_a_statement_without_settings_has_none_of_the_one_before_it(
     engine: OptInEngine, sessions: Sessions
 ) -> None:
     with isolate(engine):

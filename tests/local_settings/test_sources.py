@@ -34,7 +34,7 @@ def test_a_function_is_asked_once_before_the_first_statement(engine: OptInEngine
         assert asked == [1, 1]
 
 
-def test_it_is_asked_inside_too(engine: OptInEngine) -> None:
+def test_the_function_is_asked_inside_a_transaction(engine: OptInEngine) -> None:
     with OptInSession(engine, local_settings=lambda: {"app.tenant_id": 7}) as session:
         with session.begin():
             assert tenant(session) == "7"
@@ -44,7 +44,7 @@ def test_it_is_asked_inside_too(engine: OptInEngine) -> None:
         assert tenant(session) == "7"
 
 
-def test_what_is_set_by_hand_goes_before_it(engine: OptInEngine) -> None:
+def test_what_is_set_by_hand_goes_before_what_the_function_returns(engine: OptInEngine) -> None:
     both = {"app.tenant_id": 7, "app.user_id": 1}
     with OptInSession(engine, local_settings=lambda: both) as session:
         session.set_local({"app.tenant_id": 8})
@@ -55,7 +55,7 @@ def test_what_is_set_by_hand_goes_before_it(engine: OptInEngine) -> None:
         assert has_none(session)
 
 
-def test_it_may_read_from_the_session(engine: OptInEngine) -> None:
+def test_the_function_may_read_from_the_session(engine: OptInEngine) -> None:
     seen: list[Any] = []
 
     def settings() -> dict[str, Any]:
@@ -76,12 +76,12 @@ def test_it_may_read_from_the_session(engine: OptInEngine) -> None:
     assert set(seen) <= {None, ""}
 
 
-def test_it_may_return_none(engine: OptInEngine) -> None:
+def test_the_function_may_return_none(engine: OptInEngine) -> None:
     with OptInSession(engine, local_settings=lambda: None) as session:
         assert has_none(session)
 
 
-def test_if_it_fails_nothing_is_sent_and_it_is_asked_again(engine: OptInEngine) -> None:
+def test_if_the_function_fails_nothing_is_sent_and_it_is_asked_again(engine: OptInEngine) -> None:
     answers: list[Any] = [Undo(), {"bad name": 1}, {"app.tenant_id": 7}]
 
     def settings() -> Any:
@@ -98,7 +98,7 @@ def test_if_it_fails_nothing_is_sent_and_it_is_asked_again(engine: OptInEngine) 
         assert tenant(session) == "7"
 
 
-def test_a_scoped_session(sessions: Sessions) -> None:
+def test_a_scoped_session_has_settings(sessions: Sessions) -> None:
     scope = OptInScopedSession(sessions)
 
     @scope.local_settings
@@ -115,7 +115,9 @@ def test_a_scoped_session(sessions: Sessions) -> None:
 
 
 @pytest.mark.parametrize("source", [7, "x", {"app.tenant_id": 7}])
-def test_what_is_no_function(engine: OptInEngine, sessions: Sessions, source: Any) -> None:
+def test_what_is_no_function_is_refused(
+    engine: OptInEngine, sessions: Sessions, source: Any
+) -> None:
     with pytest.raises(exc.ArgumentError, match="function without parameters"):
         OptInSession(engine, local_settings=source)
     with pytest.raises(exc.ArgumentError, match="function without parameters"):
@@ -152,7 +154,7 @@ def test_an_async_function_is_refused(engine: OptInEngine) -> None:
         ({"client_encoding": "latin1"}, "engine option"),
     ],
 )
-def test_what_is_refused_changes_nothing(
+def test_settings_that_are_refused_change_nothing(
     session: OptInSession, settings: Any, message: str
 ) -> None:
     session.set_local({"app.tenant_id": 7})
@@ -206,7 +208,7 @@ def test_a_unit_of_work_has_settings(sessions: Sessions) -> None:
         assert has_none(session)
 
 
-def test_a_decorated_function(sessions: Sessions) -> None:
+def test_a_function_decorated_with_a_unit_of_work_has_settings(sessions: Sessions) -> None:
     current = {"app.tenant_id": 1}
 
     @unit_of_work(sessions, settings=lambda: current)
@@ -218,7 +220,9 @@ def test_a_decorated_function(sessions: Sessions) -> None:
     assert who() == "2"
 
 
-def test_the_session_of_the_caller_is_as_before(sessions: Sessions) -> None:
+def test_the_session_of_the_caller_has_its_own_settings_after_a_unit_of_work(
+    sessions: Sessions,
+) -> None:
     @unit_of_work(sessions, settings={"app.tenant_id": 7})
     def who(session: OptInSession) -> str | None:
         return tenant(session)
@@ -231,7 +235,9 @@ def test_the_session_of_the_caller_is_as_before(sessions: Sessions) -> None:
         assert tenant(session) == "3"
 
 
-def test_bad_settings_of_a_unit(sessions: Sessions, engine: OptInEngine) -> None:
+def test_bad_settings_of_a_unit_of_work_are_refused(
+    sessions: Sessions, engine: OptInEngine
+) -> None:
     bad: Any = {"bad name": 1}
     with pytest.raises(exc.ArgumentError, match="bad name"):
         unit_of_work(sessions, settings=bad)

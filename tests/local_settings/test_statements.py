@@ -19,7 +19,7 @@ from tests.wire import WireProxy
 Sessions = sessionmaker[OptInSession]
 
 
-def test_a_read_has_them_in_one_round_trip(session: OptInSession, wire: WireProxy) -> None:
+def test_a_read_has_the_settings_in_one_round_trip(session: OptInSession, wire: WireProxy) -> None:
     session.set_local({"app.tenant_id": 7})
     with wire.record() as recording:
         assert tenant(session) == "7"
@@ -28,7 +28,7 @@ def test_a_read_has_them_in_one_round_trip(session: OptInSession, wire: WireProx
     assert transaction_status(recording) == "I"
 
 
-def test_the_connection_keeps_none_of_them(engine: OptInEngine, sessions: Sessions) -> None:
+def test_the_connection_keeps_none_of_the_settings(engine: OptInEngine, sessions: Sessions) -> None:
     with sessions() as session:
         session.set_local({"app.tenant_id": 7, "statement_timeout": "5s"})
         assert tenant(session) == "7"
@@ -45,7 +45,7 @@ def test_the_connection_keeps_none_of_them(engine: OptInEngine, sessions: Sessio
         assert connection.scalar(TIMEOUT) == "0"
 
 
-def test_closing_the_session_forgets_them(session: OptInSession) -> None:
+def test_closing_the_session_forgets_the_settings(session: OptInSession) -> None:
     for end in (session.close, session.reset, session.invalidate):
         session.set_local({"app.tenant_id": 7})
         assert tenant(session) == "7"
@@ -53,7 +53,7 @@ def test_closing_the_session_forgets_them(session: OptInSession) -> None:
         assert has_none(session)
 
 
-def test_commit_and_rollback_keep_them(session: OptInSession) -> None:
+def test_commit_and_rollback_keep_the_settings(session: OptInSession) -> None:
     session.set_local({"app.tenant_id": 7})
     session.add(Author(name="x"))
     session.commit()
@@ -81,7 +81,9 @@ def test_commit_and_rollback_keep_them(session: OptInSession) -> None:
         (UUID(int=1), "00000000-0000-0000-0000-000000000001"),
     ],
 )
-def test_each_value_arrives_as_it_is(session: OptInSession, value: Any, seen: str) -> None:
+def test_each_value_of_a_setting_arrives_as_it_is(
+    session: OptInSession, value: Any, seen: str
+) -> None:
     session.set_local({"app.tenant_id": value})
     assert tenant(session) == seen
     with_parameters = session.execute(
@@ -97,7 +99,7 @@ def test_each_value_arrives_as_it_is(session: OptInSession, value: Any, seen: st
         assert tenant(session) == seen
 
 
-def test_names_ignore_the_case(session: OptInSession) -> None:
+def test_names_of_settings_ignore_the_case(session: OptInSession) -> None:
     session.set_local({"app.tenant_id": 7})
     session.set_local({"App.Tenant_ID": 8})
     assert tenant(session) == "8"
@@ -105,7 +107,7 @@ def test_names_ignore_the_case(session: OptInSession) -> None:
     assert has_none(session)
 
 
-def test_none_takes_one_back_and_leaves_the_others(session: OptInSession) -> None:
+def test_none_takes_one_setting_back_and_leaves_the_others(session: OptInSession) -> None:
     session.set_local({"app.tenant_id": 7, "statement_timeout": 5000})
     session.set_local({"app.tenant_id": None, "app.never_set": None})
     assert has_none(session)
@@ -160,7 +162,7 @@ def _savepoint(session: OptInSession) -> None:
 
 @pytest.mark.parametrize("name", WORKS)
 @pytest.mark.parametrize("begin_on_write", [False, True])
-def test_no_statement_is_without_them(
+def test_no_statement_is_without_the_settings(
     sessions: Sessions, onlooker: Onlooker, name: str, begin_on_write: bool
 ) -> None:
     """The server refuses to touch the table for anybody else: the trigger and the policy ask."""
@@ -186,7 +188,7 @@ def test_no_statement_is_without_them(
 
 @pytest.mark.parametrize("name", WORKS)
 @pytest.mark.parametrize("begin_on_write", [False, True])
-def test_they_cost_no_round_trip(
+def test_settings_cost_no_round_trip(
     sessions: Sessions,
     wire: WireProxy,
     onlooker: Onlooker,
@@ -210,7 +212,7 @@ def test_they_cost_no_round_trip(
     assert counts[1] <= counts[0] + extra
 
 
-def test_a_stream_has_them_while_the_server_executes_it(
+def test_a_stream_has_the_settings_while_the_server_executes_it(
     session: OptInSession, wire: WireProxy, driver: str
 ) -> None:
     stream = text("SELECT current_setting('app.tenant_id', true), n FROM generate_series(1, 5) n")
@@ -288,7 +290,9 @@ def test_a_statement_timeout_is_a_deadline_for_reads(session: OptInSession) -> N
     session.execute(text("SELECT pg_sleep(0.2)"))
 
 
-def test_two_sessions_on_one_connection(sessions: Sessions) -> None:
+def test_a_session_has_no_settings_of_the_one_before_it_on_its_connection(
+    sessions: Sessions,
+) -> None:
     for number in range(20):
         with sessions() as session:
             if number % 2:
@@ -309,7 +313,7 @@ def test_without_settings_the_dialect_is_left_alone(
     assert {name: vars(engine.dialect).get(name) for name in before} == before
 
 
-def test_a_prepared_statement_is_prepared_anew(
+def test_a_prepared_statement_is_prepared_anew_after_a_migration(
     session: OptInSession, onlooker: Onlooker, engine: OptInEngine
 ) -> None:
     session.set_local({"app.tenant_id": 7})

@@ -45,7 +45,7 @@ def test_no_program_sees_another_tenant(engines: Engines, all_programs: list[lis
     assert run(*engines, all_programs).violations == []
 
 
-def test_many_random_steps(engines: Engines) -> None:
+def test_many_random_steps_see_no_other_tenant(engines: Engines) -> None:
     seen = run(*engines, programs(Random(7), threads=5, visits=40))
     assert seen.violations == []
     assert set(seen.steps) == set(STEPS)
@@ -53,7 +53,7 @@ def test_many_random_steps(engines: Engines) -> None:
     assert seen.lost > 0
 
 
-def test_it_finds_the_settings_of_somebody_else(
+def test_the_harness_finds_the_settings_of_somebody_else(
     engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     others = {"app.tenant_id": "1"}

@@ -30,7 +30,7 @@ IDLE = text("SHOW idle_in_transaction_session_timeout")
 @pytest.mark.parametrize(
     "timeout", [2, 2.0, "2s", "2000ms", " 2 s ", "2000000us", timedelta(seconds=2)]
 )
-def test_it_is_part_of_the_first_message(
+def test_the_timeout_is_part_of_the_first_message(
     session: OptInSession, wire: WireProxy, server: PostgresServer, timeout: Any
 ) -> None:
     with wire.record() as recording, session.begin(timeout=timeout):
@@ -69,7 +69,7 @@ def store_late(session: OptInSession, late: Callable[[OptInSession], None]) -> N
 
 
 @pytest.mark.parametrize("late", LATE)
-def test_when_it_runs_out_nothing_is_stored(
+def test_when_the_timeout_runs_out_nothing_is_stored(
     session: OptInSession, onlooker: Onlooker, late: Callable[[OptInSession], None]
 ) -> None:
     with pytest.raises(
@@ -84,7 +84,7 @@ def test_when_it_runs_out_nothing_is_stored(
 
 
 @pytest.mark.parametrize("late", LATE)
-def test_also_if_one_statement_was_sent_before(
+def test_the_timeout_runs_out_after_one_statement_was_sent_in_time(
     session: OptInSession, late: Callable[[OptInSession], None]
 ) -> None:
     """psycopg's pipelines would switch off the server's timeout between two statements."""
@@ -99,7 +99,9 @@ def swallow(session: OptInSession) -> None:
         during_a_statement(session)
 
 
-def test_an_error_that_is_caught_inside(session: OptInSession, onlooker: Onlooker) -> None:
+def test_a_timeout_that_is_caught_inside_is_the_cause_of_the_error_at_the_end(
+    session: OptInSession, onlooker: Onlooker
+) -> None:
     with pytest.raises(
         exc.PendingRollbackError, match="Nothing of this block was stored"
     ) as caught:
@@ -129,7 +131,9 @@ def test_a_cancel_by_somebody_else_is_no_timeout(session: OptInSession, onlooker
     assert not isinstance(caught.value, TransactionTimeout)
 
 
-def test_the_first_settings_in_a_transaction_with_a_timeout(session: OptInSession) -> None:
+def test_the_first_settings_in_a_transaction_leave_its_timeout_in_force(
+    session: OptInSession,
+) -> None:
     transaction = session.begin(timeout=0.5)
     assert session.scalar(text("SELECT 1")) == 1
     session.set_local({"app.tenant_id": 7})
@@ -138,7 +142,7 @@ def test_the_first_settings_in_a_transaction_with_a_timeout(session: OptInSessio
         session.execute(text("SELECT pg_sleep(10)"))
 
 
-def test_it_goes_before_the_settings_of_the_session(session: OptInSession) -> None:
+def test_the_timeout_goes_before_the_settings_of_the_session(session: OptInSession) -> None:
     session.set_local({"app.tenant_id": 7, "statement_timeout": "9s"})
     with session.begin(timeout=2):
         assert session.scalar(TIMEOUT) == "2s"
@@ -153,7 +157,7 @@ def test_it_goes_before_the_settings_of_the_session(session: OptInSession) -> No
         assert session.scalar(IDLE) == "0"
 
 
-def test_atomic_and_retry_take_it(session: OptInSession) -> None:
+def test_atomic_and_retry_take_a_timeout(session: OptInSession) -> None:
     with session.atomic(timeout=2):
         assert session.scalar(TIMEOUT) == "2s"
         with (
@@ -169,7 +173,7 @@ def test_atomic_and_retry_take_it(session: OptInSession) -> None:
     assert work() == "3s"
 
 
-def test_one_object_is_stored_with_begin_and_commit(
+def test_one_object_is_stored_with_begin_and_commit_if_there_is_a_timeout(
     session: OptInSession, wire: WireProxy, onlooker: Onlooker
 ) -> None:
     with wire.record() as recording, session.begin(timeout=2):
@@ -178,7 +182,9 @@ def test_one_object_is_stored_with_begin_and_commit(
     assert onlooker.names() == ["x"]
 
 
-def test_under_isolation(engine: OptInEngine, sessions: Sessions) -> None:
+def test_the_timeout_ends_with_its_transaction_under_isolation(
+    engine: OptInEngine, sessions: Sessions
+) -> None:
     with isolate(engine), sessions() as session:
         with session.begin(timeout=2):
             assert session.scalar(TIMEOUT) == "2s"
@@ -190,13 +196,13 @@ def test_under_isolation(engine: OptInEngine, sessions: Sessions) -> None:
 @pytest.mark.parametrize(
     "timeout", [0, -1, "2", "soon", "2 years", "", True, float("nan"), 1e12, [2], timedelta(0)]
 )
-def test_what_is_no_timeout(session: OptInSession, timeout: Any) -> None:
+def test_what_is_no_timeout_is_refused(session: OptInSession, timeout: Any) -> None:
     with pytest.raises(exc.ArgumentError, match="timeout is a number of seconds"):
         session.begin(timeout=timeout)
     assert not session.in_transaction()
 
 
-def test_binds_that_can_have_none(engine: OptInEngine, url: str) -> None:
+def test_a_bind_that_can_have_no_timeout_refuses_it(engine: OptInEngine, url: str) -> None:
     stock, lite = sa.create_engine(url), sa.create_engine("sqlite://")
     for bind in (stock, lite):
         with (

@@ -27,7 +27,9 @@ def settings_sent(recording: Recording) -> int:
     return sum("SET LOCAL" in statement for statement in recording.statements)
 
 
-def test_they_are_sent_once(session: OptInSession, wire: WireProxy) -> None:
+def test_the_settings_are_sent_once_for_a_transaction(
+    session: OptInSession, wire: WireProxy
+) -> None:
     session.set_local({"app.tenant_id": 7})
     with wire.record() as recording, session.begin():
         assert [tenant(session) for _ in range(5)] == ["7"] * 5
@@ -62,7 +64,9 @@ def test_a_block_that_is_rolled_back_keeps_what_was_set_in_it(session: OptInSess
     assert tenant(session) == "7"
 
 
-def test_a_savepoint_that_is_rolled_back(session: OptInSession, wire: WireProxy) -> None:
+def test_a_savepoint_that_is_rolled_back_keeps_what_was_set_in_it(
+    session: OptInSession, wire: WireProxy
+) -> None:
     """The server forgets what was set in it; the session does not."""
     session.set_local({"app.tenant_id": 7})
     with wire.record() as recording, session.begin():
@@ -81,7 +85,7 @@ def test_a_savepoint_that_is_rolled_back(session: OptInSession, wire: WireProxy)
     assert settings_sent(recording) == 4
 
 
-def test_a_failed_statement_in_a_savepoint(session: OptInSession) -> None:
+def test_a_failed_statement_in_a_savepoint_leaves_the_settings_right(session: OptInSession) -> None:
     with session.begin():
         session.set_local({"app.tenant_id": 7})
         with pytest.raises(exc.DataError), session.begin_nested():
@@ -93,7 +97,7 @@ def test_a_failed_statement_in_a_savepoint(session: OptInSession) -> None:
         assert tenant(session) == "8"
 
 
-def test_a_change_in_an_aborted_savepoint(session: OptInSession) -> None:
+def test_a_change_in_an_aborted_savepoint_is_sent_after_its_rollback(session: OptInSession) -> None:
     """ROLLBACK TO is all that the server accepts then, and so carries nothing."""
     session.set_local({"app.tenant_id": 7})
     with session.begin():
@@ -105,7 +109,9 @@ def test_a_change_in_an_aborted_savepoint(session: OptInSession) -> None:
         assert tenant(session) == "8"
 
 
-def test_the_first_statement_fails_before_it_is_sent(session: OptInSession) -> None:
+def test_the_settings_are_sent_after_a_first_statement_that_was_not_sent(
+    session: OptInSession,
+) -> None:
     session.set_local({"app.tenant_id": 7})
     with session.begin():
         with pytest.raises(exc.StatementError):
@@ -113,7 +119,7 @@ def test_the_first_statement_fails_before_it_is_sent(session: OptInSession) -> N
         assert tenant(session) == "7"
 
 
-def test_one_statement_is_one_round_trip(
+def test_one_statement_with_settings_is_one_round_trip(
     session: OptInSession, wire: WireProxy, onlooker: Onlooker
 ) -> None:
     session.set_local({"app.tenant_id": 7})
@@ -126,7 +132,7 @@ def test_one_statement_is_one_round_trip(
     assert onlooker.scalar("SELECT age FROM author WHERE id = 1") == 31
 
 
-def test_begin_on_write(sessions: Sessions, wire: WireProxy) -> None:
+def test_begin_on_write_sends_the_settings_once(sessions: Sessions, wire: WireProxy) -> None:
     with sessions(begin_on_write=True) as session:
         session.set_local({"app.tenant_id": 7})
         assert tenant(session) == "7"
@@ -139,7 +145,7 @@ def test_begin_on_write(sessions: Sessions, wire: WireProxy) -> None:
         assert tenant(session) == "7"
 
 
-def test_filter_by_or_create(session: OptInSession) -> None:
+def test_filter_by_or_create_has_the_settings(session: OptInSession) -> None:
     session.set_local({"app.tenant_id": 7})
     seen: list[Any] = []
 
@@ -155,7 +161,7 @@ def test_filter_by_or_create(session: OptInSession) -> None:
     assert set(seen) == {"7"}
 
 
-def test_atomic_and_a_retry(session: OptInSession, onlooker: Onlooker) -> None:
+def test_a_retry_has_the_settings_of_the_session(session: OptInSession, onlooker: Onlooker) -> None:
     tries: list[Any] = []
 
     @retry_transaction(session)
@@ -173,7 +179,9 @@ def test_atomic_and_a_retry(session: OptInSession, onlooker: Onlooker) -> None:
         assert tenant(session) == "8"
 
 
-def test_listeners_to_the_begin(session: OptInSession, engine: OptInEngine) -> None:
+def test_listeners_to_the_begin_have_the_settings(
+    session: OptInSession, engine: OptInEngine
+) -> None:
     seen: list[Any] = []
 
     @event.listens_for(session, "after_begin")
@@ -186,7 +194,7 @@ def test_listeners_to_the_begin(session: OptInSession, engine: OptInEngine) -> N
     assert seen == ["7", "7"]
 
 
-def test_the_connection_that_is_handed_out(session: OptInSession) -> None:
+def test_the_connection_that_is_handed_out_has_the_settings(session: OptInSession) -> None:
     connection = session.connection()
     session.set_local({"app.tenant_id": 7})
     assert tenant(connection) == "7"
@@ -200,7 +208,7 @@ def test_the_connection_that_is_handed_out(session: OptInSession) -> None:
     assert tenant(connection) == "8"
 
 
-def test_two_phase(sessions: Sessions) -> None:
+def test_a_two_phase_transaction_has_the_settings(sessions: Sessions) -> None:
     with sessions(twophase=True) as session:
         session.set_local({"app.tenant_id": 7})
         with session.begin():
@@ -209,7 +217,7 @@ def test_two_phase(sessions: Sessions) -> None:
         assert tenant(session) == "7"
 
 
-def test_isolation_levels(session: OptInSession) -> None:
+def test_a_transaction_with_an_isolation_level_has_the_settings(session: OptInSession) -> None:
     session.set_local({"app.tenant_id": 7})
     with session.begin(isolation_level="SERIALIZABLE", read_only=True, deferrable=True):
         assert tenant(session) == "7"
@@ -227,7 +235,7 @@ def notes(server: PostgresServer, wire: WireProxy, driver: str) -> Iterator[OptI
     server.drop_database(name)
 
 
-def test_two_binds_have_them_each(engine: OptInEngine, notes: OptInEngine) -> None:
+def test_two_binds_have_the_settings_each(engine: OptInEngine, notes: OptInEngine) -> None:
     mine = text("SELECT current_setting('app.tenant_id', true)")
     with OptInSession(binds={Author: engine, NoteBase: notes}) as session:
 
@@ -245,7 +253,7 @@ def test_two_binds_have_them_each(engine: OptInEngine, notes: OptInEngine) -> No
             assert both() == ["8", "8"]
 
 
-def test_a_bind_of_another_database_has_none(engine: OptInEngine) -> None:
+def test_a_bind_of_another_database_has_no_settings(engine: OptInEngine) -> None:
     lite = sa.create_engine("sqlite://", poolclass=sa.StaticPool)
     NoteBase.metadata.create_all(lite)
     with OptInSession(binds={Author: engine, NoteBase: lite}) as session:
@@ -256,7 +264,9 @@ def test_a_bind_of_another_database_has_none(engine: OptInEngine) -> None:
         assert session.scalar(select(Author.name).where(Author.id == 1)) == "Ada"
 
 
-def test_replicas(replica: ReplicaServer, url: str, driver: str, database: str) -> None:
+def test_reads_of_a_replica_have_the_settings(
+    replica: ReplicaServer, url: str, driver: str, database: str
+) -> None:
     fill(url)
     replica.catch_up()
     engine = create_engine(url, replicas=[replica.url(driver, database)])
@@ -269,7 +279,9 @@ def test_replicas(replica: ReplicaServer, url: str, driver: str, database: str) 
     engine.dispose()
 
 
-def test_read_only_outside(wire_url: str, library: None) -> None:
+def test_reads_of_an_engine_that_is_read_only_outside_have_the_settings(
+    wire_url: str, library: None
+) -> None:
     fill(wire_url)
     engine = create_engine(wire_url, read_only_outside=True)
     with OptInSession(engine) as session:
@@ -286,7 +298,9 @@ def test_read_only_outside(wire_url: str, library: None) -> None:
     engine.dispose()
 
 
-def test_a_lost_connection(session: OptInSession, onlooker: Onlooker) -> None:
+def test_the_settings_are_sent_again_after_a_lost_connection(
+    session: OptInSession, onlooker: Onlooker
+) -> None:
     session.set_local({"app.tenant_id": 7})
     pid = session.scalar(text("SELECT pg_backend_pid()"))
     onlooker.run(f"SELECT pg_terminate_backend({pid})")
@@ -301,7 +315,7 @@ def test_a_lost_connection(session: OptInSession, onlooker: Onlooker) -> None:
     assert tenant(session) == "7"
 
 
-def test_a_connection_that_is_lost_in_the_one_statement(
+def test_a_loss_in_the_one_statement_is_an_unknown_outcome(
     session: OptInSession, wire: WireProxy, onlooker: Onlooker
 ) -> None:
     session.set_local({"app.tenant_id": 7})

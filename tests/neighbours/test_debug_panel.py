@@ -92,7 +92,7 @@ def app(make_app: MakeApp, url: str) -> Flask:
     return app
 
 
-def test_it_has_what_was_sent_in_order(app: Flask) -> None:
+def test_the_panel_has_what_was_sent_in_order(app: Flask) -> None:
     page = html.unescape(app.test_client().get("/").text)
     sent = re.findall(r"<code[^>]*>(\w+)", page)
     assert sent == ["SELECT", "BEGIN", "SELECT", "UPDATE", "COMMIT"]
@@ -101,12 +101,12 @@ def test_it_has_what_was_sent_in_order(app: Flask) -> None:
     assert observing.recorder is None
 
 
-def test_it_shows_a_statement_that_failed(app: Flask) -> None:
+def test_the_panel_shows_a_statement_that_failed(app: Flask) -> None:
     page = app.test_client().get("/fail").text
     assert 'class="fsa-failed" title="failed: ' in page
 
 
-def test_a_request_whose_exception_is_not_handled_leaves_nothing_on(app: Flask) -> None:
+def test_a_request_whose_exception_is_not_handled_leaves_no_recording_on(app: Flask) -> None:
     @app.get("/broken")
     def broken() -> str:
         raise KeyError

@@ -108,7 +108,9 @@ def stored(session: OptInSession) -> tuple[int, int]:
         return other.query(Author).count(), other.query(Book).count()
 
 
-def test_what_is_pending_is_one_transaction(session: OptInSession, wire: WireProxy) -> None:
+def test_what_is_pending_is_stored_in_one_transaction(
+    session: OptInSession, wire: WireProxy
+) -> None:
     with wire.record() as recording:
         book = BookFactory()
         BookFactory(author=book.author)
@@ -133,7 +135,7 @@ def test_what_is_pending_is_one_transaction(session: OptInSession, wire: WirePro
         ),
     ],
 )
-def test_what_is_stored_by_the_factory_is_a_transaction_each(
+def test_each_object_that_the_factory_stores_is_a_transaction(
     session: OptInSession,
     wire: WireProxy,
     authors: type[AuthorFactory],
@@ -153,7 +155,9 @@ def test_what_is_stored_by_the_factory_is_a_transaction_each(
     assert stored(session) == (4, 2)
 
 
-def test_flushes_in_a_block_belong_to_it(session: OptInSession, wire: WireProxy) -> None:
+def test_flushes_of_a_factory_in_a_block_belong_to_the_block(
+    session: OptInSession, wire: WireProxy
+) -> None:
     with wire.record() as recording, session.begin():
         FlushedBookFactory(title="Notes")
     assert sent(recording) == ["BEGIN", "INSERT authors", "INSERT books", "COMMIT"]
@@ -162,14 +166,16 @@ def test_flushes_in_a_block_belong_to_it(session: OptInSession, wire: WireProxy)
     assert stored(session) == (1, 1)
 
 
-def test_a_commit_in_a_block_is_refused(session: OptInSession) -> None:
+def test_a_commit_of_a_factory_in_a_block_is_refused(session: OptInSession) -> None:
     for begin in (session.begin, session.atomic):
         with pytest.raises(InvalidRequestError, match=r"leave commit\(\) out"), begin():
             CommittedBookFactory()
         assert stored(session) == (0, 0)
 
 
-def test_get_or_create_outside(session: OptInSession, wire: WireProxy) -> None:
+def test_get_or_create_outside_is_a_select_and_an_insert(
+    session: OptInSession, wire: WireProxy
+) -> None:
     with wire.record() as recording:
         ada = GotOrCreatedAuthorFactory(name="Ada", email="ada@example.com")
     assert sent(recording) == ["SELECT authors", "INSERT authors"]

@@ -175,7 +175,7 @@ class NumbersView(ModelView):
 
 
 @pytest.mark.parametrize("is_fast", [False, True])
-def test_several_are_deleted_each_on_its_own_or_by_one_statement(
+def test_several_rows_are_deleted_each_on_its_own_or_by_one_statement(
     new_site: Callable[[], Site], wire: WireProxy, is_fast: bool
 ) -> None:
     class BookView(NumbersView):
@@ -200,7 +200,9 @@ def test_several_are_deleted_each_on_its_own_or_by_one_statement(
         ]
 
 
-def test_psycopg_does_not_take_strings_for_the_numbers_of_several(site: Site, driver: str) -> None:
+def test_psycopg_does_not_take_strings_for_the_numbers_of_rows_to_delete(
+    site: Site, driver: str
+) -> None:
     if driver != "psycopg":
         pytest.skip("psycopg2 writes values into the text, where PostgreSQL sees no type")
     site.app.testing = True
@@ -230,7 +232,7 @@ class WholeView(CountingView):
         return bool(super().delete_model(model))
 
 
-def test_what_a_hook_changes_before_a_delete_is_stored_before_it(
+def test_what_a_hook_changes_before_a_delete_is_stored_before_the_delete(
     new_site: Callable[[], Site], wire: WireProxy
 ) -> None:
     site = new_site()
@@ -242,7 +244,7 @@ def test_what_a_hook_changes_before_a_delete_is_stored_before_it(
     assert deleted_count(site) == 1
 
 
-def test_a_begin_before_it_makes_it_one_transaction(
+def test_a_begin_before_a_delete_makes_it_one_transaction(
     new_site: Callable[[], Site], wire: WireProxy
 ) -> None:
     site = new_site()
@@ -296,7 +298,7 @@ def test_what_a_hook_flushes_is_stored_unless_begin_was_called_before(
     assert site.books == books
 
 
-def test_in_atomic_requests_its_commit_is_refused_and_shown(
+def test_flask_admins_commit_in_an_atomic_request_is_refused_and_shown(
     new_site: Callable[[], Site], wire: WireProxy
 ) -> None:
     site = new_site()
@@ -307,7 +309,7 @@ def test_in_atomic_requests_its_commit_is_refused_and_shown(
     assert site.books == {"Notes": 20}
 
 
-def test_its_views_are_taken_out_of_atomic_requests(
+def test_views_of_flask_admin_can_be_taken_out_of_atomic_requests(
     new_site: Callable[[], Site], wire: WireProxy
 ) -> None:
     site = new_site()

@@ -146,7 +146,7 @@ def test_who_is_authorized_is_one_read(new_site: Callable[..., Site], wire: Wire
     assert sent(recording) == ["SELECT flask_dance_oauth"]
 
 
-def test_its_delete_stands_alone_before_the_commit(
+def test_the_delete_of_an_old_token_stands_alone_before_the_commit(
     new_site: Callable[..., Site], wire: WireProxy, provider: Provider
 ) -> None:
     site = new_site()
@@ -172,7 +172,7 @@ def test_its_delete_stands_alone_before_the_commit(
     assert client.get("/").text == "nobody"  # the old token is gone
 
 
-def test_a_begin_before_it_makes_it_one_transaction(
+def test_a_begin_before_storing_a_token_makes_it_one_transaction(
     new_site: Callable[..., Site], wire: WireProxy, provider: Provider
 ) -> None:
     site = new_site(WholeStorage)
@@ -232,7 +232,7 @@ def test_a_user_and_its_token_are_stored_together(
         assert session.query(site.User).count() == session.query(site.OAuth).count() == 1
 
 
-def test_in_a_request_that_is_a_transaction_its_commit_is_refused(
+def test_flask_dances_commit_in_an_atomic_request_is_refused(
     new_site: Callable[..., Site],
 ) -> None:
     site = new_site()

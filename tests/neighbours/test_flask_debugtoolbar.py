@@ -83,7 +83,7 @@ def sent_by_sqlalchemy(recording: Recording) -> list[str]:
     return [verb for verb in recording.verbs if verb not in ("BEGIN", "COMMIT", "ROLLBACK")]
 
 
-def test_it_shows_the_reads(client: FlaskClient, wire: WireProxy) -> None:
+def test_the_toolbar_shows_the_reads(client: FlaskClient, wire: WireProxy) -> None:
     with wire.record() as recording:
         page = client.get("/")
     assert "1 query" in page.text
@@ -91,7 +91,9 @@ def test_it_shows_the_reads(client: FlaskClient, wire: WireProxy) -> None:
     assert "users.name" in shown(page)[0]
 
 
-def test_it_shows_each_statement_of_a_transaction(client: FlaskClient, wire: WireProxy) -> None:
+def test_the_toolbar_shows_each_statement_of_a_transaction(
+    client: FlaskClient, wire: WireProxy
+) -> None:
     with wire.record() as recording:
         page = client.post("/", data={"name": "Grace"})
     assert recording.verbs == [
@@ -107,7 +109,7 @@ def test_it_shows_each_statement_of_a_transaction(client: FlaskClient, wire: Wir
     assert f"{len(shown(page))} queries" in page.text
 
 
-def test_it_does_not_show_what_failed(client: FlaskClient, wire: WireProxy) -> None:
+def test_the_toolbar_does_not_show_what_failed(client: FlaskClient, wire: WireProxy) -> None:
     with wire.record() as recording:
         page = client.post("/", data={"name": "Bob"})
     assert recording.verbs == ["SELECT", "BEGIN", "UPDATE", "ROLLBACK"]
@@ -115,7 +117,7 @@ def test_it_does_not_show_what_failed(client: FlaskClient, wire: WireProxy) -> N
     assert verbs(shown(client.get("/"))) == ["SELECT"]
 
 
-def test_its_links_need_sqlalchemy_1(client: FlaskClient) -> None:
+def test_the_links_of_the_toolbar_need_sqlalchemy_1(client: FlaskClient) -> None:
     page = client.post("/", data={"name": "Grace"})
     link = re.search(r'href="(/_debug_toolbar/[^"]*sql_explain[^"]*)"', page.text)
     assert link is not None

@@ -146,7 +146,7 @@ def test_a_login_that_fails_stores_nothing(site: Site, wire: WireProxy, is_atomi
     )
 
 
-def test_the_user_that_is_logged_in_is_changed(site: Site) -> None:
+def test_the_user_that_is_logged_in_can_be_changed(site: Site) -> None:
     assert site.client.post("/me", data={"name": "Grace"}).text == "Grace"
     assert names(site) == ["Grace", "Bob"]
 

@@ -85,7 +85,9 @@ def site(make: Callable[[], tuple[Flask, SQLAlchemy]]) -> tuple[Flask, SQLAlchem
     return make()
 
 
-def test_its_engines_are_ours_with_its_options(site: tuple[Flask, SQLAlchemy]) -> None:
+def test_engines_of_flask_sqlalchemy_lite_are_ours_with_its_options(
+    site: tuple[Flask, SQLAlchemy],
+) -> None:
     app, db = site
     with app.app_context():
         assert isinstance(db.engine, OptInEngine)
@@ -111,7 +113,7 @@ def test_a_write_is_a_transaction(site: tuple[Flask, SQLAlchemy], wire: WireProx
     assert sent(recording) == ["SELECT users", "UPDATE users", "SELECT users"]
 
 
-def test_each_of_its_sessions_has_transactions_of_its_own(
+def test_each_session_of_flask_sqlalchemy_lite_has_transactions_of_its_own(
     site: tuple[Flask, SQLAlchemy], wire: WireProxy
 ) -> None:
     app, db = site
@@ -123,7 +125,7 @@ def test_each_of_its_sessions_has_transactions_of_its_own(
         assert not other.in_transaction()
 
 
-def test_with_its_own_engines_it_begins_by_itself(
+def test_flask_sqlalchemy_lite_with_its_own_engines_begins_by_itself(
     make: Callable[[type[SQLAlchemy]], tuple[Flask, SQLAlchemy]], wire: WireProxy
 ) -> None:
     app, _ = make(SQLAlchemy)
@@ -136,7 +138,7 @@ def test_with_its_own_engines_it_begins_by_itself(
 
 
 @pytest.mark.parametrize("by_its_own", [False, True])
-def test_it_is_isolated_by_our_isolation_and_by_its_own(
+def test_flask_sqlalchemy_lite_is_isolated_by_our_isolation_and_by_its_own(
     site: tuple[Flask, SQLAlchemy], by_its_own: bool
 ) -> None:
     app, db = site

@@ -82,7 +82,7 @@ def stored(session: OptInSession) -> dict[str, list[str]]:
 BEFORE = {"Ada": ["Notes", "Letters"], "Bob": []}
 
 
-def test_dumping_is_reads(session: OptInSession, wire: WireProxy) -> None:
+def test_dumping_sends_reads_alone(session: OptInSession, wire: WireProxy) -> None:
     ada = session.get_one(Author, 1)
     with wire.record() as recording:
         assert AuthorSchema().dump(ada) == {
@@ -112,7 +112,7 @@ def test_loading_by_key_is_a_read(session: OptInSession, wire: WireProxy) -> Non
     assert stored(session) == BEFORE
 
 
-def test_what_is_nested_is_stored_with_it(session: OptInSession, wire: WireProxy) -> None:
+def test_what_is_nested_is_stored_with_its_object(session: OptInSession, wire: WireProxy) -> None:
     data = {"id": 1, "name": "Grace", "books": [{"id": 2, "title": "Diary"}, {"title": "Poems"}]}
     with wire.record() as recording:
         AuthorSchema().load(data, session=session)

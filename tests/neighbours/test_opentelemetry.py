@@ -284,7 +284,7 @@ def test_comments_in_the_sql_change_nothing_else(
 
 
 @pytest.mark.skipif(IS_IN_ITS_RANGE, reason="it says that it knows this SQLAlchemy")
-def test_it_does_nothing_on_a_sqlalchemy_that_it_does_not_know_unless_it_skips_its_check(
+def test_opentelemetry_does_nothing_on_an_unknown_sqlalchemy_unless_it_skips_its_check(
     telemetry: Telemetry,
     make_engine: Callable[[], OptInEngine],
     caplog: pytest.LogCaptureFixture,

@@ -62,7 +62,7 @@ def requests(wire: WireProxy, wire_url: str) -> list[Request]:
     return [Request(payloads) for payloads in json.loads(done.stdout)]
 
 
-def test_its_spans_are_the_statements(requests: list[Request]) -> None:
+def test_sentrys_spans_are_the_statements(requests: list[Request]) -> None:
     read, write, failed, read_again = requests
     assert read.verbs == read_again.verbs == ["SELECT"]
     # The second is the application's own, around the transaction.

@@ -77,7 +77,7 @@ class TestOpenTelemetry:
         assert span.attributes["code.function.name"] == "slowly"
         assert span.attributes["code.file.path"] == __file__
 
-    def test_one_that_is_one_statement_is_one_too(
+    def test_a_transaction_that_is_one_statement_is_a_span(
         self, spans: Spans, session: OptInSession, wire: WireProxy
     ) -> None:
         with wire.record() as recording:
@@ -86,7 +86,9 @@ class TestOpenTelemetry:
         assert sent(recording) == ["INSERT"]
         assert len(spans.named("transaction")) == 1
 
-    def test_one_that_is_rolled_back_is_no_error(self, spans: Spans, session: OptInSession) -> None:
+    def test_a_transaction_that_is_rolled_back_is_no_error(
+        self, spans: Spans, session: OptInSession
+    ) -> None:
         with pytest.raises(exc.IntegrityError), session.begin():
             session.execute(READ).all()
             session.add(Author(id=1, name="new"))
@@ -127,7 +129,7 @@ class TestOpenTelemetry:
         (span,) = spans.named("connection pool")
         assert 0.05 <= seconds(span) < 5
 
-    def test_without_a_source_it_says_so(self) -> None:
+    def test_trace_transactions_without_a_source_is_an_error(self) -> None:
         with pytest.raises(exc.ArgumentError, match="needs something to follow"):
             opentelemetry.trace_transactions()
 
@@ -174,7 +176,7 @@ class TestSentry:
         assert span["data"]["code.function"] == "slowly"
         assert span["timestamp"] > span["start_timestamp"]
 
-    def test_outside_of_a_request_there_is_none(
+    def test_outside_of_a_request_there_is_no_span(
         self, engine: OptInEngine, session: OptInSession, kept: Kept
     ) -> None:
         with sentry.trace_transactions(engine):

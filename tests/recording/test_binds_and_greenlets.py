@@ -34,7 +34,7 @@ def other(server: PostgresServer, driver: str, wire: WireProxy) -> Iterator[OptI
     server.drop_database(name)
 
 
-def test_each_bind_has_a_transaction(
+def test_the_transaction_of_each_bind_is_recorded(
     engine: OptInEngine, other: OptInEngine, wire: WireProxy
 ) -> None:
     binds: dict[Any, Any] = {Note: other, Author: engine}

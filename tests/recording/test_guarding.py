@@ -118,7 +118,7 @@ NAMES = [*new_connections(0)]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_call_inside_is_refused(
+def test_a_call_inside_a_transaction_is_refused(
     guard: Guard, session: OptInSession, port: int, name: str
 ) -> None:
     call = new_connections(port)[name]
@@ -204,7 +204,9 @@ def test_a_transaction_of_a_connection_counts(
     kept()
 
 
-def test_what_is_allowed_is_made(engine: OptInEngine, session: OptInSession, kept: Call) -> None:
+def test_a_call_that_is_allowed_is_made(
+    engine: OptInEngine, session: OptInSession, kept: Call
+) -> None:
     with Guard("raise", engine, allow=["127.0.0.1"]):
         assert inside(session, kept) == b"ok"
     with Guard("raise", engine, allow=["example.com"]):
@@ -231,7 +233,7 @@ def test_a_host_is_allowed_by_its_name(
             inside(session, lambda: requests.get(f"http://127.0.0.1:{port}/"))
 
 
-def test_in_production_it_is_logged_once_for_each_line(
+def test_in_production_a_call_is_logged_once_for_each_line(
     engine: OptInEngine, session: OptInSession, kept: Call, caplog: pytest.LogCaptureFixture
 ) -> None:
     def work() -> None:
@@ -247,7 +249,9 @@ def test_in_production_it_is_logged_once_for_each_line(
     assert f"{__file__}, line" in records[0].getMessage()
 
 
-def test_the_lines_are_the_applications(guard: Guard, session: OptInSession, port: int) -> None:
+def test_the_error_names_the_lines_of_the_application(
+    guard: Guard, session: OptInSession, port: int
+) -> None:
     def pay() -> None:
         requests.get(f"http://127.0.0.1:{port}/")
 
@@ -269,7 +273,7 @@ def test_a_message_of_celery_is_refused(guard: Guard, session: OptInSession) -> 
     mail.delay()
 
 
-def test_under_isolation_it_is_the_transaction_of_the_code(
+def test_under_isolation_the_transaction_of_the_code_counts(
     guard: Guard, engine: OptInEngine, kept: Call
 ) -> None:
     with isolate(engine), OptInSession(engine) as session:
@@ -291,7 +295,9 @@ def test_an_open_cursor_of_a_session_that_is_gone_does_not_count(
     kept()
 
 
-def test_off_nothing_is_refused(engine: OptInEngine, session: OptInSession, kept: Call) -> None:
+def test_nothing_is_refused_while_the_guard_is_off(
+    engine: OptInEngine, session: OptInSession, kept: Call
+) -> None:
     guard = Guard("raise", engine)
     assert inside(session, kept) == b"ok"
     guard.start().start()
@@ -302,12 +308,12 @@ def test_off_nothing_is_refused(engine: OptInEngine, session: OptInSession, kept
 
 
 @pytest.mark.parametrize("mode", ["warn", None, True, "RAISE"])
-def test_a_mode_that_is_none_is_refused(engine: OptInEngine, mode: Any) -> None:
+def test_an_unknown_mode_of_the_guard_is_refused(engine: OptInEngine, mode: Any) -> None:
     with pytest.raises(exc.ArgumentError, match='"raise" or "log"'):
         Guard(mode, engine)
 
 
-def test_bad_sources_and_hosts_are_refused(engine: OptInEngine) -> None:
+def test_bad_sources_and_hosts_of_the_guard_are_refused(engine: OptInEngine) -> None:
     with pytest.raises(exc.ArgumentError, match="needs something to guard"):
         Guard("log")
     with pytest.raises(exc.ArgumentError, match="can't record"):

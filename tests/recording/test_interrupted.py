@@ -44,12 +44,16 @@ class TestInterruptionOfWhatIsRecorded:
         "call", ["a block", "begin_nested", "a block with one object", "a stream"]
     )
     @pytest.mark.parametrize("begin_on_write", [False, True])
-    def test_of_a_session(self, tries: Tries, call: str, begin_on_write: bool) -> None:
+    def test_an_interruption_of_a_session_that_is_recorded_stores_no_part(
+        self, tries: Tries, call: str, begin_on_write: bool
+    ) -> None:
         sessions = sessionmaker(tries.engine, class_=OptInSession, begin_on_write=begin_on_write)
         # SQLAlchemy logs an Exception that comes while it closes a cursor.
         exception = HardStop if call == "a stream" else SoftLimit
         tries.run(sessions, OF_SESSION[call], exception)
 
     @pytest.mark.parametrize("call", ["a block", "rollback", "one statement"])
-    def test_of_a_connection(self, tries: Tries, call: str) -> None:
+    def test_an_interruption_of_a_connection_that_is_recorded_stores_no_part(
+        self, tries: Tries, call: str
+    ) -> None:
         tries.run(tries.engine.connect, OF_CONNECTION[call], SoftLimit)

@@ -42,7 +42,7 @@ def line_of(function: Callable[..., Any], code: str) -> int:
 
 class TestTransactions:
     @pytest.mark.parametrize("how", ["begin", "atomic", "begin_nested", "unit_of_work"])
-    def test_tell_where_they_were_begun(
+    def test_transactions_tell_where_they_were_begun(
         self, session: OptInSession, sessions: sessionmaker[OptInSession], how: str
     ) -> None:
         def work() -> None:
@@ -74,7 +74,7 @@ class TestTransactions:
             (lambda s: s.bulk_save_objects([Author(name="a"), Author(name="b")]), "bulk_save"),
         ],
     )
-    def test_of_a_write_outside_tell_the_call(
+    def test_the_transaction_of_a_write_outside_tells_the_call(
         self, session: OptInSession, call: Callable[[OptInSession], object], name: str
     ) -> None:
         if name in ("flush", "commit"):
@@ -86,7 +86,7 @@ class TestTransactions:
         assert transaction.begun_at.call.startswith(name)
         assert transaction.outcome == "committed"
 
-    def test_of_begin_on_write_tell_the_write(self, engine: OptInEngine) -> None:
+    def test_a_transaction_of_begin_on_write_tells_the_write(self, engine: OptInEngine) -> None:
         with OptInSession(engine, begin_on_write=True) as session, record(session) as seen:
             session.execute(READ).all()
             session.execute(update(authors).values(age=1))
@@ -99,7 +99,7 @@ class TestTransactions:
         assert seen.statements[0].transaction is None
         assert seen.statements[1].transaction is transaction
 
-    def test_of_one_statement_are_transactions_too(self, session: OptInSession) -> None:
+    def test_one_statement_alone_is_recorded_as_a_transaction(self, session: OptInSession) -> None:
         with record(session) as seen, session.begin():
             session.add(Author(name="new"))
         (transaction,) = seen.transactions
@@ -108,14 +108,16 @@ class TestTransactions:
         assert [each.verb for each in seen.sent] == ["INSERT"]
         assert transaction.waiting < transaction.duration
 
-    def test_of_one_statement_that_fails_are_rolled_back(self, session: OptInSession) -> None:
+    def test_one_statement_alone_that_fails_is_recorded_as_rolled_back(
+        self, session: OptInSession
+    ) -> None:
         with record(session) as seen, pytest.raises(exc.IntegrityError), session.begin():
             session.add(Author(id=1, name="new"))
         assert [transaction.outcome for transaction in seen.transactions] == ["rolled back"]
         assert seen.statements[0].error is not None
 
     @pytest.mark.parametrize("alone", [False, True])
-    def test_that_are_lost_at_their_end_are_unknown(
+    def test_transactions_that_are_lost_at_their_end_are_unknown(
         self, session: OptInSession, wire: WireProxy, alone: bool
     ) -> None:
         verb = "INSERT" if alone else "COMMIT"
@@ -131,7 +133,7 @@ class TestTransactions:
             wire.cut_where = cut
         assert [transaction.outcome for transaction in seen.transactions] == ["unknown"]
 
-    def test_that_are_lost_before_are_rolled_back(
+    def test_transactions_that_are_lost_before_their_end_are_rolled_back(
         self, session: OptInSession, wire: WireProxy
     ) -> None:
         with record(session) as seen, suppress(exc.DBAPIError), session.begin():
@@ -141,20 +143,20 @@ class TestTransactions:
         assert [transaction.outcome for transaction in seen.transactions] == ["rolled back"]
         assert seen.statements[1].error is not None
 
-    def test_that_abort_at_commit_are_rolled_back(self, session: OptInSession) -> None:
+    def test_transactions_that_abort_at_commit_are_rolled_back(self, session: OptInSession) -> None:
         with record(session) as seen, pytest.raises(exc.PendingRollbackError), session.begin():
             session.execute(READ).all()
             with suppress(exc.DBAPIError):
                 session.execute(text("SELECT 1 / 0"))
         assert [transaction.outcome for transaction in seen.transactions] == ["rolled back"]
 
-    def test_tell_their_isolation_level(self, session: OptInSession) -> None:
+    def test_transactions_tell_their_isolation_level(self, session: OptInSession) -> None:
         with record(session) as seen, session.begin(isolation_level="SERIALIZABLE"):
             session.execute(READ).all()
         assert seen.transactions[0].isolation_level == "SERIALIZABLE"
         assert seen.sent[0].sql == "BEGIN ISOLATION LEVEL SERIALIZABLE"
 
-    def test_that_send_nothing_take_no_time(self, session: OptInSession) -> None:
+    def test_transactions_that_send_nothing_take_no_time(self, session: OptInSession) -> None:
         with record(session) as seen, session.begin():
             time.sleep(0.02)
         assert sum(transaction.duration for transaction in seen.transactions) == 0
@@ -162,7 +164,7 @@ class TestTransactions:
 
 
 class TestWaiting:
-    def test_is_what_the_database_was_not_busy_for(
+    def test_waiting_is_the_time_that_the_database_was_not_busy_for(
         self, session: OptInSession, wire: WireProxy
     ) -> None:
         with record(session) as seen, wire.record() as recording, session.begin():
@@ -185,7 +187,7 @@ class TestWaiting:
         (transaction,) = seen.transactions
         assert transaction.waiting < 0.5 * transaction.duration
 
-    def test_goes_on_while_it_is_open(self, session: OptInSession) -> None:
+    def test_waiting_goes_on_while_the_transaction_is_open(self, session: OptInSession) -> None:
         with record(session) as seen, session.begin():
             session.execute(READ).all()
             before = seen.transactions[0].waiting
@@ -194,7 +196,7 @@ class TestWaiting:
 
 
 class TestStatements:
-    def test_tell_the_line_the_rows_and_the_time(self, session: OptInSession) -> None:
+    def test_statements_tell_the_line_the_rows_and_the_time(self, session: OptInSession) -> None:
         def work() -> None:
             session.execute(select(Author)).all()
             session.get(Author, 77)
@@ -209,7 +211,9 @@ class TestStatements:
         assert third.sql == "UPDATE author SET age=%(age)s" or "INTEGER" in third.sql
         assert all(0 < each.duration < 5 for each in seen.statements)
 
-    def test_have_the_right_line_when_the_way_to_it_differs(self, session: OptInSession) -> None:
+    def test_statements_have_the_right_line_when_the_way_to_it_differs(
+        self, session: OptInSession
+    ) -> None:
         def deep(depth: int) -> None:
             if depth:
                 deep(depth - 1)
@@ -236,10 +240,10 @@ class TestStatements:
             session.flush()
             first()
         names = [each.place.function for each in seen.statements if each.place is not None]
-        names.remove("test_have_the_right_line_when_the_way_to_it_differs")
+        names.remove("test_statements_have_the_right_line_when_the_way_to_it_differs")
         assert names == ["deep"] * 5 + ["first", "second", "first", "listener", "first"]
 
-    def test_keep_their_parameters_only_when_asked(self, session: OptInSession) -> None:
+    def test_statements_keep_their_parameters_only_when_asked(self, session: OptInSession) -> None:
         with record(session) as seen, record(session, parameters=True) as told:
             session.execute(select(Author.id).where(Author.name == "secret"))
         assert "secret" in str(told.statements[0].parameters)
@@ -248,7 +252,7 @@ class TestStatements:
         assert seen.statements[0].parameters is None
         assert "secret" not in str(seen)
 
-    def test_beyond_keep_are_only_counted(self, session: OptInSession) -> None:
+    def test_statements_beyond_keep_are_only_counted(self, session: OptInSession) -> None:
         with record(session, keep=3) as seen:
             for _ in range(5):
                 session.execute(READ).all()
@@ -259,14 +263,16 @@ class TestStatements:
         assert "10 statements" in seen.summary()
         assert "7 more" in str(seen)
 
-    def test_that_are_long_are_cut(self, session: OptInSession) -> None:
+    def test_statements_that_are_long_are_cut(self, session: OptInSession) -> None:
         with record(session) as seen:
             session.execute(text(f"SELECT '{'x' * 100_000}'"))
         assert len(seen.statements[0].sql) < 11_000
 
 
 class TestConnections:
-    def test_tell_how_long_they_were_held(self, sessions: sessionmaker[OptInSession]) -> None:
+    def test_connections_tell_how_long_they_were_held(
+        self, sessions: sessionmaker[OptInSession]
+    ) -> None:
         with sessions() as session, record(session) as seen:
             session.execute(READ).all()
             time.sleep(0.02)
@@ -279,7 +285,7 @@ class TestConnections:
         assert 0.02 <= first.held < 1
         assert second.held < 0.02 + first.held
 
-    def test_tell_how_long_the_pool_was_waited_for(self, wire_url: str) -> None:
+    def test_connections_tell_how_long_the_pool_was_waited_for(self, wire_url: str) -> None:
         with opened(wire_url, pool_size=1, max_overflow=0) as engine:
             holder = engine.connect()
             timer = threading.Timer(0.1, holder.close)
@@ -289,7 +295,7 @@ class TestConnections:
             timer.join()
         assert 0.05 < seen.connections[0].waited < 5
 
-    def test_that_are_invalidated_are_not_held(self, engine: OptInEngine) -> None:
+    def test_connections_that_are_invalidated_are_not_held(self, engine: OptInEngine) -> None:
         with record(engine) as seen, engine.connect() as connection:
             connection.execute(READ).all()
             connection.invalidate()
@@ -297,7 +303,9 @@ class TestConnections:
 
 
 class TestWhose:
-    def test_of_a_session_are_its_own(self, sessions: sessionmaker[OptInSession]) -> None:
+    def test_the_recording_of_a_session_has_its_own_statements_alone(
+        self, sessions: sessionmaker[OptInSession]
+    ) -> None:
         with sessions() as one, sessions() as other:
             other.execute(READ).all()
             with record(one) as seen:
@@ -308,7 +316,7 @@ class TestWhose:
         assert len(seen.statements) == 1
         assert seen.transactions == [] or all(not t.sent for t in seen.transactions)
 
-    def test_of_a_scoped_session_are_those_of_now(
+    def test_the_recording_of_a_scoped_session_has_those_of_its_session_now(
         self, sessions: sessionmaker[OptInSession]
     ) -> None:
         scoped = OptInScopedSession(sessions)
@@ -317,7 +325,7 @@ class TestWhose:
         scoped.remove()
         assert len(seen.statements) == 1
 
-    def test_of_an_engine_are_those_of_all_threads(
+    def test_the_recording_of_an_engine_has_the_statements_of_all_threads(
         self, engine: OptInEngine, sessions: sessionmaker[OptInSession]
     ) -> None:
         def work() -> None:
@@ -337,7 +345,9 @@ class TestWhose:
         assert all(len(transaction.sent) == 3 for transaction in seen.transactions)
         assert seen.round_trips >= 600
 
-    def test_of_several_engines(self, engine: OptInEngine, url: str) -> None:
+    def test_the_recording_of_several_engines_has_the_statements_of_each(
+        self, engine: OptInEngine, url: str
+    ) -> None:
         other = create_engine(url)
         third = create_engine(url)
         with record(engine, other) as seen:
@@ -348,7 +358,9 @@ class TestWhose:
         third.dispose()
         assert len(seen.statements) == 3
 
-    def test_a_transaction_that_was_open_before(self, session: OptInSession) -> None:
+    def test_a_transaction_that_was_open_before_the_recording_is_recorded(
+        self, session: OptInSession
+    ) -> None:
         with session.begin():
             session.execute(READ).all()
             with record(session) as seen:
@@ -358,7 +370,7 @@ class TestWhose:
         assert transaction.outcome == "committed"
         assert [each.verb for each in seen.sent] == ["SELECT", "COMMIT"]
 
-    def test_two_recordings_have_the_same(self, session: OptInSession) -> None:
+    def test_two_recordings_have_the_same_transactions(self, session: OptInSession) -> None:
         with record(session) as outer, session.begin():
             session.execute(READ).all()
             with record(session) as inner:
@@ -367,7 +379,9 @@ class TestWhose:
         assert inner.transactions == outer.transactions
         assert [each.verb for each in inner.sent][:1] == ["SELECT"]
 
-    def test_under_isolation_they_are_those_of_the_code(self, engine: OptInEngine) -> None:
+    def test_under_isolation_the_transactions_of_the_code_are_recorded(
+        self, engine: OptInEngine
+    ) -> None:
         with isolate(engine), OptInSession(engine) as session:
             with record(engine) as seen, session.begin():
                 session.execute(READ).all()
@@ -379,7 +393,7 @@ class TestWhose:
 
 
 class TestOnAndOff:
-    def test_off_leaves_nothing_behind(self, engine: OptInEngine) -> None:
+    def test_a_recording_that_is_off_leaves_nothing_behind(self, engine: OptInEngine) -> None:
         before = {name: vars(engine.dialect).get(name) for name in vars(engine.dialect)}
         with record(engine), record(engine), suppress(KeyError), record(engine):
             with engine.begin() as connection:
@@ -391,13 +405,13 @@ class TestOnAndOff:
         for name in ("do_execute", "do_execute_no_params", "do_executemany"):
             assert now.get(name) == before.get(name)
 
-    def test_can_be_read_while_it_is_on(self, session: OptInSession) -> None:
+    def test_a_recording_can_be_read_while_it_is_on(self, session: OptInSession) -> None:
         with record(session) as seen:
             session.execute(READ).all()
             assert seen.round_trips == 1
             assert "1 statement, 1 round trip, connection" in str(seen)
 
-    def test_shows_what_was_sent_in_order(self, session: OptInSession) -> None:
+    def test_a_recording_shows_what_was_sent_in_order(self, session: OptInSession) -> None:
         with record(session) as seen:
             session.execute(READ).all()
             with session.begin():
@@ -422,7 +436,7 @@ class TestOnAndOff:
         with pytest.raises(exc.ArgumentError, match="can't record"), record(source):
             pass
 
-    def test_without_a_source_is_refused(self) -> None:
+    def test_a_recording_without_a_source_is_refused(self) -> None:
         with pytest.raises(exc.ArgumentError, match="something to record"), record():
             pass
 
@@ -431,7 +445,7 @@ class TestOnAndOff:
         with pytest.raises(exc.ArgumentError, match="keep is"), record(engine, keep=keep):
             pass
 
-    def test_says_what_it_is(self, session: OptInSession) -> None:
+    def test_a_recording_says_what_it_is(self, session: OptInSession) -> None:
         with record(session) as seen, session.begin():
             session.execute(READ).all()
         assert isinstance(seen, Recording)
@@ -440,7 +454,7 @@ class TestOnAndOff:
         assert "SELECT" in repr(seen.statements[0])
 
 
-def test_on_another_database_it_records_too(server: PostgresServer, driver: str) -> None:
+def test_an_engine_of_another_database_is_recorded(server: PostgresServer, driver: str) -> None:
     fill(url := server.url(driver, server.create_database()))
     engine = create_engine(url)
     with record(engine) as seen, engine.begin() as connection:
@@ -449,7 +463,7 @@ def test_on_another_database_it_records_too(server: PostgresServer, driver: str)
     assert seen.round_trips == 3
 
 
-def test_a_loaded_attribute_is_named_as_one(session: OptInSession) -> None:
+def test_a_loaded_attribute_is_named_as_an_attribute(session: OptInSession) -> None:
     author = session.get_one(Author, 1)
     session.expire_all()
     with record(session) as seen:

@@ -60,7 +60,7 @@ def test_a_unit_is_one_line(
     assert reports[0].status is None
 
 
-def test_a_slow_transaction_that_is_not_kept_is_a_warning_too(
+def test_a_slow_transaction_that_is_not_kept_is_a_warning(
     reporter: Reporter, session: OptInSession, caplog: Any
 ) -> None:
     with reporter.unit("nightly"):
@@ -147,7 +147,7 @@ def test_a_transaction_that_was_open_for_long_is_a_warning(
     assert len(warnings) == 2
 
 
-def test_a_slow_statement_in_it_is_told_apart(
+def test_a_slow_statement_is_told_apart_from_waiting(
     reporter: Reporter, session: OptInSession, reports: list[Report]
 ) -> None:
     with reporter.unit("nightly"), session.begin():
@@ -156,7 +156,9 @@ def test_a_slow_statement_in_it_is_told_apart(
     assert transaction.waiting < 0.3 < transaction.duration
 
 
-def test_short_ones_are_none(reporter: Reporter, session: OptInSession, caplog: Any) -> None:
+def test_short_transactions_are_no_warning(
+    reporter: Reporter, session: OptInSession, caplog: Any
+) -> None:
     with reporter.unit("nightly"):
         for _ in range(3):
             with session.begin():
@@ -175,10 +177,10 @@ def test_a_callback_that_fails_is_logged(
     with Reporter(engine, callback=fail) as reporter, reporter.unit("nightly"):
         session.execute(READ).all()
     (failed,) = said(caplog, logging.ERROR)
-    assert failed.startswith("The callback of a report has failed. (See")
+    assert failed.startswith("The callback of a report has failed. See ")
 
 
-def test_the_header_has_the_numbers(
+def test_the_server_timing_header_has_the_numbers(
     reporter: Reporter, session: OptInSession, reports: list[Report]
 ) -> None:
     with reporter.unit("nightly"), session.begin():
@@ -189,7 +191,7 @@ def test_the_header_has_the_numbers(
     assert 'desc="1 statement, 3 round trips"' in header
 
 
-def test_off_it_reports_nothing(
+def test_a_reporter_that_is_off_reports_nothing(
     engine: OptInEngine, session: OptInSession, reports: list[Report]
 ) -> None:
     reporter = Reporter(engine, callback=reports.append)
@@ -203,7 +205,7 @@ def test_off_it_reports_nothing(
     assert observing.recorder is None
 
 
-def test_memory_is_bounded(
+def test_a_unit_keeps_a_limited_number_of_statements(
     reporter: Reporter, session: OptInSession, reports: list[Report]
 ) -> None:
     with reporter.unit("nightly"):
@@ -216,17 +218,17 @@ def test_memory_is_bounded(
 
 
 @pytest.mark.parametrize("limit", [0, -1, "1", True, float("nan")])
-def test_a_limit_that_is_none_is_refused(engine: OptInEngine, limit: Any) -> None:
+def test_what_is_no_limit_is_refused(engine: OptInEngine, limit: Any) -> None:
     with pytest.raises(exc.ArgumentError, match="slow_transaction is"):
         Reporter(engine, slow_transaction=limit)
 
 
-def test_a_callback_that_is_none_is_refused(engine: OptInEngine) -> None:
+def test_what_is_no_callback_is_refused(engine: OptInEngine) -> None:
     with pytest.raises(exc.ArgumentError, match="callback is"):
         Reporter(engine, callback=1)  # type: ignore[arg-type]  # pyright: ignore
 
 
-def test_a_source_that_is_none_is_refused() -> None:
+def test_what_is_no_source_is_refused() -> None:
     with pytest.raises(exc.ArgumentError, match="can't record"):
         Reporter("engine")
     with pytest.raises(exc.ArgumentError, match="needs something to report"):

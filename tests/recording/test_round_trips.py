@@ -182,7 +182,7 @@ def connections(session: OptInSession) -> None:
 
 @pytest.mark.parametrize("begins_on_write", [False, True])
 @pytest.mark.parametrize("name", WORKS)
-def test_are_those_of_the_wire(
+def test_round_trips_are_counted_as_on_the_wire(
     engine: OptInEngine, wire: WireProxy, name: str, begins_on_write: bool
 ) -> None:
     with OptInSession(engine, begin_on_write=begins_on_write) as session:
@@ -215,7 +215,7 @@ def _once_each(verbs: list[str]) -> list[str]:
     return [verb for verb, before in zip(names, ["", *names], strict=False) if verb != before]
 
 
-def test_a_two_phase_commit(
+def test_round_trips_of_a_two_phase_commit_are_counted_as_on_the_wire(
     engine: OptInEngine, wire: WireProxy, sessions: sessionmaker[OptInSession]
 ) -> None:
     with (
@@ -230,7 +230,9 @@ def test_a_two_phase_commit(
     assert [transaction.outcome for transaction in seen.transactions] == ["committed"]
 
 
-def test_nothing_is_sent_for_it(session: OptInSession, wire: WireProxy, onlooker: Onlooker) -> None:
+def test_nothing_is_sent_for_the_recording(
+    session: OptInSession, wire: WireProxy, onlooker: Onlooker
+) -> None:
     with wire.record() as recording:
         block(session)
         one_statement(session)

@@ -40,7 +40,9 @@ READ = select(Author.name).where(Author.id == 1)
 
 
 class TestNothingIsKept:
-    def test_of_the_session_that_was_recorded(self, sessions: sessionmaker[OptInSession]) -> None:
+    def test_nothing_is_kept_of_the_session_that_was_recorded(
+        self, sessions: sessionmaker[OptInSession]
+    ) -> None:
         session = sessions()
         known = weakref.ref(session)
         with record(session) as seen:
@@ -51,7 +53,9 @@ class TestNothingIsKept:
         assert known() is None
         assert seen.statement_count == 1
 
-    def test_of_engines_that_were_forgotten(self, engine: OptInEngine, url: str) -> None:
+    def test_nothing_is_kept_of_engines_that_were_forgotten(
+        self, engine: OptInEngine, url: str
+    ) -> None:
         with record(engine):
             another = create_engine(url)
             with another.connect() as connection:
@@ -62,12 +66,12 @@ class TestNothingIsKept:
             gc.collect()
             assert known() is None
 
-    def test_of_long_sql(self, session: OptInSession) -> None:
+    def test_nothing_is_kept_of_long_sql(self, session: OptInSession) -> None:
         with record(session):
             session.execute(text(f"SELECT '{'x' * 100_000}'"))
         assert all(sys.getsizeof(key) < 100 for key in places._depths)
 
-    def test_of_guarded_transactions(
+    def test_nothing_is_kept_of_guarded_transactions(
         self, engine: OptInEngine, sessions: sessionmaker[OptInSession]
     ) -> None:
         def work() -> None:
@@ -86,7 +90,7 @@ class TestNothingIsKept:
 
 
 class TestNumbers:
-    def test_go_on_beyond_what_is_kept(self, session: OptInSession) -> None:
+    def test_numbers_go_on_beyond_what_is_kept(self, session: OptInSession) -> None:
         with record(session, keep=1) as seen, record(session) as all_of_it:
             for _ in range(4):
                 with session.begin():
@@ -100,13 +104,15 @@ class TestNumbers:
             assert getattr(seen, name) == pytest.approx(getattr(all_of_it, name))
         assert f"8 statements, {seen.round_trips} round trips, 4 transactions" in str(seen)
 
-    def test_count_no_transaction_that_has_sent_nothing(self, session: OptInSession) -> None:
+    def test_numbers_count_no_transaction_that_has_sent_nothing(
+        self, session: OptInSession
+    ) -> None:
         with record(session) as seen, session.begin():
             session.connection()
         assert seen.transaction_count == 0
         assert "transaction" not in seen.summary()
 
-    def test_count_no_begin_with_the_level_autocommit(
+    def test_numbers_count_no_begin_with_the_level_autocommit(
         self, engine: OptInEngine, wire: WireProxy
     ) -> None:
         with engine.connect() as connection:
@@ -118,7 +124,7 @@ class TestNumbers:
         assert seen.transactions == []
         assert seen.round_trips == recording.round_trips == 2
 
-    def test_of_what_was_forgotten_end(
+    def test_the_transaction_of_a_session_that_was_forgotten_ends(
         self, engine: OptInEngine, sessions: sessionmaker[OptInSession]
     ) -> None:
         with record(engine) as seen:
@@ -130,19 +136,19 @@ class TestNumbers:
         assert [transaction.outcome for transaction in seen.transactions] == ["rolled back"]
         assert not seen.connections[0].is_held
 
-    def test_of_connections_end_under_isolation(self, engine: OptInEngine) -> None:
+    def test_the_use_of_a_connection_ends_under_isolation(self, engine: OptInEngine) -> None:
         with isolate(engine), record(engine) as seen, OptInSession(engine) as session:
             session.execute(READ).all()
         assert [use.is_held for use in seen.connections] == [False]
 
-    def test_count_prepare_as_a_statement(self, engine: OptInEngine) -> None:
+    def test_numbers_count_prepare_as_a_statement(self, engine: OptInEngine) -> None:
         with record(engine) as seen, engine.begin() as connection:
             connection.exec_driver_sql("PREPARE reading AS SELECT 1")
             connection.exec_driver_sql("DEALLOCATE reading")
         assert seen.statement_count == 2
 
     @pytest.mark.parametrize("size", [None, 3])
-    def test_of_batches_are_those_of_the_wire(
+    def test_round_trips_of_batches_are_counted_as_on_the_wire(
         self, library: None, wire_url: str, wire: WireProxy, driver: str, size: Any
     ) -> None:
         if driver != "psycopg2":
@@ -159,7 +165,7 @@ class TestNumbers:
         assert seen.round_trips == recording.round_trips, f"{seen}\n{recording}"
 
     @pytest.mark.parametrize("inside", [False, True])
-    def test_of_a_stream_that_fails_are_those_of_the_wire(
+    def test_round_trips_of_a_stream_that_fails_are_counted_as_on_the_wire(
         self, session: OptInSession, wire: WireProxy, inside: bool
     ) -> None:
         failing = text("SELECT 10 / (5 - n) FROM generate_series(1, 9) n")
@@ -169,7 +175,7 @@ class TestNumbers:
                 session.execute(failing.execution_options(yield_per=2)).all()
         assert seen.round_trips == recording.round_trips, f"{seen}\n{recording}"
 
-    def test_of_a_connection_that_is_detached_end(self, engine: OptInEngine) -> None:
+    def test_the_use_of_a_connection_that_is_detached_ends(self, engine: OptInEngine) -> None:
         with record(engine) as seen:
             connection = engine.connect()
             connection.execute(READ).all()
@@ -193,7 +199,7 @@ class TestWhatOthersDo:
             connection.execute(READ).all()
         assert len(called) == seen.statement_count == 1
 
-    def test_a_function_that_makes_cursors(
+    def test_a_function_of_the_users_own_may_make_the_cursors(
         self, engine: OptInEngine, session: OptInSession, driver: str
     ) -> None:
         if driver != "psycopg2":
@@ -208,7 +214,7 @@ class TestWhatOthersDo:
             found = session.scalars(select(Author).execution_options(yield_per=2)).all()
         assert len(found) == 3
 
-    def test_the_handler_of_a_signal_records_too(self, engine: OptInEngine) -> None:
+    def test_statements_of_the_handler_of_a_signal_are_recorded(self, engine: OptInEngine) -> None:
         from fictive_sqlalchemy._core.recorder import recorder
 
         with recorder._lock, record(engine) as seen, engine.connect() as connection:
@@ -217,7 +223,7 @@ class TestWhatOthersDo:
 
 
 class TestUnits:
-    def test_that_outlive_a_request_in_a_copy_of_its_context_are_their_own(
+    def test_a_unit_that_outlives_a_request_in_a_copy_of_its_context_is_its_own(
         self, engine: OptInEngine, sessions: sessionmaker[OptInSession]
     ) -> None:
         def later() -> None:
@@ -236,7 +242,7 @@ class TestUnits:
             ("later", 1),
         ]
 
-    def test_that_are_interrupted_do_not_hide_the_next(self, engine: OptInEngine) -> None:
+    def test_a_unit_that_is_interrupted_does_not_hide_the_next(self, engine: OptInEngine) -> None:
         def work() -> None:
             with reporter.unit("interrupted"):
                 pass
@@ -256,7 +262,9 @@ class TestUnits:
                     break
         assert not hidden
 
-    def test_of_a_reporter_that_fails_leave_the_others_in_order(self, engine: OptInEngine) -> None:
+    def test_a_reporter_that_fails_leaves_the_units_of_the_others_in_order(
+        self, engine: OptInEngine
+    ) -> None:
         def fails(name: str) -> Any:
             raise KeyError
 
@@ -312,7 +320,7 @@ class TestUnits:
 
 
 class TestGuards:
-    def test_do_not_fail_where_a_library_is_being_imported(
+    def test_guards_do_not_fail_where_a_library_is_being_imported(
         self, engine: OptInEngine, session: OptInSession, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(guarding, "_heard_of", {"time"})
@@ -322,7 +330,7 @@ class TestGuards:
             session.execute(READ).all()
         assert guarding._heard_of == {"time"}
 
-    def test_tell_threads_apart_whose_ident_is_the_same(
+    def test_guards_tell_threads_apart_whose_ident_is_the_same(
         self, engine: OptInEngine, sessions: sessionmaker[OptInSession]
     ) -> None:
         def leave_open() -> None:
@@ -347,7 +355,7 @@ class TestGuards:
         left[0][0].close()
         assert waited
 
-    def test_allow_a_socket_by_its_path(
+    def test_guards_allow_a_socket_by_its_path(
         self, engine: OptInEngine, session: OptInSession, tmp_path: Path
     ) -> None:
         path = str(tmp_path / "socket")
@@ -359,7 +367,7 @@ class TestGuards:
                 with socket.socket(socket.AF_UNIX) as client:
                     client.connect(path)
 
-    def test_do_not_take_a_name_for_another_one(
+    def test_guards_do_not_take_a_name_for_another_one(
         self, engine: OptInEngine, session: OptInSession
     ) -> None:
         with Guard("raise", engine, allow=["allowed.example"]), session.begin():
@@ -369,7 +377,7 @@ class TestGuards:
             with socket.socket() as client, pytest.raises(WaitingInTransaction):
                 client.connect(("localhost", 9))
 
-    def test_do_not_warn_of_what_their_own_warning_does(
+    def test_guards_do_not_warn_of_what_their_own_warning_does(
         self, engine: OptInEngine, session: OptInSession, caplog: pytest.LogCaptureFixture
     ) -> None:
         def send(record: Any) -> bool:
@@ -388,15 +396,15 @@ class TestGuards:
     @pytest.mark.parametrize(
         "allow", [5, None, [5], [None], b"x", [""], ["http://pay.example"], ["pay.example:80"]]
     )
-    def test_say_what_hosts_are(self, engine: OptInEngine, allow: Any) -> None:
+    def test_guards_say_what_hosts_are(self, engine: OptInEngine, allow: Any) -> None:
         with pytest.raises(exc.ArgumentError, match="allow is a list of hosts"):
             Guard("raise", engine, allow=allow)
 
     @pytest.mark.parametrize("allow", ["::1", "[::1]", "10.0.0.1", "PAY.example.", "/run/socket"])
-    def test_know_addresses_names_and_paths(self, engine: OptInEngine, allow: str) -> None:
+    def test_guards_know_addresses_names_and_paths(self, engine: OptInEngine, allow: str) -> None:
         Guard("raise", engine, allow=[allow])
 
-    def test_may_be_allowed_in_a_stream_that_ends_in_another_context(self) -> None:
+    def test_waiting_may_be_allowed_in_a_stream_that_ends_in_another_context(self) -> None:
         def parts() -> Iterator[int]:
             with allow_waiting():
                 yield 1
@@ -408,7 +416,7 @@ class TestGuards:
 
 
 class TestCosts:
-    def test_of_a_read_are_nothing_when_it_is_off(self, session: OptInSession) -> None:
+    def test_a_read_costs_nothing_when_recording_is_off(self, session: OptInSession) -> None:
         def read() -> None:
             session.execute(READ).all()
 
@@ -420,7 +428,7 @@ class TestCosts:
                 read()
         assert calls_of(read) == before
 
-    def test_of_a_read_are_few_calls_when_it_is_on(self, session: OptInSession) -> None:
+    def test_a_read_costs_few_calls_when_recording_is_on(self, session: OptInSession) -> None:
         def read() -> None:
             session.execute(READ).all()
 

@@ -26,7 +26,9 @@ class TestConflicts:
         paid_by.balance -= 10
         paid_to.balance += 10
 
-    def test_without_retry_some_fail(self, sessions: Sessions, onlooker: Onlooker) -> None:
+    def test_without_retry_some_transfers_fail(
+        self, sessions: Sessions, onlooker: Onlooker
+    ) -> None:
         together = threading.Barrier(16)
 
         def run(seed: int) -> bool:
@@ -44,7 +46,7 @@ class TestConflicts:
         assert 1 <= succeeded.count(True) <= 2
         assert onlooker.scalar("SELECT sum(balance) FROM account") == 400
 
-    def test_with_it_all_succeed_and_no_money_is_lost(
+    def test_with_retry_all_transfers_succeed_and_no_money_is_lost(
         self, sessions: Sessions, onlooker: Onlooker
     ) -> None:
         together = threading.Barrier(16)

@@ -22,7 +22,9 @@ async def async_names() -> AsyncGenerator[str, None]:
 
 
 class TestFunctions:
-    def test_methods(self, session: OptInSession, onlooker: Onlooker) -> None:
+    def test_retry_transaction_decorates_methods(
+        self, session: OptInSession, onlooker: Onlooker
+    ) -> None:
         class Service:
             @retry_transaction(session)
             def store(self, name: str) -> str:
@@ -34,7 +36,7 @@ class TestFunctions:
         assert Service.store.__doc__ == "Store one."
         assert onlooker.names() == ["one"]
 
-    def test_what_is_refused(self, session: OptInSession) -> None:
+    def test_what_can_not_be_run_again_is_refused(self, session: OptInSession) -> None:
         async def coroutine() -> None: ...
 
         async def async_generator() -> AsyncGenerator[int, None]:
@@ -93,7 +95,7 @@ class TestFunctions:
         assert recording.verbs == []
         assert not session.in_transaction()
 
-    def test_arguments_that_can_be_read_again_are_not(
+    def test_arguments_that_can_be_read_again_are_not_refused(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         """To ask a query for its iterator would send it; a proxy has the methods of everything."""
@@ -112,14 +114,14 @@ class TestFunctions:
         assert len(seen) == len(arguments)
         assert recording.verbs == []
 
-    def test_wrong_options(self, session: OptInSession) -> None:
+    def test_wrong_options_of_retry_transaction_are_refused(self, session: OptInSession) -> None:
         with pytest.raises(ValueError, match="at least 1, and not 0"):
             retry_transaction(session, tries=0)
         with pytest.raises(TypeError, match="savepoint"):
             retry_transaction(session, savepoint=False)  # type: ignore[call-overload]
 
 
-def test_it_needs_the_session_first() -> None:
+def test_retry_transaction_needs_the_session_first() -> None:
     wrong: Any = retry_transaction
     with pytest.raises(TypeError, match=r"write @retry_transaction\(db\.session\)"):
 

@@ -19,7 +19,7 @@ from tests.wire import WireProxy
 
 
 class TestObjects:
-    def test_are_read_again_in_each_try(
+    def test_objects_are_read_again_in_each_try(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         account = session.get_one(Account, 1)
@@ -40,7 +40,7 @@ class TestObjects:
         assert onlooker.scalar("SELECT balance FROM account WHERE id = 1") == 40
         assert account in session
 
-    def test_new_ones_that_are_given_are_stored_once(
+    def test_new_objects_that_are_given_are_stored_once(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         fails = Fails(session, 2)
@@ -82,7 +82,9 @@ class TestObjects:
 
 class TestOpenTransactions:
     @pytest.mark.parametrize("how", ["begin", "begin_nested", "atomic", "unit", "itself"])
-    def test_are_refused(self, session: OptInSession, onlooker: Onlooker, how: str) -> None:
+    def test_a_retry_in_an_open_transaction_is_refused(
+        self, session: OptInSession, onlooker: Onlooker, how: str
+    ) -> None:
         fails = Fails(session, 0)
         inner = retried(session)(fails)
         with pytest.raises(InvalidRequestError, match="has to be outermost"):
@@ -98,7 +100,7 @@ class TestOpenTransactions:
         assert onlooker.names() == []
         assert inner() == 1
 
-    def test_of_a_stock_bind(self, engine: OptInEngine) -> None:
+    def test_a_retry_is_refused_after_a_read_on_a_stock_bind(self, engine: OptInEngine) -> None:
         stock = sa.create_engine("sqlite://", poolclass=sa.pool.StaticPool)
         NoteBase.metadata.create_all(stock)
         with OptInSession(engine, binds={Note: stock}) as session:
@@ -110,7 +112,9 @@ class TestOpenTransactions:
             assert retried(session)(fails)() == 1
         stock.dispose()
 
-    def test_a_commit_inside_is_refused(self, session: OptInSession, onlooker: Onlooker) -> None:
+    def test_a_commit_inside_a_retried_function_is_refused(
+        self, session: OptInSession, onlooker: Onlooker
+    ) -> None:
         fails = Fails(session, 0)
 
         @retried(session)
@@ -123,7 +127,9 @@ class TestOpenTransactions:
         assert fails.tries == 1
         assert onlooker.names() == []
 
-    def test_set_rollback(self, session: OptInSession, onlooker: Onlooker) -> None:
+    def test_set_rollback_rolls_back_the_try_that_succeeds(
+        self, session: OptInSession, onlooker: Onlooker
+    ) -> None:
         fails = Fails(session, 1)
 
         @retried(session)
@@ -137,7 +143,7 @@ class TestOpenTransactions:
 
 
 class TestAfterCommit:
-    def test_is_called_once_and_on_rollback_for_each_that_failed(
+    def test_on_commit_is_called_once_and_on_rollback_for_each_try_that_failed(
         self, session: OptInSession
     ) -> None:
         called: list[str] = []
@@ -153,7 +159,9 @@ class TestAfterCommit:
         function()
         assert called == ["rolled back 1", "rolled back 2", "committed 3"]
 
-    def test_may_retry_another(self, session: OptInSession, onlooker: Onlooker) -> None:
+    def test_a_function_after_the_commit_may_be_retried(
+        self, session: OptInSession, onlooker: Onlooker
+    ) -> None:
         fails = Fails(session, 1)
         another = retried(session)(fails)
 
@@ -166,7 +174,7 @@ class TestAfterCommit:
 
 
 class TestSessions:
-    def test_a_scoped_session(self, sessions: Sessions, onlooker: Onlooker) -> None:
+    def test_a_scoped_session_can_be_retried(self, sessions: Sessions, onlooker: Onlooker) -> None:
         scoped = OptInScopedSession(sessions)
         tries = 0
 
@@ -186,7 +194,7 @@ class TestSessions:
         scoped.remove()
         assert onlooker.names() == ["one", "two"]
 
-    def test_a_sessionmaker_gives_each_try_its_own(
+    def test_a_sessionmaker_gives_each_try_its_own_session(
         self, sessions: Sessions, engine: OptInEngine, onlooker: Onlooker
     ) -> None:
         given: list[OptInSession] = []
@@ -203,7 +211,9 @@ class TestSessions:
         assert len(set(given)) == 3
         assert onlooker.names() == ["one"]
 
-    def test_services_join(self, sessions: Sessions, onlooker: Onlooker) -> None:
+    def test_units_of_work_join_a_retried_transaction(
+        self, sessions: Sessions, onlooker: Onlooker
+    ) -> None:
         @unit_of_work(sessions)
         def service(session: OptInSession, name: str) -> None:
             session.add(Author(name=name))
@@ -223,7 +233,7 @@ class TestSessions:
         both()
         assert onlooker.names() == ["one", "two"]
 
-    def test_what_is_none(self, engine: OptInEngine, sessions: Sessions) -> None:
+    def test_what_is_no_session_is_refused(self, engine: OptInEngine, sessions: Sessions) -> None:
         retry: Any = retry_transaction
         for wrong in (engine, None, "session"):
             with pytest.raises(TypeError, match=r"takes a session, .* such as db\.session"):

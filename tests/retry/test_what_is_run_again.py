@@ -25,7 +25,7 @@ DEADLOCKS = "DO $$ BEGIN RAISE EXCEPTION 'again' USING ERRCODE = '40P01'; END $$
 
 class TestWhatIsRunAgain:
     @pytest.mark.parametrize("sql", [FAILS_TO_SERIALIZE, DEADLOCKS])
-    def test_the_whole_transaction(
+    def test_the_whole_transaction_is_run_again(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker, sql: str
     ) -> None:
         with wire.record() as recording:
@@ -35,7 +35,7 @@ class TestWhatIsRunAgain:
         assert onlooker.names() == ["try 3"]
         assert not session.in_transaction()
 
-    def test_with_the_options_of_begin_each_time(
+    def test_the_transaction_is_run_again_with_the_options_of_begin(
         self, session: OptInSession, wire: WireProxy
     ) -> None:
         options = {"isolation_level": "SERIALIZABLE", "read_only": False}
@@ -44,7 +44,7 @@ class TestWhatIsRunAgain:
         begun = [one for one in recording.statements if one.startswith("BEGIN")]
         assert begun == ["BEGIN ISOLATION LEVEL SERIALIZABLE READ WRITE"] * 2
 
-    def test_a_conflict_that_commit_finds(
+    def test_a_transaction_with_a_conflict_that_commit_finds_is_run_again(
         self, session: OptInSession, sessions: Sessions, onlooker: Onlooker
     ) -> None:
         """Write skew: each reads what the other writes; PostgreSQL refuses the second COMMIT."""
@@ -66,7 +66,9 @@ class TestWhatIsRunAgain:
         assert tries == 2
         assert onlooker.scalar("SELECT sum(balance) FROM account") == 0
 
-    def test_a_real_deadlock(self, sessions: Sessions, onlooker: Onlooker) -> None:
+    def test_a_transaction_that_a_deadlock_has_stopped_is_run_again(
+        self, sessions: Sessions, onlooker: Onlooker
+    ) -> None:
         together = threading.Barrier(2)
         tries: list[int] = []
 
@@ -88,7 +90,9 @@ class TestWhatIsRunAgain:
         assert len(tries) >= 3
         assert onlooker.column("SELECT balance FROM account ORDER BY id") == [100] * 4
 
-    def test_in_a_savepoint_of_it(self, session: OptInSession, onlooker: Onlooker) -> None:
+    def test_a_transaction_that_fails_in_a_savepoint_is_run_again(
+        self, session: OptInSession, onlooker: Onlooker
+    ) -> None:
         fails = Fails(session, 1)
         assert retried(session)(session.atomic(fails))() == 2
         assert onlooker.names() == ["try 2"]
@@ -104,7 +108,7 @@ class TestWhatIsNot:
             "DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '55P03'; END $$",
         ],
     )
-    def test_other_errors_of_the_database(
+    def test_other_errors_of_the_database_are_raised_at_once(
         self, session: OptInSession, onlooker: Onlooker, sql: str
     ) -> None:
         fails = Fails(session, 1, sql)
@@ -115,7 +119,9 @@ class TestWhatIsNot:
         assert onlooker.names() == []
 
     @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, GeneratorExit])
-    def test_errors_of_the_function(self, session: OptInSession, kind: type[BaseException]) -> None:
+    def test_errors_of_the_function_are_raised_at_once(
+        self, session: OptInSession, kind: type[BaseException]
+    ) -> None:
         tries = 0
 
         def function() -> None:
@@ -128,7 +134,7 @@ class TestWhatIsNot:
         assert tries == 1
         assert not session.in_transaction()
 
-    def test_a_failure_that_was_caught_inside(
+    def test_a_transaction_whose_failure_was_caught_inside_is_not_run_again(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         fails = Fails(session, 1)
@@ -141,7 +147,7 @@ class TestWhatIsNot:
             retried(session)(function)()
         assert fails.tries == 1
 
-    def test_a_commit_whose_outcome_is_unknown(
+    def test_a_commit_whose_outcome_is_unknown_is_not_run_again(
         self, session: OptInSession, wire: WireProxy
     ) -> None:
         def cut(message: Message) -> None:
@@ -155,7 +161,9 @@ class TestWhatIsNot:
             retried(session)(fails)()
         assert fails.tries == 1
 
-    def test_a_lost_connection(self, session: OptInSession, onlooker: Onlooker) -> None:
+    def test_a_transaction_that_lost_its_connection_is_not_run_again(
+        self, session: OptInSession, onlooker: Onlooker
+    ) -> None:
         fails = Fails(session, 0)
 
         def function() -> None:
@@ -167,7 +175,9 @@ class TestWhatIsNot:
             retried(session)(function)()
         assert fails.tries == 1
 
-    def test_what_comes_after_the_commit(self, session: OptInSession, onlooker: Onlooker) -> None:
+    def test_a_transaction_is_not_run_again_for_what_fails_after_its_commit(
+        self, session: OptInSession, onlooker: Onlooker
+    ) -> None:
         """The function of on_commit() has a transaction of its own, which fails to serialize."""
         fails = Fails(session, 0)
 
@@ -184,7 +194,7 @@ class TestWhatIsNot:
         assert fails.tries == 1
         assert onlooker.names() == ["try 1"]
 
-    def test_a_listener_that_fails_after_the_commit(
+    def test_a_transaction_is_not_run_again_for_a_listener_that_fails_after_its_commit(
         self, session: OptInSession, sessions: Sessions, onlooker: Onlooker
     ) -> None:
         fails = Fails(session, 0)
@@ -199,7 +209,7 @@ class TestWhatIsNot:
         assert fails.tries == 1
         assert onlooker.names() == ["try 1"]
 
-    def test_the_second_of_two_commits(
+    def test_a_transaction_is_not_run_again_after_the_first_of_two_commits(
         self, engine: OptInEngine, wire_url: str, onlooker: Onlooker
     ) -> None:
         """The first is done, and the other one fails to serialize."""
@@ -265,16 +275,16 @@ class TestTheLimit:
         assert is_serialization_failure(caught.value)
         assert "try 4" not in session.scalars(sa.select(Author.name)).all()
 
-    def test_one_try(self, session: OptInSession) -> None:
+    def test_one_try_raises_the_error_as_it_is(self, session: OptInSession) -> None:
         with pytest.raises(OperationalError, match="again"):
             retried(session, tries=1)(Fails(session, 1))()
 
-    def test_is_ten(self, session: OptInSession) -> None:
+    def test_the_limit_is_ten_tries(self, session: OptInSession) -> None:
         fails = Fails(session, 99)
         with pytest.raises(OperationalError, match="tried 10 times"):
             retried(session)(fails)()
 
-    def test_each_call_has_its_own(self, session: OptInSession) -> None:
+    def test_each_call_has_its_own_limit(self, session: OptInSession) -> None:
         fails = Fails(session, 1)
         function = retried(session, tries=2)(fails)
         for _ in range(3):
@@ -282,7 +292,7 @@ class TestTheLimit:
             session.execute(sa.delete(Author).where(Author.name.like("try %")))
             assert function() == 2
 
-    def test_waits_are_tenacitys(self, session: OptInSession) -> None:
+    def test_waits_and_limit_are_those_of_tenacity(self, session: OptInSession) -> None:
         slept: list[float] = []
         function: Any = retry_transaction(session)(Fails(session, 99))
         function.retry.sleep = slept.append
@@ -295,7 +305,7 @@ class TestTheLimit:
         with pytest.raises(OperationalError, match="tried 2 times"):
             function()
 
-    def test_while_it_waits_no_transaction_is_open(self, session: OptInSession) -> None:
+    def test_no_transaction_is_open_while_the_next_try_waits(self, session: OptInSession) -> None:
         seen: list[bool] = []
         function: Any = retry_transaction(session)(Fails(session, 2))
         function.retry.sleep = lambda _: seen.append(session.in_transaction())

@@ -16,7 +16,9 @@ from tests.testing.support import names
 
 
 class TestTheDriversConnection:
-    def test_autocommit_and_transactions(self, engine: OptInEngine, raw: Any) -> None:
+    def test_the_drivers_connection_has_autocommit_and_transactions(
+        self, engine: OptInEngine, raw: Any
+    ) -> None:
         dbapi = raw.dbapi_connection
         cursor = raw.cursor()
         cursor.execute("INSERT INTO author (name) VALUES ('Eve')")
@@ -51,7 +53,9 @@ class TestTheDriversConnection:
         assert onlooker.names() == []
         assert names(engine) == ["Eve"]
 
-    def test_bytes_and_sql_objects(self, engine: OptInEngine, raw: Any) -> None:
+    def test_the_drivers_cursor_takes_bytes_and_sql_objects(
+        self, engine: OptInEngine, raw: Any
+    ) -> None:
         sql = importlib.import_module(f"{engine.dialect.driver}.sql")
         cursor = raw.cursor()
         insert = sql.SQL("INSERT INTO {} (name) VALUES ({})")
@@ -62,7 +66,9 @@ class TestTheDriversConnection:
             with pytest.raises(exc.InvalidRequestError, match="COMMIT as a statement"):
                 cursor.execute(commit)
 
-    def test_executemany(self, engine: OptInEngine, raw: Any) -> None:
+    def test_executemany_of_the_drivers_cursor_is_all_or_nothing(
+        self, engine: OptInEngine, raw: Any
+    ) -> None:
         cursor = raw.cursor()
         insert = "INSERT INTO author (name) VALUES (%s)"
         cursor.executemany(insert, [("Eve",), ("Fay",)])
@@ -70,7 +76,9 @@ class TestTheDriversConnection:
             cursor.executemany(insert, [("Gus",), ("Ada",)])
         assert names(engine) == ["Eve", "Fay"]
 
-    def test_a_cursor_on_the_server(self, engine: OptInEngine, raw: Any) -> None:
+    def test_the_drivers_server_side_cursor_works_in_a_transaction(
+        self, engine: OptInEngine, raw: Any
+    ) -> None:
         with pytest.raises(engine.dialect.loaded_dbapi.Error):
             raw.cursor("mine").execute("SELECT 1")
         raw.dbapi_connection.autocommit = False
@@ -99,7 +107,7 @@ class TestPsycopg2:
         if driver != "psycopg2":
             pytest.skip("for psycopg2")
 
-    def test_copy(self, engine: OptInEngine, raw: Any) -> None:
+    def test_copy_works_in_isolation(self, engine: OptInEngine, raw: Any) -> None:
         cursor = raw.cursor()
         cursor.copy_expert("COPY author (name) FROM STDIN", io.StringIO("Eve\nFay\n"))
         with pytest.raises(engine.dialect.loaded_dbapi.IntegrityError):
@@ -111,13 +119,13 @@ class TestPsycopg2:
         with pytest.raises(exc.InvalidRequestError, match="COMMIT as a statement"):
             cursor.copy_expert("COMMIT", io.StringIO())
 
-    def test_callproc_and_mogrify(self, raw: Any) -> None:
+    def test_callproc_and_mogrify_work_in_isolation(self, raw: Any) -> None:
         cursor = raw.cursor()
         cursor.callproc("abs", [-1])
         assert cursor.fetchone() == (1,)
         assert cursor.mogrify("SELECT %s", (1,)) == b"SELECT 1"
 
-    def test_cursor_classes_and_extras(self, raw: Any) -> None:
+    def test_cursor_classes_and_extras_work_in_isolation(self, raw: Any) -> None:
         extras = importlib.import_module("psycopg2.extras")
         cursor = raw.cursor(cursor_factory=extras.RealDictCursor)
         assert isinstance(cursor, extras.RealDictCursor)
@@ -134,7 +142,7 @@ class TestPsycopg2:
             cursor.execute("SELECT name FROM author")
             assert cursor.fetchone()["name"] == "Ada"
 
-    def test_session_settings(self, raw: Any) -> None:
+    def test_session_settings_work_in_isolation(self, raw: Any) -> None:
         dbapi = raw.dbapi_connection
         assert (dbapi.status, dbapi.get_transaction_status()) == (1, 0)
         dbapi.set_session(isolation_level="SERIALIZABLE", readonly=True, autocommit=False)
@@ -161,7 +169,7 @@ class TestPsycopg3:
         if driver != "psycopg":
             pytest.skip("for psycopg 3")
 
-    def test_copy(self, engine: OptInEngine, raw: Any) -> None:
+    def test_copy_works_in_isolation(self, engine: OptInEngine, raw: Any) -> None:
         cursor = raw.cursor()
         with cursor.copy("COPY author (name) FROM STDIN") as copy:
             copy.write_row(["Eve"])
@@ -179,7 +187,9 @@ class TestPsycopg3:
             raise KeyError  # the rest is cancelled
         assert names(engine) == ["Eve"]
 
-    def test_stream_and_row_factories(self, engine: OptInEngine, raw: Any) -> None:
+    def test_stream_and_row_factories_work_in_isolation(
+        self, engine: OptInEngine, raw: Any
+    ) -> None:
         rows = importlib.import_module("psycopg.rows")
         cursor = raw.cursor(row_factory=rows.dict_row)
         stream = cursor.stream("SELECT name FROM author WHERE id < %s ORDER BY id", (3,))
@@ -191,7 +201,7 @@ class TestPsycopg3:
         assert raw.dbapi_connection.execute("SELECT 7 AS n", binary=True).fetchall() == [{"n": 7}]
         assert raw.cursor(binary=True).execute("SELECT 7 AS n").fetchone() == {"n": 7}
 
-    def test_cursor_classes(self, raw: Any) -> None:
+    def test_cursor_classes_work_in_isolation(self, raw: Any) -> None:
         psycopg = importlib.import_module("psycopg")
         raw.dbapi_connection.cursor_factory = psycopg.ClientCursor
         cursor = raw.cursor()
@@ -200,7 +210,7 @@ class TestPsycopg3:
         assert psycopg.sql.Literal("a'b").as_string(cursor) == "'a''b'"
         assert psycopg.sql.Literal("a'b").as_string(raw.dbapi_connection) == "'a''b'"
 
-    def test_settings(self, raw: Any) -> None:
+    def test_settings_of_the_connection_work_in_isolation(self, raw: Any) -> None:
         dbapi = raw.dbapi_connection
         dbapi.set_autocommit(False)
         dbapi.set_read_only(True)

@@ -17,7 +17,7 @@ from tests.testing.support import add_author, names
 
 
 class TestStockEngines:
-    def test_an_open_read_is_in_nobodys_way(self, stock: sa.Engine) -> None:
+    def test_an_open_read_of_a_stock_engine_is_in_nobodys_way(self, stock: sa.Engine) -> None:
         with isolate(stock):
             reader = Session(stock)
             assert reader.get(Author, 1)
@@ -28,7 +28,9 @@ class TestStockEngines:
             reader.close()
             assert names(stock) == ["Eve"]
 
-    def test_commit_and_rollback(self, stock: sa.Engine) -> None:
+    def test_commit_and_rollback_of_a_stock_engine_seem_as_in_production(
+        self, stock: sa.Engine
+    ) -> None:
         with isolate(stock):
             with Session(stock) as session:
                 session.add(Author(name="Eve"))
@@ -46,7 +48,7 @@ class TestStockEngines:
             assert names(stock) == ["Eve", "Gus"]
         assert names(stock) == []
 
-    def test_autocommit(self, stock: sa.Engine) -> None:
+    def test_autocommit_of_a_stock_engine_works_in_isolation(self, stock: sa.Engine) -> None:
         with isolate(stock):
             options = {"isolation_level": "AUTOCOMMIT"}
             with stock.connect().execution_options(**options) as connection:
@@ -57,14 +59,14 @@ class TestStockEngines:
                 connection.execute(sa.insert(authors).values(name="Fay"))
             assert names(stock) == ["Eve"]
 
-    def test_a_stream(self, stock: sa.Engine) -> None:
+    def test_a_stream_of_a_stock_engine_works_in_isolation(self, stock: sa.Engine) -> None:
         with isolate(stock), Session(stock) as session:
             statement = sa.select(Author.name).execution_options(yield_per=1)
             assert session.scalars(statement).all() == ["Ada", "Bob", "Cid"]
 
 
 class TestIsolationInIsolation:
-    def test_is_undone_at_its_own_end(self, engine: OptInEngine) -> None:
+    def test_an_inner_isolation_is_undone_at_its_own_end(self, engine: OptInEngine) -> None:
         with isolate(engine):
             add_author(engine, "Eve")
             for name in ("Fay", "Gus"):
@@ -76,7 +78,9 @@ class TestIsolationInIsolation:
             assert names(engine) == ["Eve", "Hal"]
         assert names(engine) == []
 
-    def test_has_no_part_of_a_transaction(self, engine: OptInEngine) -> None:
+    def test_an_inner_isolation_is_refused_in_an_open_transaction(
+        self, engine: OptInEngine
+    ) -> None:
         with isolate(engine):
             isolation = isolate(engine)
             with engine.begin() as connection:
@@ -85,7 +89,7 @@ class TestIsolationInIsolation:
                     isolation.__enter__()
             assert names(engine) == ["Eve"]
 
-    def test_ends_what_is_open_at_its_end(self, engine: OptInEngine) -> None:
+    def test_an_inner_isolation_ends_what_is_open_at_its_end(self, engine: OptInEngine) -> None:
         with isolate(engine), OptInSession(engine) as before:
             before.get(Author, 1)
             with isolate(engine):
@@ -100,7 +104,9 @@ class TestIsolationInIsolation:
             before.commit()
             assert names(engine) == ["Eve"]
 
-    def test_of_a_copy_with_other_options(self, engine: OptInEngine) -> None:
+    def test_an_engine_and_its_copy_with_other_options_are_isolated_as_one(
+        self, engine: OptInEngine
+    ) -> None:
         copy = engine.execution_options(isolation_level="SERIALIZABLE")
         with isolate(engine, copy):
             add_author(copy, "Eve")
@@ -111,23 +117,23 @@ class TestIsolationInIsolation:
 
 
 class TestWhatIsRefused:
-    def test_another_driver(self) -> None:
+    def test_an_engine_of_another_driver_is_refused(self) -> None:
         engine = sa.create_engine("sqlite://")
         with pytest.raises(exc.ArgumentError, match="used with pysqlite: leave this engine out"):
             isolate(engine).__enter__()
         engine.dispose()
 
-    def test_asyncio(self) -> None:
+    def test_an_engine_of_asyncio_is_refused(self) -> None:
         engine = sa.create_engine("postgresql+psycopg_async://")
         with pytest.raises(exc.ArgumentError, match="and asyncio: leave this engine out"):
             isolate(engine).__enter__()
 
-    def test_no_engine(self) -> None:
+    def test_what_is_no_engine_is_refused(self) -> None:
         for wrong in ([], ["postgresql://"], [None]):
             with pytest.raises(exc.ArgumentError, match="takes engines"):
                 isolate(*wrong).__enter__()  # pyright: ignore
 
-    def test_a_connection_in_use(self, engine: OptInEngine) -> None:
+    def test_an_engine_with_a_connection_in_use_is_refused(self, engine: OptInEngine) -> None:
         with OptInSession(engine) as session:
             session.get(Author, 1)
             with pytest.raises(exc.InvalidRequestError, match="1 connections to"):
@@ -136,7 +142,9 @@ class TestWhatIsRefused:
             with isolate(engine):
                 session.execute(sa.delete(Author).where(Author.id == 99))
 
-    def test_one_of_several_undoes_the_others(self, engine: OptInEngine) -> None:
+    def test_one_refused_engine_of_several_leaves_the_others_alone(
+        self, engine: OptInEngine
+    ) -> None:
         other = sa.create_engine("sqlite://")
         with pytest.raises(exc.ArgumentError):
             isolate(engine, other).__enter__()
@@ -144,7 +152,7 @@ class TestWhatIsRefused:
         assert checked_out(engine) == 0
         other.dispose()
 
-    def test_a_forked_process(self, engine: OptInEngine) -> None:
+    def test_a_forked_process_is_refused(self, engine: OptInEngine) -> None:
         with isolate(engine):
             add_author(engine, "Eve")
             with warnings.catch_warnings():

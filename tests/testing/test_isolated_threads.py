@@ -25,7 +25,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestThreads:
-    def test_have_their_transactions_one_after_the_other(self, engine: OptInEngine) -> None:
+    def test_threads_have_their_transactions_one_after_the_other(self, engine: OptInEngine) -> None:
         def work(number: int) -> None:
             for turn in range(5):
                 with OptInSession(engine) as session:
@@ -47,13 +47,17 @@ class TestThreads:
                 f"{one} {turn}" for one in range(6) for turn in range(5)
             ]
 
-    def test_one_that_waits_for_another_is_told(self, engine: OptInEngine, patience: None) -> None:
+    def test_a_thread_that_waits_for_another_is_told(
+        self, engine: OptInEngine, patience: None
+    ) -> None:
         with isolate(engine), ThreadPoolExecutor(1) as threads, engine.begin() as connection:
             connection.execute(sa.insert(authors).values(name="Eve"))
             with pytest.raises(exc.InvalidRequestError, match="Don't wait for another thread"):
                 threads.submit(names, engine).result()
 
-    def test_one_waits_for_the_end_of_another(self, engine: OptInEngine) -> None:
+    def test_a_thread_waits_for_the_end_of_the_transaction_of_another(
+        self, engine: OptInEngine
+    ) -> None:
         with isolate(engine), ThreadPoolExecutor(1) as threads:
             with engine.begin() as connection:
                 connection.execute(sa.insert(authors).values(name="Eve"))
@@ -61,7 +65,7 @@ class TestThreads:
             waiting.result()
             assert names(engine) == ["Eve", "Fay"]
 
-    def test_a_transaction_may_go_from_one_to_another(self, engine: OptInEngine) -> None:
+    def test_a_transaction_may_go_from_one_thread_to_another(self, engine: OptInEngine) -> None:
         with isolate(engine), ThreadPoolExecutor(1) as threads, OptInSession(engine) as session:
             with session.begin():
                 session.add(Author(name="Eve"))
@@ -69,7 +73,7 @@ class TestThreads:
                 threads.submit(session.get, Author, 1).result()
             assert names(engine) == ["Eve"]
 
-    def test_one_that_goes_on_after_the_end_is_told(self, engine: OptInEngine) -> None:
+    def test_a_thread_that_goes_on_after_the_end_is_told(self, engine: OptInEngine) -> None:
         begun, ended = threading.Event(), threading.Event()
 
         def work() -> None:
@@ -88,7 +92,7 @@ class TestThreads:
                 working.result()
         assert names(engine) == []
 
-    def test_one_in_a_statement_at_the_end_is_told(
+    def test_a_thread_in_a_statement_at_the_end_is_told(
         self, engine: OptInEngine, onlooker: Onlooker, patience: None
     ) -> None:
         isolation = isolate(engine)

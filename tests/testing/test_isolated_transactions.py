@@ -18,7 +18,7 @@ from tests.wire import WireProxy
 
 
 class TestWhatIsSent:
-    def test_one_begin_and_one_rollback(self, wire: WireProxy, wire_url: str) -> None:
+    def test_one_begin_and_one_rollback_are_sent(self, wire: WireProxy, wire_url: str) -> None:
         with opened(wire_url) as engine:
             pid = scalar(engine, "SELECT pg_backend_pid()")
             with wire.record() as recording, isolate(engine):
@@ -47,13 +47,15 @@ class TestWhatIsSent:
             assert recording.statements[3] == "SET CONSTRAINTS public.seat_place_key IMMEDIATE"
             assert recording.statements[4] == "SET CONSTRAINTS public.seat_place_key DEFERRED"
 
-    def test_an_onlooker_sees_nothing(self, engine: OptInEngine, onlooker: Onlooker) -> None:
+    def test_an_onlooker_sees_nothing_of_what_is_isolated(
+        self, engine: OptInEngine, onlooker: Onlooker
+    ) -> None:
         with isolate(engine):
             add_author(engine, "Eve")
             assert onlooker.names() == []
         assert onlooker.names() == []
 
-    def test_an_exception_in_the_block_undoes_it_too(
+    def test_an_exception_in_the_isolation_undoes_it(
         self, engine: OptInEngine, onlooker: Onlooker
     ) -> None:
         with suppress(KeyboardInterrupt), isolate(engine):
@@ -63,7 +65,7 @@ class TestWhatIsSent:
 
 
 class TestErrors:
-    def test_in_a_block_undoes_that_block_alone(self, engine: OptInEngine) -> None:
+    def test_an_error_in_a_block_undoes_that_block_alone(self, engine: OptInEngine) -> None:
         with isolate(engine), OptInSession(engine) as session:
             session.add(Author(name="before"))
             session.commit()
@@ -74,14 +76,16 @@ class TestErrors:
                 session.add(Author(name="after"))
             assert names(engine) == ["before", "after"]
 
-    def test_outside_undo_that_statement_alone(self, engine: OptInEngine) -> None:
+    def test_an_error_outside_undoes_that_statement_alone(self, engine: OptInEngine) -> None:
         with isolate(engine), engine.connect() as connection:
             connection.execute(sa.insert(authors).values(name="before"))
             with pytest.raises(exc.IntegrityError):
                 connection.execute(sa.insert(authors).values(name="Ada"))
             assert names(engine) == ["before"]
 
-    def test_of_what_is_no_part_of_a_transaction_are_postgresqls(self, engine: OptInEngine) -> None:
+    def test_errors_of_what_is_no_part_of_a_transaction_are_postgresqls(
+        self, engine: OptInEngine
+    ) -> None:
         with isolate(engine), engine.connect() as connection:
             add_author(engine, "Eve")
             with pytest.raises(exc.DBAPIError, match="VACUUM cannot run inside a transaction"):
@@ -91,7 +95,7 @@ class TestErrors:
             assert names(engine) == ["Eve"]
 
     @pytest.mark.parametrize("sql", ["SAVEPOINT mine", "RELEASE mine", "ROLLBACK TO mine"])
-    def test_of_a_savepoint_outside_are_as_in_production(
+    def test_errors_of_a_savepoint_outside_are_as_in_production(
         self, engine: OptInEngine, sql: str
     ) -> None:
         with engine.connect() as connection:
@@ -113,7 +117,7 @@ def isolate_anew(connection: sa.Connection, engine: sa.Engine) -> Iterator[None]
 
 
 class TestDeferredConstraints:
-    def test_are_checked_at_the_commit(self, engine: OptInEngine) -> None:
+    def test_deferred_constraints_are_checked_at_the_commit(self, engine: OptInEngine) -> None:
         with isolate(engine), OptInSession(engine) as session:
             with session.begin():
                 session.add_all([Seat(place=1), Seat(place=2)])
@@ -127,7 +131,7 @@ class TestDeferredConstraints:
             places = session.scalars(sa.text("SELECT place FROM seat ORDER BY id")).all()
             assert places == [2, 1]
 
-    def test_of_a_new_table_are_deferred_at_once(self, engine: OptInEngine) -> None:
+    def test_constraints_of_a_new_table_are_deferred_at_once(self, engine: OptInEngine) -> None:
         with isolate(engine):
             add_author(engine, "Eve")
             with engine.begin() as connection:
@@ -137,7 +141,9 @@ class TestDeferredConstraints:
                 connection.execute(sa.text("INSERT INTO t VALUES (1), (1)"))
                 connection.execute(sa.text("DELETE FROM t"))
 
-    def test_are_as_declared_in_the_next_transaction(self, engine: OptInEngine) -> None:
+    def test_deferred_constraints_are_as_declared_in_the_next_transaction(
+        self, engine: OptInEngine
+    ) -> None:
         with isolate(engine):
             run(engine, "CREATE TABLE t (id int UNIQUE DEFERRABLE INITIALLY IMMEDIATE)")
             with engine.begin() as connection:
@@ -152,7 +158,7 @@ class TestDeferredConstraints:
                 connection.execute(sa.text("INSERT INTO seat (place) VALUES (1), (1)"))
                 connection.execute(sa.text("DELETE FROM seat"))
 
-    def test_triggers_fire_once_for_each_commit(self, engine: OptInEngine) -> None:
+    def test_deferred_triggers_fire_once_for_each_commit(self, engine: OptInEngine) -> None:
         with isolate(engine):
             run(engine, "CREATE TABLE log (text text)")
             run(
@@ -174,7 +180,9 @@ class TestDeferredConstraints:
                 logged = connection.scalars(sa.text("SELECT text FROM log")).all()
             assert logged == ["Eve", "Fay", "Gus"]
 
-    def test_of_one_name_with_one_that_is_not_deferrable(self, engine: OptInEngine) -> None:
+    def test_a_deferred_constraint_may_have_the_name_of_one_that_is_not(
+        self, engine: OptInEngine
+    ) -> None:
         with isolate(engine):
             run(engine, "CREATE TABLE one (id int CONSTRAINT same REFERENCES author)")
             run(
@@ -188,7 +196,7 @@ class TestDeferredConstraints:
 
 
 class TestSeveralTransactions:
-    def test_may_read_at_the_same_time(self, engine: OptInEngine) -> None:
+    def test_several_transactions_may_read_at_the_same_time(self, engine: OptInEngine) -> None:
         with isolate(engine), OptInSession(engine) as one, OptInSession(engine) as two:
             one.begin()
             assert one.get(Author, 1)
@@ -200,7 +208,9 @@ class TestSeveralTransactions:
             two.rollback()
             assert names(engine) == ["one"]
 
-    def test_that_would_see_anothers_changes_are_refused(self, engine: OptInEngine) -> None:
+    def test_a_transaction_that_would_see_anothers_changes_is_refused(
+        self, engine: OptInEngine
+    ) -> None:
         with isolate(engine), OptInSession(engine) as one, OptInSession(engine) as two:
             with one.begin():
                 one.add(Author(name="one"))
@@ -212,7 +222,9 @@ class TestSeveralTransactions:
             assert two.get(Author, 1)
             assert names(engine) == ["one"]
 
-    def test_that_a_rollback_would_take_along_are_refused(self, engine: OptInEngine) -> None:
+    def test_what_the_rollback_of_another_would_take_along_is_refused(
+        self, engine: OptInEngine
+    ) -> None:
         with isolate(engine), OptInSession(engine) as one, OptInSession(engine) as two:
             with one.begin():
                 one.get(Author, 1, with_for_update=True)
@@ -224,7 +236,7 @@ class TestSeveralTransactions:
         "sql",
         ["SET LOCAL lock_timeout = 9", "SAVEPOINT mine", "SELECT set_config('my.one', '1', true)"],
     )
-    def test_that_have_set_something_are_not_interrupted(
+    def test_a_transaction_that_has_set_something_is_not_interrupted(
         self, engine: OptInEngine, sql: str
     ) -> None:
         with isolate(engine), engine.begin() as connection:
@@ -232,7 +244,7 @@ class TestSeveralTransactions:
             with pytest.raises(exc.InvalidRequestError, match="commit that transaction"):
                 names(engine)
 
-    def test_one_that_has_failed_is_in_nobodys_way(self, engine: OptInEngine) -> None:
+    def test_a_transaction_that_has_failed_is_in_nobodys_way(self, engine: OptInEngine) -> None:
         with isolate(engine), OptInSession(engine) as one:
             one.begin()
             one.execute(sa.insert(authors).values(name="undone"))
@@ -259,7 +271,9 @@ class TestSeveralTransactions:
                     two.flush()
             assert names(engine) == ["after Ada", "after Bob", "after Cid"]
 
-    def test_savepoints_in_a_read_only_one(self, engine: OptInEngine) -> None:
+    def test_savepoints_in_a_read_only_transaction_stay_read_only(
+        self, engine: OptInEngine
+    ) -> None:
         with isolate(engine), OptInSession(engine) as session:
             with session.begin(read_only=True):
                 names(engine)  # it is parked meanwhile
@@ -289,7 +303,9 @@ class TestTransactionControl:
             'SELECT 1 AS "a;b"; ROLLBACK;',
         ],
     )
-    def test_as_a_statement_is_refused(self, engine: OptInEngine, sql: str) -> None:
+    def test_transaction_control_as_a_statement_is_refused(
+        self, engine: OptInEngine, sql: str
+    ) -> None:
         with isolate(engine):
             with engine.begin() as connection:
                 connection.execute(sa.insert(authors).values(name="Eve"))
@@ -313,11 +329,15 @@ class TestTransactionControl:
             "",
         ],
     )
-    def test_what_only_looks_like_it_is_not(self, engine: OptInEngine, sql: str) -> None:
+    def test_what_only_looks_like_transaction_control_is_not_refused(
+        self, engine: OptInEngine, sql: str
+    ) -> None:
         with isolate(engine), engine.begin() as connection, suppress(exc.ProgrammingError):
             connection.exec_driver_sql(sql)  # psycopg2 does not like an empty one
 
-    def test_that_gets_past_is_noticed(self, engine: OptInEngine, onlooker: Onlooker) -> None:
+    def test_transaction_control_that_gets_past_is_noticed(
+        self, engine: OptInEngine, onlooker: Onlooker
+    ) -> None:
         isolation = isolate(engine)
         isolation.__enter__()
         add_author(engine, "Eve")
@@ -332,7 +352,7 @@ class TestTransactionControl:
             isolation.__exit__(None, None, None)
         assert onlooker.names() == ["Eve"]
 
-    def test_two_phase_is_refused(self, engine: OptInEngine) -> None:
+    def test_a_two_phase_transaction_is_refused(self, engine: OptInEngine) -> None:
         with isolate(engine), engine.connect() as connection:
             with pytest.raises(exc.InvalidRequestError, match="can't be isolated"):
                 connection.begin_twophase().__enter__()

@@ -31,7 +31,7 @@ from tests.testing.support import add_author, names, scalar
 
 
 class TestLeftOvers:
-    def test_a_session_works_after_the_end(self, engine: OptInEngine) -> None:
+    def test_a_session_works_after_the_end_of_the_isolation(self, engine: OptInEngine) -> None:
         session = OptInSession(engine)
         for _ in range(2):
             with isolate(engine):
@@ -42,7 +42,7 @@ class TestLeftOvers:
             session.give_back()
         session.close()
 
-    def test_a_session_in_a_transaction_says_so(
+    def test_a_session_left_in_a_transaction_says_so(
         self, engine: OptInEngine, onlooker: Onlooker
     ) -> None:
         session = OptInSession(engine)
@@ -57,7 +57,9 @@ class TestLeftOvers:
         session.close()
         assert onlooker.names() == []
 
-    def test_a_stock_session_says_so(self, stock: sa.Engine, onlooker: Onlooker) -> None:
+    def test_a_stock_session_left_in_a_transaction_says_so(
+        self, stock: sa.Engine, onlooker: Onlooker
+    ) -> None:
         session = Session(stock)
         with isolate(stock):
             session.add(Author(name="Eve"))
@@ -69,7 +71,9 @@ class TestLeftOvers:
         session.close()
         assert onlooker.names() == []
 
-    def test_what_is_the_drivers_is_closed(self, engine: OptInEngine, onlooker: Onlooker) -> None:
+    def test_connections_and_cursors_of_the_driver_are_closed(
+        self, engine: OptInEngine, onlooker: Onlooker
+    ) -> None:
         with isolate(engine):
             raw = engine.raw_connection()
             cursor = raw.cursor()
@@ -116,14 +120,18 @@ class TestLeftOvers:
         assert onlooker.names() == []
 
     @pytest.mark.parametrize("pool", [sa.NullPool, sa.StaticPool, sa.pool.AssertionPool])
-    def test_of_other_pools(self, url: str, onlooker: Onlooker, pool: type[sa.Pool]) -> None:
+    def test_engines_with_other_pools_are_undone(
+        self, url: str, onlooker: Onlooker, pool: type[sa.Pool]
+    ) -> None:
         with opened(url, poolclass=pool) as engine:
             with isolate(engine):
                 add_author(engine, "Eve")
                 assert names(engine) == ["Eve"]
             assert names(engine) == onlooker.names() == []
 
-    def test_flags_that_connections_start_with(self, url: str, onlooker: Onlooker) -> None:
+    def test_flags_that_connections_start_with_hold_in_isolation(
+        self, url: str, onlooker: Onlooker
+    ) -> None:
         with opened(url) as other:
             engine = create_engine(url)
 
@@ -148,7 +156,7 @@ class TestLeftOvers:
             assert names(other) == onlooker.names() == []
             engine.dispose()
 
-    def test_an_engine_that_is_read_only_outside(self, url: str) -> None:
+    def test_an_engine_that_is_read_only_outside_stays_so_in_isolation(self, url: str) -> None:
         with opened(url, read_only_outside=True) as engine:
             with isolate(engine), OptInSession(engine) as session:
                 for _ in range(2):
@@ -248,7 +256,9 @@ def test_an_interruption_at_any_line_leaves_nothing_behind(url: str, onlooker: O
 
 
 class TestLostConnections:
-    def test_the_code_under_test_is_told(self, engine: OptInEngine, onlooker: Onlooker) -> None:
+    def test_the_code_under_test_is_told_of_a_lost_connection(
+        self, engine: OptInEngine, onlooker: Onlooker
+    ) -> None:
         with isolate(engine), OptInSession(engine) as session:
             session.add(Author(name="Eve"))
             session.commit()
@@ -261,7 +271,9 @@ class TestLostConnections:
                 names(engine)
         assert names(engine) == onlooker.names() == []
 
-    def test_in_a_transaction(self, engine: OptInEngine, onlooker: Onlooker) -> None:
+    def test_a_connection_lost_in_a_transaction_stores_nothing(
+        self, engine: OptInEngine, onlooker: Onlooker
+    ) -> None:
         with isolate(engine), OptInSession(engine) as session:
             session.get(Author, 1)
             pid = backend_pid(session.connection())
@@ -275,7 +287,9 @@ class TestLostConnections:
             assert not session.in_transaction()
         assert names(engine) == onlooker.names() == []
 
-    def test_at_the_commit(self, engine: OptInEngine, onlooker: Onlooker) -> None:
+    def test_a_connection_lost_at_the_commit_stores_nothing(
+        self, engine: OptInEngine, onlooker: Onlooker
+    ) -> None:
         with isolate(engine), OptInSession(engine) as session:
             session.begin()
             session.add(Author(name="Eve"))
@@ -286,7 +300,9 @@ class TestLostConnections:
             session.rollback()
         assert names(engine) == onlooker.names() == []
 
-    def test_just_before_the_end(self, engine: OptInEngine, onlooker: Onlooker) -> None:
+    def test_a_connection_lost_just_before_the_end_stores_nothing(
+        self, engine: OptInEngine, onlooker: Onlooker
+    ) -> None:
         with isolate(engine):
             add_author(engine, "Eve")
             onlooker.kill(scalar(engine, "SELECT pg_backend_pid()"))

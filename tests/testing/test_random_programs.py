@@ -383,7 +383,9 @@ def play(engine: OptInEngine, seed: int) -> tuple[list[Any], list[str]]:
 @pytest.mark.filterwarnings("ignore:Session's state has been changed on a non-active transaction")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # psycopg's cursors
 @pytest.mark.parametrize("seed", range(10))
-def test_a_random_program_does_not_notice(url: str, onlooker: Onlooker, seed: int) -> None:
+def test_a_random_program_does_not_notice_isolation(
+    url: str, onlooker: Onlooker, seed: int
+) -> None:
     with opened(url) as engine:
         for_real, log_for_real = play(engine, seed)
     onlooker.run("DROP SCHEMA public CASCADE")

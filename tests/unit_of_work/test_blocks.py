@@ -21,7 +21,7 @@ from tests.wire import WireProxy
 
 
 class TestABlock:
-    def test_commits_and_closes(
+    def test_a_block_commits_and_closes_its_session(
         self, factory: Factory, onlooker: Onlooker, wire: WireProxy
     ) -> None:
         with wire.record() as recording, unit_of_work(factory) as session:
@@ -34,13 +34,15 @@ class TestABlock:
         ours = [one for one in recording.verbs if one != "DEALLOCATE"]
         assert [one for one in ours if one != "SELECT"] == ["BEGIN", "INSERT", "COMMIT"]
 
-    def test_sends_nothing_when_it_is_empty(self, factory: Factory, wire: WireProxy) -> None:
+    def test_a_block_sends_nothing_when_it_is_empty(
+        self, factory: Factory, wire: WireProxy
+    ) -> None:
         with wire.record() as recording, unit_of_work(factory):
             pass
         assert recording.messages == []
 
     @pytest.mark.parametrize("way", ["return", "break", "continue"])
-    def test_commits_however_it_is_left(
+    def test_a_block_commits_however_it_is_left(
         self, factory: Factory, onlooker: Onlooker, way: str
     ) -> None:
         def leave() -> Session | None:
@@ -63,7 +65,7 @@ class TestABlock:
     @pytest.mark.parametrize(
         "error", [ValueError, KeyboardInterrupt, SystemExit, GeneratorExit, StopIteration]
     )
-    def test_rolls_back_on_an_exception(
+    def test_a_block_rolls_back_on_an_exception(
         self,
         factory: Factory,
         onlooker: Onlooker,
@@ -81,7 +83,7 @@ class TestABlock:
         assert_closed(session, factory)
         assert onlooker.names() == []
 
-    def test_raises_what_the_database_says_at_its_end(
+    def test_a_block_raises_what_the_database_says_at_its_end(
         self, factory: Factory, onlooker: Onlooker
     ) -> None:
         with pytest.raises(IntegrityError), unit_of_work(factory) as session:
@@ -92,7 +94,7 @@ class TestABlock:
             session.add(Author(name="next"))
         assert onlooker.names() == ["next"]
 
-    def test_raises_what_the_database_says_to_commit(
+    def test_a_block_raises_what_the_database_says_to_commit(
         self, factory: Factory, onlooker: Onlooker
     ) -> None:
         with pytest.raises(IntegrityError), unit_of_work(factory) as session:
@@ -102,7 +104,7 @@ class TestABlock:
         assert onlooker.names() == []
 
     @pytest.mark.parametrize("when", ["inside", "at commit"])
-    def test_of_which_the_server_dies_is_closed_and_the_next_works(
+    def test_a_block_whose_server_dies_is_closed_and_the_next_one_works(
         self, factory: Factory, onlooker: Onlooker, when: str
     ) -> None:
         with pytest.raises(DBAPIError), unit_of_work(factory) as session:
@@ -116,7 +118,7 @@ class TestABlock:
             session.add(Author(name="next"))
         assert onlooker.names() == ["next"]
 
-    def test_says_when_an_error_was_caught_inside_for_nothing_is_stored(
+    def test_a_block_in_which_an_error_was_caught_says_that_nothing_is_stored(
         self, factory: Factory, onlooker: Onlooker
     ) -> None:
         with pytest.raises(PendingRollbackError) as raised, unit_of_work(factory) as session:
@@ -126,7 +128,7 @@ class TestABlock:
         assert "begin_nested" in str(raised.value)
         assert_closed(session, factory)
 
-    def test_goes_on_after_an_error_in_a_savepoint(
+    def test_a_block_goes_on_after_an_error_in_a_savepoint(
         self, factory: Factory, onlooker: Onlooker
     ) -> None:
         with unit_of_work(factory) as session:
@@ -135,7 +137,7 @@ class TestABlock:
                 session.add(Author(name="Ada"))
         assert onlooker.names() == ["new"]
 
-    def test_works_through_the_scoped_session_too(
+    def test_a_block_works_through_the_scoped_session(
         self, scope: OptInScopedSession[OptInSession], onlooker: Onlooker
     ) -> None:
         with unit_of_work(scope):
@@ -143,14 +145,14 @@ class TestABlock:
         assert onlooker.names() == ["new"]
         assert not scope.registry.has()
 
-    def test_can_not_be_entered_again(self, maker: sessionmaker[OptInSession]) -> None:
+    def test_a_block_can_not_be_entered_again(self, maker: sessionmaker[OptInSession]) -> None:
         unit = unit_of_work(maker)
         with unit, pytest.raises(InvalidRequestError, match="each time"), unit:
             pass
         with pytest.raises(InvalidRequestError, match="each time"), unit:
             pass
 
-    def test_can_be_a_generators_context_manager(
+    def test_a_block_can_be_in_a_context_manager_that_is_a_generator(
         self, maker: sessionmaker[OptInSession], onlooker: Onlooker
     ) -> None:
         @contextmanager
@@ -169,7 +171,9 @@ class TestABlock:
 
 
 class TestTheSessionAfterTheEnd:
-    def test_refuses_to_be_used(self, engine: OptInEngine, stock: sa.Engine) -> None:
+    def test_the_session_refuses_to_be_used_after_the_end(
+        self, engine: OptInEngine, stock: sa.Engine
+    ) -> None:
         for maker in (sessionmaker(engine, class_=OptInSession), sessionmaker(stock)):
             with unit_of_work(maker) as session:
                 pass
@@ -180,7 +184,7 @@ class TestTheSessionAfterTheEnd:
                 session.add(Author(name="late"))
                 session.commit()
 
-    def test_leaves_objects_that_can_be_read_without_expiry(self, engine: OptInEngine) -> None:
+    def test_objects_can_be_read_after_the_end_without_expiry(self, engine: OptInEngine) -> None:
         maker = sessionmaker(engine, class_=OptInSession, expire_on_commit=False)
         with unit_of_work(maker) as session:
             author = session.get_one(Author, 1)
@@ -188,7 +192,7 @@ class TestTheSessionAfterTheEnd:
 
 
 class TestABlockInABlock:
-    def test_joins_as_a_savepoint(
+    def test_a_block_in_a_block_joins_as_a_savepoint(
         self, factory: Factory, onlooker: Onlooker, wire: WireProxy
     ) -> None:
         with wire.record() as recording, unit_of_work(factory) as session:
@@ -203,7 +207,7 @@ class TestABlockInABlock:
         assert sent(recording) == verbs
         assert_closed(session, factory)
 
-    def test_undoes_just_itself_when_its_error_is_caught_outside_of_it(
+    def test_a_block_in_a_block_undoes_just_itself_when_its_error_is_caught(
         self, factory: Factory, onlooker: Onlooker
     ) -> None:
         with unit_of_work(factory) as session:
@@ -218,7 +222,7 @@ class TestABlockInABlock:
             session.add(Author(name="after"))
         assert onlooker.names() == ["after", "before"]
 
-    def test_undoes_all_when_its_error_is_not_caught(
+    def test_a_block_in_a_block_undoes_all_when_its_error_is_not_caught(
         self, factory: Factory, onlooker: Onlooker
     ) -> None:
         with pytest.raises(ZeroDivisionError), unit_of_work(factory) as session:
@@ -230,7 +234,9 @@ class TestABlockInABlock:
         assert_closed(session, factory)
         assert onlooker.names() == []
 
-    def test_is_undone_with_the_outer_one(self, factory: Factory, onlooker: Onlooker) -> None:
+    def test_a_block_in_a_block_is_undone_with_the_outer_one(
+        self, factory: Factory, onlooker: Onlooker
+    ) -> None:
         with pytest.raises(ZeroDivisionError), unit_of_work(factory) as session:
             with unit_of_work(factory):
                 session.add(Author(name="inner"))
@@ -238,7 +244,9 @@ class TestABlockInABlock:
         assert_closed(session, factory)
         assert onlooker.names() == []
 
-    def test_of_three_levels(self, factory: Factory, onlooker: Onlooker) -> None:
+    def test_a_block_of_the_third_level_undoes_just_itself(
+        self, factory: Factory, onlooker: Onlooker
+    ) -> None:
         with unit_of_work(factory) as session:
             with unit_of_work(factory):
                 session.add(Author(name="second"))
@@ -250,7 +258,7 @@ class TestABlockInABlock:
                 session.add(Author(name="another"))
         assert onlooker.names() == ["another", "second"]
 
-    def test_of_another_factory_is_another_unit(
+    def test_a_block_of_another_factory_is_another_unit(
         self, engine: OptInEngine, onlooker: Onlooker
     ) -> None:
         one, other = sessionmaker(engine), sessionmaker(engine, class_=OptInSession)
@@ -263,7 +271,7 @@ class TestABlockInABlock:
             raise ZeroDivisionError
         assert onlooker.names() == ["other"]
 
-    def test_of_a_bound_method_joins(self, engine: OptInEngine) -> None:
+    def test_a_block_of_the_same_bound_method_joins(self, engine: OptInEngine) -> None:
         class Adapter:
             def session(self) -> OptInSession:
                 return OptInSession(engine)
@@ -275,7 +283,7 @@ class TestABlockInABlock:
             with unit_of_work(Adapter().session) as other:
                 assert other is not session
 
-    def test_after_one_that_failed_is_a_unit_of_its_own(
+    def test_a_block_after_one_that_failed_is_a_unit_of_its_own(
         self, factory: Factory, onlooker: Onlooker
     ) -> None:
         with suppress(ZeroDivisionError), unit_of_work(factory):

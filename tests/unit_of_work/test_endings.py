@@ -23,7 +23,7 @@ from tests.unit_of_work.support import Factory, assert_closed, run_in_thread
 
 class TestEndingItByHand:
     @pytest.mark.parametrize("joined", [False, True])
-    def test_by_commit_is_refused_and_sends_nothing(
+    def test_ending_a_block_by_commit_is_refused_and_sends_nothing(
         self, factory: Factory, onlooker: Onlooker, joined: bool
     ) -> None:
         def old_service() -> None:
@@ -43,7 +43,9 @@ class TestEndingItByHand:
             session.add(Author(name="next"))
         assert onlooker.names() == ["next"]
 
-    def test_by_commit_can_be_caught(self, factory: Factory, onlooker: Onlooker) -> None:
+    def test_the_error_of_a_commit_in_a_block_can_be_caught(
+        self, factory: Factory, onlooker: Onlooker
+    ) -> None:
         with unit_of_work(factory) as session:
             session.add(Author(name="one"))
             with pytest.raises(InvalidRequestError, match="commits at its end"):
@@ -53,7 +55,7 @@ class TestEndingItByHand:
 
     @pytest.mark.parametrize("joined", [False, True])
     @pytest.mark.parametrize("how", ["rollback", "close"])
-    def test_by_rollback_or_close_is_no_silent_loss(
+    def test_ending_a_block_by_rollback_or_close_is_no_silent_loss(
         self, factory: Factory, onlooker: Onlooker, how: str, joined: bool
     ) -> None:
         def old_service() -> None:
@@ -72,7 +74,7 @@ class TestEndingItByHand:
                 old_service()
         assert onlooker.names() == []
 
-    def test_by_remove_is_no_silent_loss(
+    def test_ending_a_block_by_remove_is_no_silent_loss(
         self, scope: OptInScopedSession[OptInSession], onlooker: Onlooker
     ) -> None:
         with pytest.raises(InvalidRequestError, match="nothing of it"), unit_of_work(scope):
@@ -80,7 +82,7 @@ class TestEndingItByHand:
             scope.remove()
         assert onlooker.names() == []
 
-    def test_by_a_remove_that_is_caught_is_no_silent_loss(
+    def test_ending_a_block_by_a_remove_that_is_caught_is_no_silent_loss(
         self, scope: OptInScopedSession[OptInSession], onlooker: Onlooker
     ) -> None:
         with pytest.raises(InvalidRequestError, match="ended inside"), unit_of_work(scope):
@@ -91,7 +93,7 @@ class TestEndingItByHand:
                 pytest.fail("it joined, or began")
         assert onlooker.names() == []
 
-    def test_by_the_commit_of_the_transaction_around_is_refused(
+    def test_ending_a_block_by_the_commit_of_the_transaction_around_is_refused(
         self, scope: OptInScopedSession[OptInSession], onlooker: Onlooker
     ) -> None:
         with suppress(InvalidRequestError), scope.begin(), unit_of_work(scope) as session:
@@ -112,7 +114,9 @@ def steps(factory: Factory, name: str) -> Generator[Session, None, None]:
 
 
 class TestABlockThatDoesNotEndInOrder:
-    def test_is_refused_and_nothing_is_stored(self, factory: Factory, onlooker: Onlooker) -> None:
+    def test_a_block_that_does_not_end_in_order_is_refused_and_stores_nothing(
+        self, factory: Factory, onlooker: Onlooker
+    ) -> None:
         outer, inner = steps(factory, "outer"), steps(factory, "inner")
         session = next(outer)
         assert next(inner) is session
@@ -126,7 +130,9 @@ class TestABlockThatDoesNotEndInOrder:
             session.add(Author(name="next"))
         assert onlooker.names() == ["next"]
 
-    def test_of_savepoints_undoes_those(self, factory: Factory, onlooker: Onlooker) -> None:
+    def test_savepoint_blocks_that_do_not_end_in_order_undo_those_savepoints(
+        self, factory: Factory, onlooker: Onlooker
+    ) -> None:
         with unit_of_work(factory) as session:
             session.add(Author(name="outer"))
             one, two = steps(factory, "one"), steps(factory, "two")
@@ -145,7 +151,7 @@ class TestABlockThatDoesNotEndInOrder:
         assert_closed(session, factory)
         assert onlooker.names() == ["outer"]
 
-    def test_is_refused_when_the_outer_one_is_closed_first(
+    def test_a_block_is_refused_when_the_outer_one_is_closed_first(
         self, factory: Factory, onlooker: Onlooker
     ) -> None:
         outer = steps(factory, "outer")
@@ -155,7 +161,9 @@ class TestABlockThatDoesNotEndInOrder:
         assert_closed(session, factory)
         assert onlooker.names() == []
 
-    def test_but_is_collected_rolls_back(self, factory: Factory, onlooker: Onlooker) -> None:
+    def test_a_block_that_is_collected_rolls_back(
+        self, factory: Factory, onlooker: Onlooker
+    ) -> None:
         held = steps(factory, "lost")
         session = next(held)
         del held
@@ -165,7 +173,7 @@ class TestABlockThatDoesNotEndInOrder:
             session.add(Author(name="new"))
         assert onlooker.names() == ["new"]
 
-    def test_but_in_another_thread_is_refused(
+    def test_a_block_that_ends_in_another_thread_is_refused(
         self, engine: OptInEngine, maker: sessionmaker[OptInSession], onlooker: Onlooker
     ) -> None:
         for factory in (maker, OptInScopedSession(maker)):
@@ -181,7 +189,7 @@ class TestABlockThatDoesNotEndInOrder:
             assert checked_out(engine) == 0
         assert onlooker.names() == []
 
-    def test_but_in_another_context_of_the_same_thread_is_in_order(
+    def test_a_block_that_ends_in_another_context_of_its_thread_is_in_order(
         self, maker: sessionmaker[OptInSession], onlooker: Onlooker
     ) -> None:
         held = steps(maker, "new")

@@ -27,7 +27,7 @@ class Service:
 
 
 class TestADecoratedFunction:
-    def test_gets_the_session_wherever_its_parameter_is(
+    def test_a_function_gets_the_session_wherever_its_parameter_is(
         self, maker: sessionmaker[OptInSession], onlooker: Onlooker
     ) -> None:
         unit = unit_of_work(maker)
@@ -68,7 +68,7 @@ class TestADecoratedFunction:
                 function(1, 2, 3)
             assert "session" not in inspect.signature(function).parameters
 
-    def test_without_the_parameter_is_just_wrapped(
+    def test_a_function_without_the_parameter_is_just_wrapped(
         self, scope: OptInScopedSession[OptInSession], onlooker: Onlooker
     ) -> None:
         @unit_of_work(scope)
@@ -85,7 +85,7 @@ class TestADecoratedFunction:
         assert add.__name__ == "add"
         assert add.__doc__ == "Add authors."
 
-    def test_rolls_back_on_an_exception(
+    def test_a_function_rolls_back_on_an_exception(
         self, factory: Factory, onlooker: Onlooker, wire: WireProxy
     ) -> None:
         @unit_of_work(factory)
@@ -99,7 +99,7 @@ class TestADecoratedFunction:
         assert sent(recording) == ["BEGIN", "INSERT", "ROLLBACK"]
         assert onlooker.names() == []
 
-    def test_joins_the_one_that_calls_it(
+    def test_a_function_joins_the_one_that_calls_it(
         self, factory: Factory, onlooker: Onlooker, wire: WireProxy
     ) -> None:
         @unit_of_work(factory)
@@ -115,7 +115,7 @@ class TestADecoratedFunction:
         assert onlooker.names() == ["one", "two"]
         assert recording.verbs.count("BEGIN") == recording.verbs.count("COMMIT") == 1
 
-    def test_may_be_a_method_below_other_decorators(
+    def test_a_method_may_be_decorated_below_other_decorators(
         self, maker: sessionmaker[OptInSession], onlooker: Onlooker
     ) -> None:
         class Names:
@@ -145,7 +145,9 @@ class TestADecoratedFunction:
         assert Names.add_another("d four") == "d four"
         assert onlooker.names() == ["a one", "b two", "c three", "d four"]
 
-    def test_is_typed_without_the_session(self, maker: sessionmaker[OptInSession]) -> None:
+    def test_a_function_is_typed_without_the_session(
+        self, maker: sessionmaker[OptInSession]
+    ) -> None:
         @unit_of_work(maker)
         def first(session: OptInSession, one: int, *, two: str = "") -> float:
             return 1.5
@@ -166,7 +168,7 @@ class TestADecoratedFunction:
         with unit_of_work(maker) as session:
             assert_type(session, OptInSession)
 
-    def test_takes_a_session_of_its_callers(
+    def test_a_function_takes_a_session_of_its_callers(
         self, engine: OptInEngine, maker: sessionmaker[OptInSession], onlooker: Onlooker
     ) -> None:
         seen: list[Session] = []
@@ -200,7 +202,7 @@ class TestADecoratedFunction:
         assert set(seen[:-1]) == {own}
         assert onlooker.names() == ["inside", "none", "outside"]
 
-    def test_inside_a_unit_may_be_given_its_session(
+    def test_a_function_inside_a_unit_may_be_given_its_session(
         self, maker: sessionmaker[OptInSession], onlooker: Onlooker
     ) -> None:
         def add(name: str, session: OptInSession) -> None:
@@ -213,7 +215,7 @@ class TestADecoratedFunction:
             assert onlooker.names() == ["other"]
         assert onlooker.names() == ["joined", "other"]
 
-    def test_refuses_what_is_no_session(
+    def test_a_function_refuses_what_is_no_session(
         self, maker: sessionmaker[OptInSession], scope: OptInScopedSession[OptInSession]
     ) -> None:
         def service(session: OptInSession) -> None:
@@ -221,7 +223,7 @@ class TestADecoratedFunction:
 
         call: Any = unit_of_work(maker)(service)
         for wrong in (1, scope, maker):
-            with pytest.raises(TypeError, match=r"session=… is a \w+"):
+            with pytest.raises(TypeError, match=r"session=… is an object of the type \w+"):
                 call(session=wrong)
 
 
@@ -253,14 +255,14 @@ class TestWrongUses:
             (5, "takes the session factory"),
         ],
     )
-    def test_of_the_decorator(
+    def test_the_decorator_refuses_what_it_can_not_decorate(
         self, maker: sessionmaker[OptInSession], function: Any, message: str
     ) -> None:
         with pytest.raises(TypeError, match=message):
             unit_of_work(maker)(function)
 
     @pytest.mark.parametrize("function", [generator, coroutine, async_generator])
-    def test_of_a_function_that_returns_what_would_run_after_the_block(
+    def test_a_function_that_returns_what_would_run_after_the_block_is_an_error(
         self, maker: sessionmaker[OptInSession], onlooker: Onlooker, function: Callable[[], Any]
     ) -> None:
         """As a lambda does, or what another decorator has wrapped."""
@@ -281,7 +283,7 @@ class TestWrongUses:
                 decorated()
         assert onlooker.names() == []
 
-    def test_of_the_decorator_without_a_factory(self) -> None:
+    def test_the_decorator_without_a_factory_is_an_error(self) -> None:
         def service(name: str) -> None: ...
 
         with pytest.raises(TypeError, match=r"write @unit_of_work\(Session\)"):
@@ -291,12 +293,12 @@ class TestWrongUses:
         with pytest.raises(TypeError, match="takes the session factory"):
             wrong("a name")
 
-    def test_of_what_is_no_factory(self, engine: OptInEngine) -> None:
+    def test_what_is_no_factory_is_refused(self, engine: OptInEngine) -> None:
         for wrong in (OptInSession(engine), engine, None, "postgresql://"):
             with pytest.raises(TypeError, match="takes a session factory"):
                 unit_of_work(wrong)  # type: ignore[arg-type]  # pyright: ignore
 
-    def test_of_a_factory_that_makes_no_sessions(
+    def test_a_factory_that_makes_no_sessions_is_refused(
         self, scope: OptInScopedSession[OptInSession]
     ) -> None:
         for wrong in (lambda: None, lambda: scope, lambda: OptInSession):

@@ -22,7 +22,7 @@ from tests.wire import WireProxy
 
 
 class TestASessionThatSomebodyElseHasMade:
-    def test_keeps_its_objects_and_gives_its_connection_back(
+    def test_a_session_of_a_scope_keeps_its_objects_and_gives_its_connection_back(
         self, engine: OptInEngine, scope: OptInScopedSession[OptInSession], onlooker: Onlooker
     ) -> None:
         author = scope.get_one(Author, 1)
@@ -34,7 +34,7 @@ class TestASessionThatSomebodyElseHasMade:
         assert author in scope
         assert author.name == "Augusta"
 
-    def test_and_begun_a_transaction_on_is_joined(
+    def test_a_transaction_that_somebody_else_has_begun_is_joined(
         self, scope: OptInScopedSession[OptInSession], onlooker: Onlooker
     ) -> None:
         with scope.begin():
@@ -47,7 +47,7 @@ class TestASessionThatSomebodyElseHasMade:
             assert onlooker.names() == []
         assert onlooker.names() == ["new"]
 
-    def test_and_begun_a_transaction_on_is_joined_on_stock_too(
+    def test_a_transaction_that_somebody_else_has_begun_on_stock_is_joined(
         self, stock: sa.Engine, onlooker: Onlooker
     ) -> None:
         scope = scoped_session(sessionmaker(stock))
@@ -58,7 +58,7 @@ class TestASessionThatSomebodyElseHasMade:
         assert onlooker.names() == ["new"]
         scope.remove()
 
-    def test_on_which_sqlalchemy_has_begun_by_itself_is_refused(
+    def test_a_session_on_which_sqlalchemy_has_begun_by_itself_is_refused(
         self, stock: sa.Engine, onlooker: Onlooker, wire: WireProxy
     ) -> None:
         scope = scoped_session(sessionmaker(stock))
@@ -72,7 +72,7 @@ class TestASessionThatSomebodyElseHasMade:
         assert onlooker.names() == ["new"]
         scope.remove()
 
-    def test_with_another_scope_inside_is_another_unit(
+    def test_a_block_in_another_scope_is_another_unit(
         self, maker: sessionmaker[OptInSession], onlooker: Onlooker
     ) -> None:
         here = ["one"]
@@ -90,7 +90,7 @@ class TestASessionThatSomebodyElseHasMade:
         assert not scope.registry.has()
         assert onlooker.names() == ["two"]
 
-    def test_in_a_scope_that_has_gone_is_closed(
+    def test_a_session_whose_scope_has_gone_is_closed(
         self, engine: OptInEngine, maker: sessionmaker[OptInSession], onlooker: Onlooker
     ) -> None:
         here = ["one"]
@@ -111,7 +111,7 @@ class TestASessionThatSomebodyElseHasMade:
 
 
 class TestWhatElseASessionCanDo:
-    def test_is_to_be_rolled_back_without_an_error(
+    def test_set_rollback_rolls_a_unit_back_without_an_error(
         self, maker: sessionmaker[OptInSession], onlooker: Onlooker
     ) -> None:
         with unit_of_work(maker) as session:
@@ -125,7 +125,7 @@ class TestWhatElseASessionCanDo:
             session.set_rollback()
         assert onlooker.names() == ["outer"]
 
-    def test_is_atomic_inside_and_around(
+    def test_atomic_works_inside_and_around_a_unit(
         self, scope: OptInScopedSession[OptInSession], onlooker: Onlooker
     ) -> None:
         with unit_of_work(scope), suppress(ZeroDivisionError), scope.atomic():
@@ -138,7 +138,7 @@ class TestWhatElseASessionCanDo:
         assert onlooker.names() == ["new"]
 
     @pytest.mark.parametrize("fails", [False, True])
-    def test_calls_services_after_its_end_that_are_units_of_their_own(
+    def test_services_called_after_the_end_are_units_of_their_own(
         self, maker: sessionmaker[OptInSession], onlooker: Onlooker, fails: bool
     ) -> None:
         def add(session: OptInSession, name: str) -> None:
@@ -157,7 +157,7 @@ class TestWhatElseASessionCanDo:
             assert onlooker.names() == (["rolled back"] if fails else ["committed", "new"])
             onlooker.run("DELETE FROM author WHERE id > 3")
 
-    def test_has_listeners_that_call_services_before_its_end(
+    def test_services_that_a_listener_calls_before_the_end_join(
         self, maker: sessionmaker[OptInSession], onlooker: Onlooker
     ) -> None:
         def audit(session: Session) -> None:
@@ -172,7 +172,7 @@ class TestWhatElseASessionCanDo:
 
 
 class TestInFlask:
-    def test_the_proxy_of_a_scoped_session_is_a_factory(
+    def test_the_proxy_of_a_flask_scoped_session_is_a_factory(
         self, maker: sessionmaker[OptInSession], onlooker: Onlooker
     ) -> None:
         app = Flask(__name__)

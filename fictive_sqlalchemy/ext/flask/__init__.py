@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from ..._extras import installed_by
+from ..._extras import FLASK, installed_by
 
-with installed_by("this package with the extra [flask] or [flask-psycopg]"):
+with installed_by(FLASK):
     from .scoped_session import current_session, flask_scoped_session
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ else:
 
     def __getattr__(name: str) -> object:
         # The mixins are imported when they are used: plain SQLAlchemy needs no Flask-SQLAlchemy.
-        with installed_by("this package with the extra [flask] or [flask-psycopg]"):
+        with installed_by(FLASK):
             if name == "FilterByOrCreateMixin":
                 from .filter_by_or_create import FilterByOrCreateMixin as found
             elif name == "OptInTransactionMixin":

@@ -1,4 +1,4 @@
-"""The mixin that gives a Flask-SQLAlchemy extension untransacted reads and real transactions."""
+"""The mixin whose extension sends reads alone, and begins a transaction only when asked."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class OptInTransactionMixin(
 
         class Database(OptInTransactionMixin, SQLAlchemy): ...
 
-    Reads then run untransacted and ``with db.session.begin():`` is a transaction, on each bind
+    Reads are then sent alone, and ``with db.session.begin():`` is a transaction, on each bind
     whose backend is in :attr:`AUTOCOMMIT_DRIVERS`. Other binds are as Flask-SQLAlchemy makes them.
     """
 
@@ -254,7 +254,7 @@ class OptInTransactionMixin(
                     "The extension's engine_options are for every bind, and their replicas would "
                     f"be those of the bind {bind_key!r}, too: put those of the default bind into "
                     "SQLALCHEMY_ENGINE_OPTIONS, and those of others into SQLALCHEMY_BINDS = "
-                    f"{{{bind_key!r}: {{'url': …, 'replicas': […]}}}}." + see("urls")
+                    f"{{{bind_key!r}: {{'url': …, 'replicas': […]}}}}." + see("replica-options")
                 )
         engine = self.create_engine(options.pop("url"), options)
         if isinstance(engine, OptInEngine) and config.get("SQLALCHEMY_RECORD_QUERIES"):

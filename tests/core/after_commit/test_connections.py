@@ -19,7 +19,7 @@ from tests.wire import Message, WireProxy
 
 
 class TestALostConnection:
-    def test_during_commit_calls_neither(
+    def test_a_loss_during_commit_calls_neither_function(
         self, session: OptInSession, calls: Calls, wire: WireProxy
     ) -> None:
         def cut(message: Message) -> None:
@@ -41,7 +41,7 @@ class TestALostConnection:
         assert calls == ["undone rolled back", "next committed"]
 
     @pytest.mark.parametrize("how", ["flush", "commit", "bulk"])
-    def test_during_commit_of_one_call(
+    def test_a_loss_during_the_commit_of_one_call_calls_neither_function(
         self, session: OptInSession, calls: Calls, wire: WireProxy, how: str
     ) -> None:
         def cut(message: Message) -> None:
@@ -61,7 +61,7 @@ class TestALostConnection:
         session.rollback()
         assert calls == []
 
-    def test_before_commit_is_a_rollback(
+    def test_a_loss_before_commit_is_a_rollback(
         self, session: OptInSession, calls: Calls, onlooker: Onlooker
     ) -> None:
         with pytest.raises(OperationalError):
@@ -72,7 +72,7 @@ class TestALostConnection:
         assert calls == ["one rolled back"]
         assert onlooker.names() == []
 
-    def test_inside_is_a_rollback(
+    def test_a_loss_inside_a_block_is_a_rollback(
         self, session: OptInSession, calls: Calls, onlooker: Onlooker
     ) -> None:
         with pytest.raises(DBAPIError):
@@ -92,7 +92,9 @@ class TestBinds:
         yield other
         other.dispose()
 
-    def test_two_phase(self, engine: OptInEngine, other: OptInEngine, onlooker: Onlooker) -> None:
+    def test_functions_are_called_after_a_two_phase_commit(
+        self, engine: OptInEngine, other: OptInEngine, onlooker: Onlooker
+    ) -> None:
         if onlooker.scalar("SHOW max_prepared_transactions") == "0":
             pytest.skip("The server takes no prepared transactions.")
         with OptInSession(engine, binds={Note: other}, twophase=True) as session:
@@ -112,7 +114,7 @@ class TestBinds:
             session.execute(sa.insert(Author), [{"name": "two"}, {"name": "three"}])
             assert calls == ["bulk committed"]
 
-    def test_stock_ones(self) -> None:
+    def test_functions_are_called_on_a_stock_bind(self) -> None:
         stock = sa.create_engine("sqlite://", poolclass=sa.pool.StaticPool)
         NoteBase.metadata.create_all(stock)
         with OptInSession(stock) as session:
@@ -136,7 +138,7 @@ class TestBinds:
         assert calls == ["begin committed", "read committed", "read rolled back"]
         stock.dispose()
 
-    def test_a_function_that_reads_from_a_stock_one(self, engine: OptInEngine) -> None:
+    def test_a_function_may_read_from_a_stock_bind(self, engine: OptInEngine) -> None:
         stock = sa.create_engine("sqlite://", poolclass=sa.pool.StaticPool)
         NoteBase.metadata.create_all(stock)
         with OptInSession(engine, binds={Note: stock}) as session:

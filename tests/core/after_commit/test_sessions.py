@@ -26,7 +26,7 @@ from tests.wire import WireProxy
 
 
 class TestOutside:
-    def test_on_commit_is_called_at_once_and_on_rollback_never(
+    def test_outside_on_commit_is_called_at_once_and_on_rollback_never(
         self, session: OptInSession, calls: Calls, wire: WireProxy
     ) -> None:
         session.add(Author(name="pending"))
@@ -39,12 +39,12 @@ class TestOutside:
         assert calls == ["one committed"]
         assert recording.messages == []
 
-    def test_its_error_is_the_callers(self, session: OptInSession) -> None:
+    def test_an_error_of_on_commit_outside_is_the_callers(self, session: OptInSession) -> None:
         with pytest.raises(Undo):
             session.on_commit(partial(fail, Undo()))
 
     @pytest.mark.parametrize("how", ["flush", "commit"])
-    def test_what_a_listener_registers_during_a_flush_or_commit(
+    def test_what_a_listener_registers_during_a_flush_or_commit_is_called_after_it(
         self,
         session: OptInSession,
         calls: Calls,
@@ -73,7 +73,7 @@ class TestOutside:
         assert calls == ["one rolled back"]
         assert "ZeroDivisionError" in caplog.text
 
-    def test_what_a_listener_registers_during_a_bulk_call(
+    def test_what_a_listener_registers_during_a_bulk_call_is_called_after_it(
         self, session: OptInSession, calls: Calls, onlooker: Onlooker
     ) -> None:
         @event.listens_for(session, "do_orm_execute")
@@ -110,7 +110,7 @@ class TestOutside:
 
 
 class TestListenersToTheEnd:
-    def test_may_register(self, session: OptInSession, calls: Calls) -> None:
+    def test_listeners_to_the_end_may_register(self, session: OptInSession, calls: Calls) -> None:
         event.listen(session, "after_commit", lambda _: calls.watch("after_commit"))
         with session.begin():
             calls.watch("one")
@@ -118,7 +118,9 @@ class TestListenersToTheEnd:
                 pass
         assert calls == ["one committed", *["after_commit committed"] * 2]
 
-    def test_may_register_after_a_rollback(self, session: OptInSession, calls: Calls) -> None:
+    def test_listeners_may_register_after_a_rollback(
+        self, session: OptInSession, calls: Calls
+    ) -> None:
         event.listen(session, "after_rollback", lambda _: calls.watch("after_rollback"))
         with pytest.raises(Undo), session.begin():
             calls.watch("one")
@@ -126,7 +128,7 @@ class TestListenersToTheEnd:
         assert calls == ["one rolled back", "after_rollback rolled back"]
 
     @pytest.mark.parametrize("how", ["commit", "flush", "begin", "atomic"])
-    def test_that_raise_keep_nothing_from_being_called(
+    def test_listeners_that_raise_keep_nothing_from_being_called(
         self, session: OptInSession, calls: Calls, onlooker: Onlooker, how: str
     ) -> None:
         def raise_(_: Any) -> None:
@@ -147,7 +149,9 @@ class TestListenersToTheEnd:
 
 class TestTheEndOfTheSession:
     @pytest.mark.parametrize("how", ["close", "reset", "invalidate"])
-    def test_rolls_back(self, session: OptInSession, calls: Calls, how: str) -> None:
+    def test_the_end_of_the_session_rolls_back(
+        self, session: OptInSession, calls: Calls, how: str
+    ) -> None:
         session.begin()
         calls.watch("outer")
         session.begin_nested()
@@ -159,7 +163,7 @@ class TestTheEndOfTheSession:
         assert calls == ["inner rolled back", "outer rolled back"]
 
     @pytest.mark.parametrize("how", ["close", "reset", "invalidate"])
-    def test_in_a_block_is_told_after_the_block(
+    def test_the_end_of_the_session_in_a_block_is_told_after_the_block(
         self, session: OptInSession, calls: Calls, how: str
     ) -> None:
         with pytest.raises(PendingRollbackError, match="closed inside"), session.begin():
@@ -169,7 +173,7 @@ class TestTheEndOfTheSession:
         assert calls == ["one rolled back"]
 
     @pytest.mark.parametrize("how", ["close", "reset", "invalidate"])
-    def test_only_logs_errors(
+    def test_the_end_of_the_session_only_logs_errors_of_functions(
         self, session: OptInSession, calls: Calls, caplog: pytest.LogCaptureFixture, how: str
     ) -> None:
         """It tidies up: who calls it, at the end of a context, goes on to tidy up."""
@@ -180,20 +184,24 @@ class TestTheEndOfTheSession:
         assert calls == ["one rolled back"]
         assert "logged" in caplog.text
 
-    def test_by_its_block(self, sessions: Sessions, caplog: pytest.LogCaptureFixture) -> None:
+    def test_an_error_at_the_end_of_the_sessions_block_is_logged_alone(
+        self, sessions: Sessions, caplog: pytest.LogCaptureFixture
+    ) -> None:
         with pytest.raises(Undo, match="the block's"), sessions() as session:
             session.begin()
             session.on_rollback(partial(fail, Undo("logged")))
             raise Undo("the block's")
         assert "logged" in caplog.text
 
-    def test_by_the_transaction_itself(self, session: OptInSession, calls: Calls) -> None:
+    def test_closing_the_transaction_itself_is_a_rollback(
+        self, session: OptInSession, calls: Calls
+    ) -> None:
         transaction = session.begin()
         calls.watch("one")
         transaction.close()
         assert calls == ["one rolled back"]
 
-    def test_when_it_is_collected_nothing_is_called_or_kept(
+    def test_when_the_session_is_collected_nothing_is_called_or_kept(
         self, sessions: Sessions, onlooker: Onlooker
     ) -> None:
         called: list[str] = []
@@ -216,7 +224,9 @@ class TestTheEndOfTheSession:
         assert onlooker.names() == []
 
 
-def test_several_sessions_and_threads(sessions: Sessions, onlooker: Onlooker) -> None:
+def test_each_session_in_each_thread_calls_its_own_functions(
+    sessions: Sessions, onlooker: Onlooker
+) -> None:
     together = threading.Barrier(6)
 
     def run(number: int) -> tuple[list[str], set[int]]:
@@ -243,7 +253,7 @@ def test_several_sessions_and_threads(sessions: Sessions, onlooker: Onlooker) ->
     assert onlooker.names() == ["0", "2", "4"]
 
 
-def test_while_the_engine_is_isolated(
+def test_functions_are_called_while_the_engine_is_isolated(
     engine: OptInEngine, sessions: Sessions, onlooker: Onlooker
 ) -> None:
     with isolate(engine), sessions() as session:
@@ -265,14 +275,14 @@ def test_while_the_engine_is_isolated(
 
 
 class TestWrongUse:
-    def test_what_is_no_function(self, session: OptInSession, calls: Calls) -> None:
+    def test_what_is_no_function_is_refused(self, session: OptInSession, calls: Calls) -> None:
         for register in (session.on_commit, session.on_rollback):
             name = register.__name__
             called_too_early: Any = partial(calls.append, "called too early")()
             with pytest.raises(TypeError, match=rf"{name}\(\) takes a function .*lambda"):
                 register(called_too_early)
 
-    def test_what_would_run_later(self, session: OptInSession) -> None:
+    def test_what_would_run_later_is_refused(self, session: OptInSession) -> None:
         async def coroutine() -> None: ...
 
         def generator() -> Iterator[None]:

@@ -30,7 +30,7 @@ from tests.wire import WireProxy
 
 @pytest.mark.parametrize("way", WAYS)
 class TestEachWay:
-    def test_to_commit(
+    def test_each_way_to_commit_calls_the_functions_after_the_commit(
         self,
         session: OptInSession,
         calls: Calls,
@@ -48,7 +48,7 @@ class TestEachWay:
         assert sent(recording) == ["BEGIN", "INSERT", "COMMIT"]
         assert calls == ["one", "first committed", "second committed"]
 
-    def test_to_roll_back(
+    def test_each_way_to_roll_back_calls_the_functions_in_order(
         self, session: OptInSession, calls: Calls, way: Callable[[OptInSession], Any]
     ) -> None:
         with suppress(Undo), way(session):
@@ -58,7 +58,7 @@ class TestEachWay:
             raise Undo
         assert calls == ["first rolled back", "second rolled back"]
 
-    def test_without_a_statement(
+    def test_functions_are_called_for_a_transaction_without_a_statement(
         self, session: OptInSession, calls: Calls, way: Callable[[OptInSession], Any]
     ) -> None:
         with way(session):
@@ -68,7 +68,7 @@ class TestEachWay:
             raise Undo
         assert calls == ["empty committed", "empty rolled back"]
 
-    def test_may_begin_another_and_register_more(
+    def test_a_function_may_begin_another_transaction_and_register_more(
         self,
         session: OptInSession,
         calls: Calls,
@@ -88,7 +88,7 @@ class TestEachWay:
         assert calls == ["another committed", "at once", "last"]
         assert onlooker.names() == ["another", "one"]
 
-    def test_whose_commit_fails(
+    def test_a_commit_that_fails_is_a_rollback_for_the_functions(
         self, session: OptInSession, calls: Calls, way: Callable[[OptInSession], Any]
     ) -> None:
         with pytest.raises(IntegrityError):
@@ -98,7 +98,7 @@ class TestEachWay:
         session.rollback()  # which begin() and commit() by hand ask for
         assert calls == ["one rolled back"]
 
-    def test_whose_function_raises(
+    def test_a_function_that_raises_keeps_no_other_from_being_called(
         self,
         session: OptInSession,
         calls: Calls,
@@ -123,7 +123,7 @@ class TestEachWay:
             add(session, "two")
         assert onlooker.names() == ["one", "two"]
 
-    def test_whose_function_is_interrupted(
+    def test_an_interrupted_function_leaves_the_others_out(
         self,
         session: OptInSession,
         calls: Calls,
@@ -179,7 +179,7 @@ def test_an_error_after_a_commit_inside_comes_first(
 
 class TestSavepoints:
     @pytest.mark.parametrize("way", [by_begin_nested, by_atomic, by_unit])
-    def test_released_are_kept_and_rolled_back_are_dropped(
+    def test_functions_of_a_savepoint_follow_its_release_or_rollback(
         self, session: OptInSession, calls: Calls, way: Callable[[OptInSession], Any]
     ) -> None:
         with session.begin() if way is not by_unit else by_unit(session):
@@ -198,7 +198,9 @@ class TestSavepoints:
             *("outer committed", "released committed", "last committed"),
         ]
 
-    def test_released_in_what_is_rolled_back(self, session: OptInSession, calls: Calls) -> None:
+    def test_functions_of_a_released_savepoint_go_with_its_transaction(
+        self, session: OptInSession, calls: Calls
+    ) -> None:
         with pytest.raises(Undo), session.begin():
             calls.watch("outer")
             with session.begin_nested():
@@ -209,7 +211,9 @@ class TestSavepoints:
             raise Undo
         assert calls == ["undone rolled back", "outer rolled back", "released rolled back"]
 
-    def test_undone_by_set_rollback(self, session: OptInSession, calls: Calls) -> None:
+    def test_set_rollback_in_a_savepoint_calls_its_functions_for_rollback(
+        self, session: OptInSession, calls: Calls
+    ) -> None:
         with session.atomic():
             with session.atomic():
                 calls.watch("inner")
@@ -220,7 +224,9 @@ class TestSavepoints:
             session.set_rollback()
         assert calls == ["inner rolled back", "outer committed", "all rolled back"]
 
-    def test_by_hand(self, session: OptInSession, calls: Calls) -> None:
+    def test_savepoints_by_hand_call_their_functions(
+        self, session: OptInSession, calls: Calls
+    ) -> None:
         session.begin()
         savepoint = session.begin_nested()
         calls.watch("released")
@@ -233,7 +239,7 @@ class TestSavepoints:
         session.commit()
         assert calls == ["undone rolled back", "released committed", "open committed"]
 
-    def test_of_a_joined_atomic_are_of_the_block_around(
+    def test_functions_of_a_joined_atomic_are_of_the_block_around(
         self, session: OptInSession, calls: Calls
     ) -> None:
         with pytest.raises(PendingRollbackError), session.begin():
@@ -246,7 +252,9 @@ class TestSavepoints:
 
 class TestInABlockWhoseTransactionHasEnded:
     @pytest.mark.parametrize("how", ["commit", "rollback", "close"])
-    def test_registering_is_refused(self, session: OptInSession, calls: Calls, how: str) -> None:
+    def test_registering_is_refused_in_a_block_whose_transaction_has_ended(
+        self, session: OptInSession, calls: Calls, how: str
+    ) -> None:
         closed = pytest.raises(PendingRollbackError) if how == "close" else nullcontext()
         with that_allows_commit_inside(session), closed, session.begin():
             calls.watch("before")
@@ -259,7 +267,7 @@ class TestInABlockWhoseTransactionHasEnded:
 
 
 class TestAFunctionThatLeavesATransactionOpen:
-    def test_has_the_others_wait_for_its_end(
+    def test_a_function_that_leaves_a_transaction_open_has_the_others_wait(
         self, session: OptInSession, calls: Calls, onlooker: Onlooker
     ) -> None:
         with session.begin():

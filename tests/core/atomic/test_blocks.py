@@ -19,7 +19,7 @@ from tests.wire import WireProxy
 
 
 class TestOutermost:
-    def test_it_is_a_transaction(
+    def test_an_outermost_block_is_a_transaction(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         with wire.record() as recording:
@@ -30,7 +30,7 @@ class TestOutermost:
         assert recording.round_trips <= 4
         assert onlooker.names() == ["one", "two"]
 
-    def test_an_error_undoes_it(
+    def test_an_error_undoes_the_outermost_block(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         with wire.record() as recording:
@@ -40,14 +40,14 @@ class TestOutermost:
         assert sent(recording) == ["BEGIN", "INSERT", "ROLLBACK"]
         assert_usable(session, onlooker)
 
-    def test_an_empty_one_sends_nothing(self, session: OptInSession, wire: WireProxy) -> None:
+    def test_an_empty_block_sends_nothing(self, session: OptInSession, wire: WireProxy) -> None:
         with wire.record() as recording:
             with session.atomic(), session.atomic(savepoint=False), session.atomic():
                 pass
         assert recording.messages == []
 
     @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit, BaseException])
-    def test_no_error_commits(
+    def test_no_kind_of_error_commits_a_block(
         self, session: OptInSession, onlooker: Onlooker, kind: type[BaseException]
     ) -> None:
         with pytest.raises(kind), session.atomic():
@@ -57,7 +57,7 @@ class TestOutermost:
                 raise kind
         assert_usable(session, onlooker)
 
-    def test_gives_the_transaction(self, session: OptInSession) -> None:
+    def test_a_block_gives_its_transaction(self, session: OptInSession) -> None:
         with session.atomic() as outer:
             assert outer is session.get_transaction()
             with session.atomic() as inner:
@@ -73,7 +73,9 @@ class TestOutermost:
             pass
         assert onlooker.names() == ["pending"]
 
-    def test_objects_loaded_before_stay(self, session: OptInSession, onlooker: Onlooker) -> None:
+    def test_objects_loaded_before_a_block_stay_in_the_session(
+        self, session: OptInSession, onlooker: Onlooker
+    ) -> None:
         ada = session.get_one(Author, 1)
         with session.atomic():
             ada.name = "Augusta"
@@ -120,7 +122,7 @@ class TestInside:
         }
         return ways[request.param]
 
-    def test_it_is_a_savepoint(
+    def test_a_block_inside_is_a_savepoint(
         self,
         session: OptInSession,
         around: Callable[[], Any],
@@ -140,7 +142,7 @@ class TestInside:
         assert verbs.count("SAVEPOINT") == verbs.count("RELEASE") > 0
         assert onlooker.names() == ["one"]
 
-    def test_an_error_that_is_caught_undoes_just_the_inner_one(
+    def test_an_error_that_is_caught_undoes_just_the_inner_block(
         self,
         session: OptInSession,
         around: Callable[[], Any],
@@ -161,7 +163,7 @@ class TestInside:
         assert onlooker.names() == ["outer", "outer, too"]
         assert_usable(session, onlooker)
 
-    def test_an_error_further_out_undoes_all(
+    def test_an_error_of_the_block_around_undoes_the_inner_block(
         self, session: OptInSession, around: Callable[[], Any], onlooker: Onlooker
     ) -> None:
         with pytest.raises(Undo), around():
@@ -172,7 +174,7 @@ class TestInside:
             session.rollback()
         assert_usable(session, onlooker)
 
-    def test_joined_it_sends_nothing_of_its_own(
+    def test_a_joined_block_sends_nothing_of_its_own(
         self,
         session: OptInSession,
         around: Callable[[], Any],
@@ -189,7 +191,7 @@ class TestInside:
         assert sent(recording) == ["INSERT"]
         assert onlooker.names() == ["inner", "outer"]
 
-    def test_a_joined_one_whose_error_is_caught_lets_nothing_commit(
+    def test_a_joined_block_whose_error_is_caught_lets_nothing_commit(
         self, session: OptInSession, around: Callable[[], Any], onlooker: Onlooker
     ) -> None:
         with pytest.raises(PendingRollbackError, match="savepoint=False"), around():
@@ -202,7 +204,7 @@ class TestInside:
             session.commit()
         assert_usable(session, onlooker)
 
-    def test_durable_is_refused(
+    def test_durable_is_refused_inside(
         self, session: OptInSession, around: Callable[[], Any], onlooker: Onlooker
     ) -> None:
         with around():
@@ -214,7 +216,7 @@ class TestInside:
             session.commit()
         assert onlooker.names() == ["outer"]
 
-    def test_options_are_refused(
+    def test_options_are_refused_inside(
         self, session: OptInSession, around: Callable[[], Any], onlooker: Onlooker
     ) -> None:
         with around():
@@ -228,7 +230,7 @@ class TestInside:
             session.commit()
         assert onlooker.names() == ["outer"]
 
-    def test_set_rollback_undoes_just_the_inner_one(
+    def test_set_rollback_undoes_just_the_inner_block(
         self, session: OptInSession, around: Callable[[], Any], onlooker: Onlooker
     ) -> None:
         with around():
@@ -242,7 +244,7 @@ class TestInside:
         assert onlooker.names() == ["after", "outer"]
         assert_usable(session, onlooker)
 
-    def test_a_commit_in_it_is_refused(
+    def test_a_commit_in_an_inner_block_is_refused(
         self, session: OptInSession, around: Callable[[], Any], onlooker: Onlooker
     ) -> None:
         with around():
@@ -264,7 +266,9 @@ class TestInside:
 
 
 class TestOptionsOutermost:
-    def test_go_to_the_transaction(self, session: OptInSession, wire: WireProxy) -> None:
+    def test_options_of_the_outermost_block_go_to_its_transaction(
+        self, session: OptInSession, wire: WireProxy
+    ) -> None:
         with wire.record() as recording:
             with session.atomic(
                 isolation_level="SERIALIZABLE", read_only=True, deferrable=True, durable=True
@@ -274,23 +278,25 @@ class TestOptionsOutermost:
             "ISOLATION LEVEL SERIALIZABLE READ ONLY DEFERRABLE"
         )
 
-    def test_joins_what_has_options(self, session: OptInSession) -> None:
+    def test_a_block_inside_joins_one_that_has_options(self, session: OptInSession) -> None:
         level = sa.text("SHOW transaction_isolation")
         with session.atomic(isolation_level="REPEATABLE READ"), session.atomic():
             assert session.scalar(level) == "repeatable read"
 
-    def test_an_unknown_level(self, session: OptInSession, onlooker: Onlooker) -> None:
+    def test_an_unknown_isolation_level_is_refused(
+        self, session: OptInSession, onlooker: Onlooker
+    ) -> None:
         with pytest.raises(ArgumentError):
             session.atomic(isolation_level="QUITE GOOD").__enter__()  # type: ignore[call-overload]  # pyright: ignore
         assert_usable(session, onlooker)
 
-    def test_an_unknown_option(self, session: OptInSession) -> None:
+    def test_an_unknown_option_is_refused(self, session: OptInSession) -> None:
         with pytest.raises(TypeError, match="nested"):
             session.atomic(nested=True)  # type: ignore[call-overload]
 
 
 class TestJoinedOutermost:
-    def test_is_a_transaction(
+    def test_a_joined_block_that_is_outermost_is_a_transaction(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         with wire.record() as recording:
@@ -302,9 +308,7 @@ class TestJoinedOutermost:
             raise Undo
         assert onlooker.names() == ["one"]
 
-    def test_two_that_are_joined_fail_as_one(
-        self, session: OptInSession, onlooker: Onlooker
-    ) -> None:
+    def test_two_joined_blocks_fail_as_one(self, session: OptInSession, onlooker: Onlooker) -> None:
         with pytest.raises(PendingRollbackError, match="savepoint=False"), session.atomic():
             with session.atomic(savepoint=False):
                 with pytest.raises(Undo), session.atomic(savepoint=False):
@@ -312,7 +316,7 @@ class TestJoinedOutermost:
                     raise Undo
         assert_usable(session, onlooker)
 
-    def test_an_error_joined_to_a_savepoint_undoes_that_one(
+    def test_an_error_of_a_block_joined_to_a_savepoint_undoes_that_savepoint(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         with session.atomic():
@@ -325,7 +329,7 @@ class TestJoinedOutermost:
         assert onlooker.names() == ["outer"]
         assert_usable(session, onlooker)
 
-    def test_a_commit_by_hand_after_its_error_is_refused(
+    def test_a_commit_by_hand_after_the_error_of_a_joined_block_is_refused(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         session.begin()
@@ -337,14 +341,18 @@ class TestJoinedOutermost:
         session.rollback()
         assert_usable(session, onlooker)
 
-    def test_a_commit_in_one_is_refused(self, session: OptInSession, onlooker: Onlooker) -> None:
+    def test_a_commit_in_a_joined_block_is_refused(
+        self, session: OptInSession, onlooker: Onlooker
+    ) -> None:
         with pytest.raises(InvalidRequestError, match="leave commit"), session.begin():
             with session.atomic(savepoint=False):
                 add(session, "one")
                 session.commit()
         assert_usable(session, onlooker)
 
-    def test_a_rollback_in_one_is_an_error(self, session: OptInSession, onlooker: Onlooker) -> None:
+    def test_a_rollback_in_a_joined_block_is_an_error(
+        self, session: OptInSession, onlooker: Onlooker
+    ) -> None:
         with pytest.raises(InvalidRequestError, match="ended inside it"), session.begin():
             with session.atomic(savepoint=False):
                 add(session, "one")
@@ -357,7 +365,7 @@ class TestChangesAfterAFlushThatFailed:
 
     @pytest.mark.parametrize("leaves", ["with an error", "at its end"])
     @pytest.mark.parametrize("block", ["begin", "begin_nested", "atomic"])
-    def test_in_a_block(
+    def test_changes_after_a_flush_that_failed_go_with_the_block(
         self, session: OptInSession, onlooker: Onlooker, block: str, leaves: str
     ) -> None:
         ada = session.get_one(Author, 1)
@@ -373,7 +381,9 @@ class TestChangesAfterAFlushThatFailed:
         assert onlooker.names() == []
         assert onlooker.scalar("SELECT age FROM author WHERE id = 1") == 30
 
-    def test_in_a_block_inside(self, session: OptInSession, onlooker: Onlooker) -> None:
+    def test_changes_after_a_flush_that_failed_go_with_the_inner_block(
+        self, session: OptInSession, onlooker: Onlooker
+    ) -> None:
         ada = session.get_one(Author, 1)
         with session.begin():
             session.add(Author(name="outer"))

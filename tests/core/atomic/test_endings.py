@@ -18,7 +18,7 @@ from tests.wire import WireProxy
 
 class TestSetRollback:
     @pytest.mark.parametrize("how", ["begin", "begin_nested", "atomic"])
-    def test_of_a_block(
+    def test_set_rollback_undoes_a_block(
         self,
         session: OptInSession,
         wire: WireProxy,
@@ -33,7 +33,7 @@ class TestSetRollback:
         assert sent(recording) == ["BEGIN", "INSERT", "INSERT", "ROLLBACK"]
         assert_usable(session, onlooker)
 
-    def test_of_a_savepoint(
+    def test_set_rollback_undoes_a_savepoint_alone(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         with session.begin():
@@ -45,7 +45,7 @@ class TestSetRollback:
         assert sent(recording) == ["SAVEPOINT", "INSERT", "ROLLBACK TO"]
         assert onlooker.names() == ["outer"]
 
-    def test_in_a_decorated_function_its_result_is_returned(
+    def test_a_decorated_function_that_calls_set_rollback_returns_its_result(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         @session.atomic
@@ -57,7 +57,7 @@ class TestSetRollback:
         assert dry_run() == 1
         assert_usable(session, onlooker)
 
-    def test_in_a_joined_one_is_an_error_of_the_block_around(
+    def test_set_rollback_in_a_joined_block_is_an_error_of_the_block_around(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         with pytest.raises(PendingRollbackError, match="inside it called set_rollback"):
@@ -67,7 +67,7 @@ class TestSetRollback:
                     session.set_rollback()
         assert_usable(session, onlooker)
 
-    def test_that_the_block_around_has_asked_for_is_none(
+    def test_set_rollback_in_a_joined_block_is_no_error_where_the_outer_block_called_it(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         with session.atomic():
@@ -79,14 +79,16 @@ class TestSetRollback:
                 raise Undo
         assert_usable(session, onlooker)
 
-    def test_then_an_error(self, session: OptInSession, onlooker: Onlooker) -> None:
+    def test_an_error_after_set_rollback_is_raised(
+        self, session: OptInSession, onlooker: Onlooker
+    ) -> None:
         with pytest.raises(Undo), session.atomic():
             add(session, "one")
             session.set_rollback()
             raise Undo
         assert_usable(session, onlooker)
 
-    def test_after_an_error_that_was_caught(
+    def test_set_rollback_undoes_a_block_in_which_an_error_was_caught(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         with session.atomic():
@@ -95,7 +97,9 @@ class TestSetRollback:
             session.set_rollback()
         assert_usable(session, onlooker)
 
-    def test_then_a_commit_by_hand(self, session: OptInSession, onlooker: Onlooker) -> None:
+    def test_a_commit_by_hand_after_set_rollback_is_refused(
+        self, session: OptInSession, onlooker: Onlooker
+    ) -> None:
         session.begin()
         add(session, "one")
         session.set_rollback()
@@ -104,18 +108,22 @@ class TestSetRollback:
         session.rollback()
         assert_usable(session, onlooker)
 
-    def test_outside(self, session: OptInSession) -> None:
+    def test_set_rollback_outside_is_an_error(self, session: OptInSession) -> None:
         with pytest.raises(InvalidRequestError, match="none is open"):
             session.set_rollback()
 
-    def test_of_a_lost_connection(self, session: OptInSession, onlooker: Onlooker) -> None:
+    def test_set_rollback_does_not_mind_a_lost_connection(
+        self, session: OptInSession, onlooker: Onlooker
+    ) -> None:
         with session.atomic():
             add(session, "one")
             session.set_rollback()
             onlooker.kill(backend_pid(session.connection()))
         assert_usable(session, onlooker)
 
-    def test_objects_go_back(self, session: OptInSession) -> None:
+    def test_objects_go_back_to_what_they_were_after_set_rollback(
+        self, session: OptInSession
+    ) -> None:
         ada, new = session.get_one(Author, 1), Author(name="new")
         with session.atomic():
             ada.name = "Augusta"
@@ -128,7 +136,7 @@ class TestSetRollback:
 class TestEndedInside:
     @pytest.mark.parametrize("how", ["rollback", "close", "reset", "invalidate"])
     @pytest.mark.parametrize("depth", [1, 2, 3])
-    def test_is_an_error_of_each_block(
+    def test_a_transaction_ended_inside_is_an_error_of_each_block(
         self, session: OptInSession, onlooker: Onlooker, how: str, depth: int
     ) -> None:
         def block(depth: int) -> None:
@@ -143,7 +151,7 @@ class TestEndedInside:
         block(depth)
         assert_usable(session, onlooker)
 
-    def test_statements_are_refused_until_it_is_left(
+    def test_statements_are_refused_until_the_block_that_was_ended_inside_is_left(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         with pytest.raises(InvalidRequestError, match="closed transaction"), session.atomic():
@@ -151,7 +159,7 @@ class TestEndedInside:
             add(session, "one")
         assert_usable(session, onlooker)
 
-    def test_a_savepoint_by_its_own_rollback(
+    def test_a_savepoint_ended_by_its_own_rollback_is_an_error_of_its_block(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         with session.atomic():
@@ -177,7 +185,9 @@ class TestEndedInside:
 
 
 class TestOutOfOrder:
-    def test_outermost(self, session: OptInSession, onlooker: Onlooker) -> None:
+    def test_blocks_left_out_of_order_store_nothing(
+        self, session: OptInSession, onlooker: Onlooker
+    ) -> None:
         outer, inner = session.atomic(), session.atomic()
         outer.__enter__()
         add(session, "outer")
@@ -190,7 +200,7 @@ class TestOutOfOrder:
         assert onlooker.names() == []
         assert_usable(session, onlooker)
 
-    def test_savepoints_leave_the_transaction_usable(
+    def test_savepoints_left_out_of_order_leave_the_transaction_usable(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         with session.atomic():
@@ -207,7 +217,7 @@ class TestOutOfOrder:
         assert onlooker.names() == ["after", "before"]
         assert_usable(session, onlooker)
 
-    def test_a_savepoint_by_hand_that_is_left_open(
+    def test_a_savepoint_by_hand_that_is_left_open_is_an_error(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         for savepoint in (True, False):
@@ -219,7 +229,7 @@ class TestOutOfOrder:
             assert onlooker.names() == []
         assert_usable(session, onlooker)
 
-    def test_a_joined_one_left_with_a_savepoint_open_lets_nothing_commit(
+    def test_a_joined_block_left_with_a_savepoint_open_lets_nothing_commit(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         with pytest.raises(PendingRollbackError, match="savepoint=False"), session.begin():

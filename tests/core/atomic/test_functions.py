@@ -22,7 +22,9 @@ from tests.wire import WireProxy
 
 
 class TestADecorator:
-    def test_without_and_with_arguments(self, session: OptInSession, onlooker: Onlooker) -> None:
+    def test_atomic_decorates_without_and_with_arguments(
+        self, session: OptInSession, onlooker: Onlooker
+    ) -> None:
         @session.atomic
         def plain(name: str, *, fail: bool = False) -> str:
             """Add one."""
@@ -53,7 +55,7 @@ class TestADecorator:
                 durable("g")
         assert onlooker.names() == ["a", "b", "c", "e"]
 
-    def test_on_methods(self, session: OptInSession, onlooker: Onlooker) -> None:
+    def test_atomic_decorates_methods(self, session: OptInSession, onlooker: Onlooker) -> None:
         class Service:
             prefix = "class"
 
@@ -87,7 +89,9 @@ class TestADecorator:
         assert service.value == "Ada"
         assert onlooker.names() == ["class b", "class c", "d", "instance a"]
 
-    def test_recursion(self, session: OptInSession, wire: WireProxy, onlooker: Onlooker) -> None:
+    def test_a_decorated_function_may_call_itself(
+        self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
+    ) -> None:
         @session.atomic
         def count_down(depth: int) -> None:
             add(session, f"{depth}")
@@ -105,7 +109,9 @@ class TestADecorator:
         assert sent(recording).count("SAVEPOINT") == 3
         assert sent(recording).count("ROLLBACK TO") == 2
 
-    def test_threads_share_a_function(self, sessions: Sessions, onlooker: Onlooker) -> None:
+    def test_threads_may_share_a_decorated_function(
+        self, sessions: Sessions, onlooker: Onlooker
+    ) -> None:
         scoped = OptInScopedSession(sessions)
         together = threading.Barrier(5)
 
@@ -129,7 +135,7 @@ class TestADecorator:
         assert errors == ["c"]
         assert onlooker.names() == ["a1", "a2", "b1", "b2", "d1", "d2", "e1", "e2"]
 
-    def test_is_for_functions(self, session: OptInSession) -> None:
+    def test_atomic_refuses_to_decorate_classes_and_generators(self, session: OptInSession) -> None:
         class View:
             pass
 
@@ -180,7 +186,9 @@ class TestADecorator:
 
 
 class TestOneObject:
-    def test_is_good_for_one_block(self, session: OptInSession, onlooker: Onlooker) -> None:
+    def test_one_atomic_object_is_good_for_one_block(
+        self, session: OptInSession, onlooker: Onlooker
+    ) -> None:
         atomic = session.atomic()
         with atomic:
             add(session, "one")
@@ -190,7 +198,7 @@ class TestOneObject:
             add(session, "three")
         assert onlooker.names() == ["one"]
 
-    def test_decorates_as_often_as_you_like(
+    def test_one_atomic_object_decorates_as_often_as_you_like(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         atomic = session.atomic(durable=True)
@@ -210,13 +218,17 @@ class TestGenerators:
             add(session, "held")
             yield
 
-    def test_closed_rolls_back(self, session: OptInSession, onlooker: Onlooker) -> None:
+    def test_a_generator_that_is_closed_rolls_its_block_back(
+        self, session: OptInSession, onlooker: Onlooker
+    ) -> None:
         held = self.hold(session)
         next(held)
         held.close()
         assert_usable(session, onlooker)
 
-    def test_collected_rolls_back(self, session: OptInSession, onlooker: Onlooker) -> None:
+    def test_a_generator_that_is_collected_rolls_its_block_back(
+        self, session: OptInSession, onlooker: Onlooker
+    ) -> None:
         held = self.hold(session)
         next(held)
         assert session.in_transaction()
@@ -224,7 +236,7 @@ class TestGenerators:
         gc.collect()
         assert_usable(session, onlooker)
 
-    def test_the_end_of_the_session_rolls_back(
+    def test_the_end_of_the_session_rolls_the_block_of_a_generator_back(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         held = self.hold(session)
@@ -236,7 +248,7 @@ class TestGenerators:
 
 
 class TestAsync:
-    def test_a_coroutine_is_a_block(
+    def test_a_decorated_coroutine_function_is_a_block(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         @session.atomic
@@ -342,7 +354,7 @@ class TestAsync:
         scope.remove()
 
     @pytest.mark.parametrize("savepoint", [True, False])
-    def test_in_a_transaction_that_began_before_the_loop(
+    def test_two_tasks_in_a_transaction_from_before_the_loop_may_only_join_it(
         self, session: OptInSession, onlooker: Onlooker, savepoint: bool
     ) -> None:
         """As in an async view, whose request began its transaction."""
@@ -397,7 +409,9 @@ class TestAsync:
         asyncio.run(outer())
         assert onlooker.names() == ["outer"]
 
-    def test_cancelled_rolls_back(self, session: OptInSession, onlooker: Onlooker) -> None:
+    def test_a_cancelled_coroutine_rolls_its_block_back(
+        self, session: OptInSession, onlooker: Onlooker
+    ) -> None:
         @session.atomic
         async def store() -> None:
             add(session, "one")

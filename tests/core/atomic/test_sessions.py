@@ -41,7 +41,9 @@ class TestBinds:
         with stock.connect() as connection:
             return list(connection.scalars(sa.select(Note.text).order_by(Note.text)))
 
-    def test_all_are_in_it(self, both: OptInSession, stock: sa.Engine, onlooker: Onlooker) -> None:
+    def test_all_binds_are_in_the_block(
+        self, both: OptInSession, stock: sa.Engine, onlooker: Onlooker
+    ) -> None:
         with both.atomic():
             both.add_all([Author(name="one"), Note(text="one")])
         with pytest.raises(Undo), both.atomic():
@@ -54,7 +56,7 @@ class TestBinds:
             both.set_rollback()
         assert (onlooker.names(), self.texts(stock)) == (["one"], ["one"])
 
-    def test_after_a_read_on_a_stock_bind_it_is_refused(
+    def test_atomic_is_refused_after_a_read_on_a_stock_bind(
         self, both: OptInSession, stock: sa.Engine, onlooker: Onlooker
     ) -> None:
         assert both.scalar(sa.select(Note)) is None
@@ -66,7 +68,7 @@ class TestBinds:
         assert self.texts(stock) == ["one"]
         assert_usable(both, onlooker)
 
-    def test_in_a_savepoint_after_a_read_on_a_stock_bind(
+    def test_atomic_works_in_a_savepoint_after_a_read_on_a_stock_bind(
         self, both: OptInSession, stock: sa.Engine, onlooker: Onlooker
     ) -> None:
         assert both.scalar(sa.select(Note)) is None
@@ -81,7 +83,7 @@ class TestBinds:
         both.commit()
         assert onlooker.names() == ["one"]
 
-    def test_two_of_ours(
+    def test_one_block_covers_two_of_our_binds(
         self, engine: OptInEngine, wire_url: str, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         other = create_engine(wire_url)
@@ -101,7 +103,7 @@ class TestBinds:
             assert onlooker.column("SELECT text FROM note") == ["inner"]
         other.dispose()
 
-    def test_a_session_on_a_connection_of_the_users_own(
+    def test_atomic_joins_the_transaction_of_a_connection_of_the_users_own(
         self, engine: OptInEngine, onlooker: Onlooker
     ) -> None:
         with engine.connect() as connection:
@@ -114,7 +116,9 @@ class TestBinds:
 
 
 class TestScopedSessions:
-    def test_ask_for_the_session_at_each_call(self, sessions: Sessions, onlooker: Onlooker) -> None:
+    def test_a_scoped_session_is_asked_for_its_session_at_each_call(
+        self, sessions: Sessions, onlooker: Onlooker
+    ) -> None:
         scoped = OptInScopedSession(sessions)
 
         @scoped.atomic
@@ -131,7 +135,7 @@ class TestScopedSessions:
         scoped.remove()
         assert onlooker.names() == ["one"]
 
-    def test_of_stock_sessions_are_refused(self, engine: OptInEngine) -> None:
+    def test_a_scope_of_stock_sessions_is_refused(self, engine: OptInEngine) -> None:
         scoped = OptInScopedSession(sessionmaker(engine))
         for call in (
             lambda: scoped.atomic().__enter__(),
@@ -143,7 +147,9 @@ class TestScopedSessions:
                 call()
         scoped.remove()
 
-    def test_a_unit_of_work_inside(self, sessions: Sessions, onlooker: Onlooker) -> None:
+    def test_a_unit_of_work_joins_atomic_of_a_scoped_session(
+        self, sessions: Sessions, onlooker: Onlooker
+    ) -> None:
         scoped: scoped_session[OptInSession] = OptInScopedSession(sessions)
         assert isinstance(scoped, OptInScopedSession)
 

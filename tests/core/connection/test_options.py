@@ -35,7 +35,7 @@ from tests.wire import WireProxy
 
 
 class TestOptions:
-    def test_a_level_is_that_of_its_transactions(
+    def test_a_level_is_that_of_the_connections_transactions(
         self, engine: OptInEngine, connection: OptInConnection, wire: WireProxy
     ) -> None:
         assert connection.execution_options(isolation_level="SERIALIZABLE") is connection
@@ -49,7 +49,7 @@ class TestOptions:
         with engine.begin() as other:
             assert other.scalar(LEVEL) == "read committed"
 
-    def test_a_level_goes_with_it(self, engine: OptInEngine) -> None:
+    def test_a_level_does_not_outlive_the_connection(self, engine: OptInEngine) -> None:
         with engine.connect() as connection:
             connection.execution_options(
                 isolation_level="SERIALIZABLE", postgresql_readonly=True, postgresql_deferrable=True
@@ -63,7 +63,7 @@ class TestOptions:
             assert connection.scalar(LEVEL) == "read committed"
             assert connection.scalar(READ_ONLY) == "off"
 
-    def test_one_after_the_other_adds_up(self, connection: OptInConnection) -> None:
+    def test_options_given_one_after_the_other_add_up(self, connection: OptInConnection) -> None:
         connection.execution_options(isolation_level="SERIALIZABLE")
         connection.execution_options(postgresql_readonly=True)
         with connection.begin():
@@ -138,7 +138,7 @@ class TestOptions:
         connection.execute(insert("outside"))
         assert onlooker.names() == ["outside"]
 
-    def test_others_work_as_ever(
+    def test_other_execution_options_work_as_ever(
         self, connection: OptInConnection, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         connection.execute(sa.text("CREATE SCHEMA tenant"))
@@ -149,7 +149,7 @@ class TestOptions:
             connection.execute(sa.insert(notes).values(text="one"))
         assert onlooker.scalar("SELECT text FROM tenant.note") == "one"
 
-    def test_its_level_can_be_asked_for(self, connection: OptInConnection) -> None:
+    def test_the_level_of_a_connection_can_be_asked_for(self, connection: OptInConnection) -> None:
         assert connection.get_isolation_level() == "READ COMMITTED"
         assert connection.default_isolation_level == "READ COMMITTED"
         connection.execution_options(isolation_level="SERIALIZABLE")
@@ -158,7 +158,7 @@ class TestOptions:
 
 
 class TestTheConnectionItself:
-    def test_invalidated_in_a_transaction(
+    def test_a_connection_invalidated_in_a_transaction_works_after_its_rollback(
         self, connection: OptInConnection, onlooker: Onlooker
     ) -> None:
         transaction = connection.begin()
@@ -172,7 +172,9 @@ class TestTheConnectionItself:
             connection.execute(insert("after"))
         assert onlooker.names() == ["after"]
 
-    def test_detached(self, engine: OptInEngine, wire: WireProxy, onlooker: Onlooker) -> None:
+    def test_a_detached_connection_works_as_ever(
+        self, engine: OptInEngine, wire: WireProxy, onlooker: Onlooker
+    ) -> None:
         with engine.connect() as connection:
             connection.execute(ONE)
             connection.detach()
@@ -187,7 +189,7 @@ class TestTheConnectionItself:
             assert sent(recording)[:4] == ["SELECT", "BEGIN", "INSERT", "COMMIT"]
         assert onlooker.names() == ["one"]
 
-    def test_killed_outside_and_inside(
+    def test_a_connection_works_after_it_was_killed_outside_and_inside(
         self, connection: OptInConnection, onlooker: Onlooker
     ) -> None:
         onlooker.kill(backend_pid(connection))
@@ -204,7 +206,7 @@ class TestTheConnectionItself:
             connection.execute(insert("after"))
         assert onlooker.names() == ["after"]
 
-    def test_given_back_by_hand_takes_another_at_its_next_use(
+    def test_a_connection_given_back_by_hand_takes_another_at_its_next_use(
         self, engine: OptInEngine, connection: OptInConnection, wire: WireProxy
     ) -> None:
         unread = connection.execute(sa.select(authors.c.name).order_by(authors.c.id))
@@ -224,7 +226,7 @@ class TestTheConnectionItself:
         with connection.begin():
             assert connection.scalar(LEVEL) == "serializable"
 
-    def test_is_not_given_back_by_itself(self, wire_url: str) -> None:
+    def test_a_connection_is_not_given_back_by_itself(self, wire_url: str) -> None:
         with opened(wire_url, pool_size=1, max_overflow=0) as engine:
             with engine.connect() as connection:
                 connection.execute(sa.text("CREATE TEMPORARY TABLE mine (id int)"))

@@ -21,7 +21,7 @@ class TestStreaming:
 
     @pytest.mark.parametrize("option", [{"yield_per": 100}, {"stream_results": True}])
     @pytest.mark.parametrize("on", ["statement", "call", "connection", "engine"])
-    def test_outside_opens_no_transaction(
+    def test_a_stream_outside_opens_no_transaction(
         self, engine: OptInEngine, wire: WireProxy, on: str, option: dict[str, Any]
     ) -> None:
         options = {**option, "max_row_buffer": 100}
@@ -44,7 +44,7 @@ class TestStreaming:
         assert not {"BEGIN", "COMMIT", "ROLLBACK"} & set(sent(recording))
         assert recording.idle_in_transaction == 0
 
-    def test_leaves_nothing_when_the_connection_is_closed_half_way(
+    def test_a_stream_leaves_nothing_when_its_connection_is_closed_half_way(
         self, engine: OptInEngine, wire: WireProxy
     ) -> None:
         with engine.connect() as connection:
@@ -60,7 +60,7 @@ class TestStreaming:
             assert backend_pid(connection) == pid
             assert connection.scalar(self.CURSORS) == 0
 
-    def test_goes_on_through_transactions_errors_and_give_back(
+    def test_a_stream_goes_on_through_transactions_errors_and_give_back(
         self, connection: OptInConnection, onlooker: Onlooker
     ) -> None:
         stream = connection.execute(self.ROWS, execution_options={"yield_per": 100})
@@ -78,7 +78,7 @@ class TestStreaming:
         assert connection.scalar(self.CURSORS) == 0
         assert onlooker.names() == ["one"]
 
-    def test_with_a_streaming_connection_other_statements_work(
+    def test_other_statements_work_on_a_streaming_connection(
         self, connection: OptInConnection, onlooker: Onlooker
     ) -> None:
         connection.execution_options(stream_results=True)
@@ -90,7 +90,7 @@ class TestStreaming:
         assert connection.scalar(sa.select(sa.func.count()).select_from(authors)) == 5
         assert onlooker.names() == ["one", "two"]
 
-    def test_an_error_of_the_statement_is_that_error(
+    def test_an_error_of_a_streamed_statement_is_that_error(
         self, connection: OptInConnection, wire: WireProxy
     ) -> None:
         stream = {"stream_results": True}
@@ -99,7 +99,9 @@ class TestStreaming:
         assert connection.scalar(ONE) == 1
         assert_rests(connection.connection.dbapi_connection)
 
-    def test_of_an_empty_result(self, connection: OptInConnection) -> None:
+    def test_a_stream_of_an_empty_result_leaves_no_cursor(
+        self, connection: OptInConnection
+    ) -> None:
         stream = {"stream_results": True}
         assert (
             connection.execute(sa.text("SELECT 1 WHERE false"), execution_options=stream).all()
@@ -107,7 +109,9 @@ class TestStreaming:
         )
         assert connection.scalar(self.CURSORS) == 0
 
-    def test_leaves_the_drivers_own_cursors_as_they_are(self, connection: OptInConnection) -> None:
+    def test_a_stream_leaves_the_drivers_own_cursors_as_they_are(
+        self, connection: OptInConnection
+    ) -> None:
         dbapi: Any = connection.connection.dbapi_connection
         before = (
             getattr(dbapi, "cursor_factory", None),
@@ -139,7 +143,7 @@ def test_a_stream_whose_declare_fails_sends_nothing_more_and_logs_nothing(
     assert caplog.records == []
 
 
-def test_a_stream_whose_declare_fails_beside_another_stream(
+def test_a_stream_whose_declare_fails_leaves_another_stream_alone(
     engine: OptInEngine, wire: WireProxy
 ) -> None:
     fails = sa.text("SELECT 1 / (id - 2) FROM author").execution_options(yield_per=1)

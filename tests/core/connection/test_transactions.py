@@ -45,7 +45,7 @@ class TestOutside:
     }
 
     @pytest.mark.parametrize("way", WAYS)
-    def test_each_statement_goes_alone(
+    def test_each_statement_outside_goes_alone(
         self, connection: OptInConnection, wire: WireProxy, way: str
     ) -> None:
         with wire.record() as recording:
@@ -55,13 +55,15 @@ class TestOutside:
         assert not connection.in_transaction()
         assert connection.get_transaction() is None
 
-    def test_a_sequence_goes_alone(self, connection: OptInConnection, wire: WireProxy) -> None:
+    def test_a_sequence_outside_goes_alone(
+        self, connection: OptInConnection, wire: WireProxy
+    ) -> None:
         with wire.record() as recording:
             number = connection.scalar(sa.Sequence("author_id_seq"))
         assert sent(recording) == ["SELECT"]
         assert number == 4
 
-    def test_ddl_is_done_when_it_returns(
+    def test_ddl_outside_is_done_when_it_returns(
         self, connection: OptInConnection, onlooker: Onlooker
     ) -> None:
         connection.execute(sa.text("CREATE TABLE made (id int)"))
@@ -102,12 +104,14 @@ class TestOutside:
         Base.metadata.drop_all(connection)
         assert onlooker.scalar("SELECT to_regclass('author')") is None
 
-    def test_inspecting_reads_alone(self, connection: OptInConnection, wire: WireProxy) -> None:
+    def test_inspecting_sends_its_reads_alone(
+        self, connection: OptInConnection, wire: WireProxy
+    ) -> None:
         with wire.record() as recording:
             assert sa.inspect(connection).has_table("author")
         assert sent(recording) == ["SELECT"]
 
-    def test_a_lock_is_refused(self, connection: OptInConnection, wire: WireProxy) -> None:
+    def test_a_lock_outside_is_refused(self, connection: OptInConnection, wire: WireProxy) -> None:
         lock = sa.select(authors).with_for_update()
         with wire.record() as recording:
             for statement in (lock, sa.select(lock.subquery()), sa.select(lock.cte())):
@@ -120,7 +124,7 @@ class TestOutside:
             assert len(connection.execute(lock).all()) == 3
 
     @pytest.mark.parametrize("rows", [[("a",), ("b",)], (("a",), ("b",))])
-    def test_many_rows_of_the_drivers_are_all_or_nothing(
+    def test_many_rows_for_the_drivers_executemany_are_all_or_nothing(
         self, connection: OptInConnection, wire: WireProxy, onlooker: Onlooker, rows: Any
     ) -> None:
         sql = "INSERT INTO author (name) VALUES (%s)"
@@ -145,7 +149,7 @@ class TestOutside:
                 connection.execute(statement, broken)
         assert len(onlooker.names()) == 2501
 
-    def test_commit_and_rollback_do_nothing(
+    def test_commit_and_rollback_outside_do_nothing(
         self, connection: OptInConnection, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         connection.execute(insert("one"))
@@ -155,7 +159,7 @@ class TestOutside:
         assert recording.messages == []
         assert onlooker.names() == ["one"]
 
-    def test_an_error_leaves_it_as_it_was(
+    def test_an_error_outside_leaves_the_connection_as_it_was(
         self, connection: OptInConnection, wire: WireProxy
     ) -> None:
         with wire.record() as recording:
@@ -166,7 +170,9 @@ class TestOutside:
         assert sent(recording) == ["INSERT", "SELECT"] * 2
         assert_rests(connection.connection.dbapi_connection)
 
-    def test_nothing_goes_to_a_closed_one(self, engine: OptInEngine, wire: WireProxy) -> None:
+    def test_nothing_is_sent_on_a_closed_connection(
+        self, engine: OptInEngine, wire: WireProxy
+    ) -> None:
         connection = engine.connect()
         connection.close()
         connection.close()
@@ -182,7 +188,7 @@ class TestOutside:
 
 
 class TestTransactions:
-    def test_may_follow_statements_and_each_other(
+    def test_transactions_may_follow_statements_and_each_other(
         self, connection: OptInConnection, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         with wire.record() as recording:
@@ -206,7 +212,7 @@ class TestTransactions:
         ]
         assert onlooker.names() == ["one", "three", "two"]
 
-    def test_that_are_empty_send_nothing(
+    def test_empty_transactions_send_nothing(
         self, engine: OptInEngine, connection: OptInConnection, wire: WireProxy
     ) -> None:
         with engine.begin():
@@ -222,7 +228,7 @@ class TestTransactions:
         assert recording.messages == []
         assert_rests(connection.connection.dbapi_connection)
 
-    def test_twice_are_an_error_and_nothing_is_sent(
+    def test_a_second_begin_is_an_error_and_nothing_is_sent(
         self, connection: OptInConnection, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         with connection.begin():
@@ -236,7 +242,7 @@ class TestTransactions:
             connection.execute(insert("two"))
         assert onlooker.names() == ["one", "two"]
 
-    def test_ended_inside_their_block_refuse_to_go_on(
+    def test_a_transaction_ended_inside_its_block_refuses_to_go_on(
         self, connection: OptInConnection, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         for end in (connection.commit, connection.rollback):
@@ -254,7 +260,9 @@ class TestTransactions:
             connection.execute(insert(f"after {end.__name__}"))
         assert onlooker.names() == ["after commit", "after rollback", "commit"]
 
-    def test_nest(self, connection: OptInConnection, wire: WireProxy, onlooker: Onlooker) -> None:
+    def test_transactions_nest_as_savepoints(
+        self, connection: OptInConnection, wire: WireProxy, onlooker: Onlooker
+    ) -> None:
         with wire.record() as recording, connection.begin_nested():
             connection.execute(insert("outer"))
             with pytest.raises(IntegrityError), connection.begin_nested():
@@ -269,7 +277,7 @@ class TestTransactions:
         ]
         assert onlooker.names() == ["inner", "outer"]
 
-    def test_that_are_not_ended_roll_back_with_the_connection(
+    def test_transactions_that_are_not_ended_roll_back_with_the_connection(
         self, engine: OptInEngine, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         with wire.record() as recording:
@@ -288,7 +296,7 @@ class TestTransactions:
         assert_at_rest(engine)
         assert onlooker.names() == []
 
-    def test_whose_commit_fails_store_nothing(
+    def test_transactions_whose_commit_fails_store_nothing(
         self, connection: OptInConnection, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         sql = "INSERT INTO seat (place) VALUES (1), (1)"
@@ -310,7 +318,7 @@ class TestTransactions:
             connection.execute(insert("after"))
         assert onlooker.names() == ["after"]
 
-    def test_that_an_error_aborted_do_not_commit_in_silence(
+    def test_transactions_that_an_error_aborted_do_not_commit_in_silence(
         self, connection: OptInConnection, engine: OptInEngine, onlooker: Onlooker
     ) -> None:
         with pytest.raises(PendingRollbackError), connection.begin():
@@ -332,7 +340,7 @@ class TestTransactions:
                 other.execute(insert("Ada"))
         assert onlooker.names() == []
 
-    def test_that_an_error_aborted_can_go_back_to_a_savepoint(
+    def test_transactions_that_an_error_aborted_can_go_back_to_a_savepoint(
         self, connection: OptInConnection, onlooker: Onlooker
     ) -> None:
         with connection.begin():
@@ -344,7 +352,7 @@ class TestTransactions:
             connection.execute(insert("kept too"))
         assert onlooker.names() == ["kept", "kept too"]
 
-    def test_that_go_on_after_a_savepoint_that_an_error_aborted(
+    def test_transactions_can_go_on_after_a_savepoint_that_an_error_aborted(
         self, connection: OptInConnection, onlooker: Onlooker
     ) -> None:
         with connection.begin():
@@ -356,7 +364,9 @@ class TestTransactions:
             connection.execute(insert("later"))
         assert onlooker.names() == ["kept", "later"]
 
-    def test_read_their_results_afterwards(self, connection: OptInConnection) -> None:
+    def test_results_of_a_transaction_can_be_read_after_it(
+        self, connection: OptInConnection
+    ) -> None:
         outside = connection.execute(sa.select(authors.c.name))
         with connection.begin():
             inside = connection.execute(sa.select(authors.c.name))
@@ -366,7 +376,9 @@ class TestTransactions:
 
 
 class TestTwoPhases:
-    def test_commit(self, connection: OptInConnection, wire: WireProxy, onlooker: Onlooker) -> None:
+    def test_two_phase_transactions_commit(
+        self, connection: OptInConnection, wire: WireProxy, onlooker: Onlooker
+    ) -> None:
         with wire.record() as recording:
             with connection.begin_twophase():
                 connection.execute(insert("one"))
@@ -383,7 +395,7 @@ class TestTwoPhases:
         assert onlooker.names() == ["one", "two"]
         assert_rests(connection.connection.dbapi_connection)
 
-    def test_roll_back(
+    def test_two_phase_transactions_roll_back(
         self, connection: OptInConnection, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         with wire.record() as recording:
@@ -400,7 +412,9 @@ class TestTwoPhases:
         assert onlooker.names() == []
         assert_rests(connection.connection.dbapi_connection)
 
-    def test_fail_to_prepare(self, connection: OptInConnection, onlooker: Onlooker) -> None:
+    def test_a_two_phase_transaction_that_fails_to_prepare_leaves_nothing(
+        self, connection: OptInConnection, onlooker: Onlooker
+    ) -> None:
         transaction = connection.begin_twophase()
         connection.exec_driver_sql("INSERT INTO seat (place) VALUES (1), (1)")
         with pytest.raises(IntegrityError):
@@ -411,7 +425,7 @@ class TestTwoPhases:
         assert_rests(connection.connection.dbapi_connection)
         assert onlooker.scalar("SELECT count(*) FROM pg_prepared_xacts") == 0
 
-    def test_whose_commit_fails_do_no_harm_to_the_next(
+    def test_a_two_phase_commit_that_fails_does_no_harm_to_the_next(
         self, engine: OptInEngine, onlooker: Onlooker
     ) -> None:
         with engine.connect() as connection:
@@ -424,7 +438,7 @@ class TestTwoPhases:
                 connection.exec_driver_sql("INSERT INTO seat (place) SELECT count(*) FROM seat")
         assert onlooker.scalar("SELECT count(*) FROM seat") == 2
 
-    def test_are_recovered_from_another_connection(
+    def test_two_phase_transactions_are_recovered_from_another_connection(
         self, engine: OptInEngine, connection: OptInConnection, onlooker: Onlooker
     ) -> None:
         transaction = connection.begin_twophase("to be recovered")

@@ -15,7 +15,7 @@ from tests.wire import WireProxy
 
 
 class TestRow2Begin:
-    def test_after_reads_is_a_real_transaction(
+    def test_begin_after_reads_is_a_real_transaction(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         author = session.get_one(Author, 1)
@@ -28,7 +28,7 @@ class TestRow2Begin:
         assert recording.round_trips == 3
         assert onlooker.names() == ["inside"]
 
-    def test_of_n_statements_takes_n_plus_two_round_trips(
+    def test_a_block_of_n_statements_takes_n_plus_two_round_trips(
         self, session: OptInSession, wire: WireProxy
     ) -> None:
         for ids in ([1], [1, 2, 3]):
@@ -38,7 +38,7 @@ class TestRow2Begin:
             assert sent(recording) == ["BEGIN", *["SELECT"] * len(ids), "COMMIT"]
             assert recording.round_trips == len(ids) + 2
 
-    def test_that_is_empty_sends_nothing(self, session: OptInSession, wire: WireProxy) -> None:
+    def test_an_empty_block_sends_nothing(self, session: OptInSession, wire: WireProxy) -> None:
         session.get(Author, 1)
         with wire.record() as recording:
             with session.begin():
@@ -49,7 +49,7 @@ class TestRow2Begin:
                 raise ValueError("mine")
         assert recording.messages == []
 
-    def test_sends_begin_with_the_first_statement_only(
+    def test_begin_is_sent_with_the_first_statement_only(
         self, session: OptInSession, wire: WireProxy
     ) -> None:
         with session.begin():
@@ -58,7 +58,7 @@ class TestRow2Begin:
                 assert session.in_transaction()
             assert recording.messages == []
 
-    def test_keeps_loaded_objects_attached_and_pending_ones_pending(
+    def test_begin_keeps_loaded_objects_attached_and_pending_ones_pending(
         self, session: OptInSession, wire: WireProxy
     ) -> None:
         author = session.get_one(Author, 1)
@@ -75,7 +75,7 @@ class TestRow2Begin:
         assert sa.inspect(pending).persistent
         assert author.age == 99
 
-    def test_one_after_the_other_works_with_the_same_objects(
+    def test_one_block_after_the_other_works_with_the_same_objects(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         document = session.get_one(Document, 1)
@@ -91,7 +91,7 @@ class TestRow2Begin:
         assert onlooker.column("SELECT title FROM document WHERE id = 1") == ["two"]
         assert onlooker.column("SELECT age FROM author WHERE id = 1") == [42]
 
-    def test_works_without_the_with_statement(
+    def test_begin_works_without_the_with_statement(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         transaction = session.begin()
@@ -106,7 +106,7 @@ class TestRow2Begin:
         session.commit()
         assert onlooker.names() == ["new", "newer"]
 
-    def test_leaves_results_from_before_readable_inside_and_after(
+    def test_begin_leaves_results_from_before_readable_inside_and_after(
         self, session: OptInSession
     ) -> None:
         before = session.execute(sa.select(Author.name).order_by(Author.id))
@@ -120,7 +120,7 @@ class TestRow2Begin:
 
 
 class TestRow3AnExceptionInside:
-    def test_rolls_back_and_the_session_is_usable_at_once(
+    def test_an_exception_inside_rolls_back_and_the_session_is_usable_at_once(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         author = session.get_one(Author, 1)
@@ -134,7 +134,7 @@ class TestRow3AnExceptionInside:
         assert onlooker.names() == []
         assert author in session
 
-    def test_that_the_database_raised_too(
+    def test_an_exception_that_the_database_raised_rolls_back(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         with wire.record() as recording:
@@ -147,7 +147,7 @@ class TestRow3AnExceptionInside:
             session.add(Author(name="after"))
         assert onlooker.names() == ["after"]
 
-    def test_that_is_raised_by_the_last_flush_too(
+    def test_an_exception_that_is_raised_by_the_last_flush_rolls_back(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         with wire.record() as recording:
@@ -160,7 +160,7 @@ class TestRow3AnExceptionInside:
         assert list(session.new) == []
         assert onlooker.scalar("SELECT max(age) FROM author") == 30
 
-    def test_that_the_commit_raises_too(
+    def test_an_exception_that_the_commit_raises_rolls_back(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         with wire.record() as recording:
@@ -172,7 +172,7 @@ class TestRow3AnExceptionInside:
         assert onlooker.scalar("SELECT count(*) FROM seat") == 0
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
-    def test_that_is_no_exception_but_an_interruption_too(
+    def test_an_interruption_inside_rolls_back(
         self,
         session: OptInSession,
         wire: WireProxy,
@@ -190,7 +190,7 @@ class TestRow3AnExceptionInside:
 
 
 class TestRow4BeginInside:
-    def test_is_an_error_that_points_at_begin_nested(
+    def test_begin_inside_is_an_error_that_points_at_begin_nested(
         self, session: OptInSession, wire: WireProxy
     ) -> None:
         with session.begin(), wire.record() as recording:
@@ -199,7 +199,7 @@ class TestRow4BeginInside:
             assert session.in_transaction()
         assert recording.messages == []
 
-    def test_leaves_the_transaction_as_it_was_if_it_is_caught(
+    def test_begin_inside_leaves_the_transaction_as_it_was_if_its_error_is_caught(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         with wire.record() as recording, session.begin():
@@ -211,7 +211,9 @@ class TestRow4BeginInside:
         assert sent(recording) == ["BEGIN", "INSERT", "INSERT", "COMMIT"]
         assert onlooker.names() == ["one", "two"]
 
-    def test_rolls_back_if_it_is_not(self, session: OptInSession, onlooker: Onlooker) -> None:
+    def test_begin_inside_rolls_back_if_its_error_is_not_caught(
+        self, session: OptInSession, onlooker: Onlooker
+    ) -> None:
         with pytest.raises(InvalidRequestError, match=r"begin_nested\(\)"), session.begin():
             session.add(Author(name="one"))
             session.flush()
@@ -222,7 +224,7 @@ class TestRow4BeginInside:
 
 
 class TestRow5BeginNestedInside:
-    def test_is_a_savepoint(
+    def test_begin_nested_inside_is_a_savepoint(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         with wire.record() as recording, session.begin():
@@ -232,7 +234,7 @@ class TestRow5BeginNestedInside:
         assert sent(recording) == ["BEGIN", "INSERT", "SAVEPOINT", "INSERT", "RELEASE", "COMMIT"]
         assert onlooker.names() == ["nested", "outer"]
 
-    def test_that_fails_goes_back_to_the_savepoint(
+    def test_begin_nested_that_fails_goes_back_to_the_savepoint(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         with wire.record() as recording, session.begin():
@@ -246,7 +248,7 @@ class TestRow5BeginNestedInside:
         ]
         assert onlooker.names() == ["later", "outer"]
 
-    def test_goes_as_deep_as_one_likes(
+    def test_begin_nested_goes_as_deep_as_one_likes(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         with wire.record() as recording, session.begin():
@@ -267,7 +269,7 @@ class TestRow5BeginNestedInside:
 
 
 class TestRow6BeginNestedOutside:
-    def test_is_the_outermost_a_real_transaction(
+    def test_begin_nested_outside_is_a_real_transaction(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         session.get(Author, 1)
@@ -277,7 +279,7 @@ class TestRow6BeginNestedOutside:
         assert onlooker.names() == ["new", "newer"]
         assert not session.in_transaction()
 
-    def test_rolls_back_as_one(
+    def test_begin_nested_outside_rolls_back_as_a_transaction(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         with wire.record() as recording:
@@ -289,12 +291,14 @@ class TestRow6BeginNestedOutside:
         assert sent(recording) == ["BEGIN", "INSERT", "ROLLBACK", "SELECT"]
         assert onlooker.names() == []
 
-    def test_has_savepoints_inside(self, session: OptInSession, wire: WireProxy) -> None:
+    def test_begin_nested_outside_has_savepoints_inside(
+        self, session: OptInSession, wire: WireProxy
+    ) -> None:
         with wire.record() as recording, session.begin_nested(), session.begin_nested():
             session.add(Author(name="new"))
         assert sent(recording) == ["BEGIN", "SAVEPOINT", "INSERT", "RELEASE", "COMMIT"]
 
-    def test_with_changes_waiting_stores_them_too(
+    def test_begin_nested_outside_stores_changes_that_were_waiting(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         session.add(Author(name="before"))

@@ -17,7 +17,9 @@ from tests.wire import WireProxy
 
 
 class TestRow16ConnectWithoutBegin:
-    def test_is_autocommit(self, engine: OptInEngine, wire: WireProxy, onlooker: Onlooker) -> None:
+    def test_connect_without_begin_is_autocommit(
+        self, engine: OptInEngine, wire: WireProxy, onlooker: Onlooker
+    ) -> None:
         with wire.record() as recording, engine.connect() as connection:
             assert connection.scalar(sa.text("SELECT 1")) == 1
             connection.execute(sa.insert(Author).values(name="done"))
@@ -34,7 +36,7 @@ class TestRow16ConnectWithoutBegin:
 
 
 class TestRow17BeginOnAnEngineOrAConnection:
-    def test_is_a_real_transaction(
+    def test_begin_on_an_engine_or_a_connection_is_a_real_transaction(
         self, engine: OptInEngine, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         with wire.record() as recording, engine.begin() as connection:
@@ -49,7 +51,7 @@ class TestRow17BeginOnAnEngineOrAConnection:
         assert sent(recording) == ["SELECT", "BEGIN", "INSERT", "COMMIT", "SELECT"]
         assert onlooker.names() == ["one", "two"]
 
-    def test_that_fails_half_way_leaves_the_schema_as_it_was(
+    def test_a_transaction_that_fails_half_way_leaves_the_schema_as_it_was(
         self, engine: OptInEngine, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         with wire.record() as recording:
@@ -119,7 +121,7 @@ class TestRow20ASessionOnAConnection:
     @pytest.mark.parametrize(
         "mode", ["conditional_savepoint", "rollback_only", "control_fully", "create_savepoint"]
     )
-    def test_joins_its_transaction_as_sqlalchemy_does(
+    def test_a_session_on_a_connection_joins_its_transaction_as_sqlalchemy_does(
         self, engine: OptInEngine, wire: WireProxy, onlooker: Onlooker, mode: Any
     ) -> None:
         with engine.connect() as connection:

@@ -187,7 +187,7 @@ class TestRow18TheLog:
         return [word for word in words if word in ("BEGIN", "COMMIT", "ROLLBACK")]
 
     @pytest.mark.parametrize("scene", SCENES)
-    def test_says_what_really_happened(
+    def test_the_log_says_what_really_happened(
         self,
         sessions: Sessions,
         wire: WireProxy,

@@ -46,7 +46,7 @@ READS: dict[str, Callable[[OptInSession], Any]] = {
 
 class TestRow1AReadOutside:
     @pytest.mark.parametrize("read", READS)
-    def test_sends_the_statement_alone(
+    def test_a_read_outside_sends_the_statement_alone(
         self, session: OptInSession, wire: WireProxy, read: str
     ) -> None:
         with wire.record() as recording:
@@ -55,7 +55,7 @@ class TestRow1AReadOutside:
         assert recording.round_trips == 1
         assert wire.transactions_open == 0
 
-    def test_the_second_read_too_and_that_of_the_next_session(
+    def test_the_second_read_and_that_of_the_next_session_send_the_statement_alone(
         self, sessions: Sessions, wire: WireProxy
     ) -> None:
         with wire.record() as recording:
@@ -67,7 +67,7 @@ class TestRow1AReadOutside:
         assert recording.round_trips == 4
         assert recording.idle_in_transaction == 0
 
-    def test_lazy_loads_expired_attributes_and_refresh_too(
+    def test_lazy_loads_expired_attributes_and_refresh_send_the_statement_alone(
         self, session: OptInSession, wire: WireProxy
     ) -> None:
         document = session.get_one(Document, 1)
@@ -79,7 +79,9 @@ class TestRow1AReadOutside:
         assert sent(recording) == ["SELECT"] * 3
         assert recording.round_trips == 3
 
-    def test_after_a_transaction_too(self, session: OptInSession, wire: WireProxy) -> None:
+    def test_a_read_after_a_transaction_sends_the_statement_alone(
+        self, session: OptInSession, wire: WireProxy
+    ) -> None:
         with session.begin():
             session.get_one(Author, 1).age = 31
         with wire.record() as recording:
@@ -87,14 +89,14 @@ class TestRow1AReadOutside:
         assert sent(recording) == ["SELECT"]
         assert recording.round_trips == 1
 
-    def test_is_no_transaction_for_the_session_either(self, session: OptInSession) -> None:
+    def test_a_read_outside_is_no_transaction_for_the_session(self, session: OptInSession) -> None:
         session.get_one(Author, 1)
         assert not session.in_transaction()
         assert session.get_transaction() is None
         assert not session.connection().in_transaction()
         assert session.is_active
 
-    def test_sees_what_others_have_committed_since(
+    def test_a_read_outside_sees_what_others_have_committed_since(
         self, sessions: Sessions, session: OptInSession
     ) -> None:
         assert count(session) == 3
@@ -105,7 +107,7 @@ class TestRow1AReadOutside:
 
 class TestRow7AReadOutsideWithChangesWaiting:
     @pytest.mark.parametrize("read", READS)
-    def test_never_writes(
+    def test_a_read_outside_never_writes_the_changes_that_wait(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker, read: str
     ) -> None:
         document = session.get_one(Document, 1)
@@ -126,7 +128,9 @@ class TestRow7AReadOutsideWithChangesWaiting:
             *("Of 1", "Of 2", "Of 3"),
         ]
 
-    def test_of_a_relationship_neither(self, session: OptInSession, wire: WireProxy) -> None:
+    def test_a_lazy_load_outside_never_writes_the_changes_that_wait(
+        self, session: OptInSession, wire: WireProxy
+    ) -> None:
         author = session.get_one(Author, 1)
         author.age = 99
         session.add(Author(name="pending"))
@@ -135,13 +139,15 @@ class TestRow7AReadOutsideWithChangesWaiting:
         assert sent(recording) == ["SELECT"]
         assert author.age == 99
 
-    def test_inside_it_flushes_first_as_ever(self, session: OptInSession, wire: WireProxy) -> None:
+    def test_a_read_inside_flushes_first_as_ever(
+        self, session: OptInSession, wire: WireProxy
+    ) -> None:
         session.add(Author(name="pending"))
         with wire.record() as recording, session.begin():
             assert count(session) == 4
         assert sent(recording) == ["BEGIN", "INSERT", "SELECT", "COMMIT"]
 
-    def test_leaves_the_changes_to_a_later_commit(
+    def test_a_read_outside_leaves_the_changes_that_wait_to_a_later_commit(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         session.add(Author(name="pending"))
@@ -188,7 +194,7 @@ class TestRow13WithForUpdateOutside:
     }
 
     @pytest.mark.parametrize("spelling", SPELLINGS)
-    def test_is_a_clear_error_and_nothing_is_sent_or_lost(
+    def test_a_lock_outside_is_a_clear_error_and_nothing_is_sent_or_lost(
         self, session: OptInSession, wire: WireProxy, spelling: str
     ) -> None:
         author = session.get_one(Author, 1)
@@ -201,7 +207,9 @@ class TestRow13WithForUpdateOutside:
         assert session.get_one(Author, 2).name == "Bob"
 
     @pytest.mark.parametrize("spelling", sorted(set(SPELLINGS) - {"streaming"}))
-    def test_works_inside(self, session: OptInSession, wire: WireProxy, spelling: str) -> None:
+    def test_a_lock_inside_works(
+        self, session: OptInSession, wire: WireProxy, spelling: str
+    ) -> None:
         session.get_one(Author, 1)
         with wire.record() as recording, session.begin():
             self.SPELLINGS[spelling](session)
@@ -243,7 +251,7 @@ class TestRow14StreamingOutside:
             )
 
     @pytest.mark.parametrize("stream", STREAMS)
-    def test_reads_every_row_with_no_transaction_open_meanwhile(
+    def test_a_stream_outside_reads_every_row_with_no_transaction_open_meanwhile(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker, stream: str
     ) -> None:
         seen = []
@@ -260,13 +268,13 @@ class TestRow14StreamingOutside:
         assert not {"BEGIN", "COMMIT", "ROLLBACK"} & set(sent(recording))
         assert recording.idle_in_transaction == 0
 
-    def test_leaves_no_cursor_behind(self, session: OptInSession) -> None:
+    def test_a_stream_outside_leaves_no_cursor_behind(self, session: OptInSession) -> None:
         cursors = sa.text("SELECT count(*) FROM pg_cursors WHERE name <> ''")
         for _ in session.scalars(sa.select(Author).execution_options(yield_per=100)):
             pass
         assert session.scalar(cursors) == 0
 
-    def test_that_is_abandoned_leaves_no_cursor_in_the_pool(
+    def test_a_stream_that_is_abandoned_leaves_no_cursor_in_the_pool(
         self, sessions: Sessions, wire: WireProxy
     ) -> None:
         cursors = sa.text("SELECT count(*) FROM pg_cursors WHERE name <> ''")
@@ -278,7 +286,7 @@ class TestRow14StreamingOutside:
             assert backend_pid(session.connection()) == pid
             assert session.scalar(cursors) == 0
 
-    def test_can_write_what_it_reads_one_transaction_each(
+    def test_what_a_stream_outside_reads_can_be_written_one_transaction_each(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         stream = session.scalars(
@@ -292,7 +300,7 @@ class TestRow14StreamingOutside:
             *range(100, 1001, 100),
         ]
 
-    def test_survives_a_transaction_that_fails_meanwhile(
+    def test_a_stream_outside_survives_a_transaction_that_fails_meanwhile(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         stream = session.execute(
@@ -309,7 +317,7 @@ class TestRow14StreamingOutside:
 
 
 class TestRow15WaitingBetweenReads:
-    def test_keeps_no_transaction_open(
+    def test_a_session_that_waits_between_reads_keeps_no_transaction_open(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         session.add(Author(name="pending"))
@@ -318,7 +326,7 @@ class TestRow15WaitingBetweenReads:
         assert wire.transactions_open == 0
         assert onlooker.state(backend_pid(session.connection())) == "idle"
 
-    def test_keeps_the_connection_while_the_pool_has_spare_ones(
+    def test_a_session_keeps_its_connection_while_the_pool_has_spare_ones(
         self, engine: OptInEngine, sessions: Sessions
     ) -> None:
         with sessions() as one, sessions() as two:
@@ -326,7 +334,9 @@ class TestRow15WaitingBetweenReads:
             two.get(Author, 1)
             assert checked_out(engine) == 2
 
-    def test_gives_it_back_when_the_pool_has_none(self, wire_url: str, wire: WireProxy) -> None:
+    def test_a_session_gives_its_connection_back_when_the_pool_has_no_other(
+        self, wire_url: str, wire: WireProxy
+    ) -> None:
         with opened(wire_url, pool_size=1, max_overflow=0, pool_timeout=1) as engine:
             sessions = sessionmaker(engine, class_=OptInSession)
             with sessions() as one, sessions() as two, wire.record() as recording:
@@ -345,7 +355,7 @@ class TestRow15WaitingBetweenReads:
             *("SELECT", "SELECT", "BEGIN", "SELECT", "UPDATE", "COMMIT", "SELECT"),
         ]
 
-    def test_gives_it_back_when_it_is_told_to(
+    def test_a_session_gives_its_connection_back_when_it_is_told_to(
         self, session: OptInSession, engine: OptInEngine, wire: WireProxy
     ) -> None:
         author = session.get_one(Author, 1)
@@ -362,7 +372,7 @@ class TestRow15WaitingBetweenReads:
             assert [document.id for document in author.documents] == [1]
         assert sent(recording) == ["SELECT"]
 
-    def test_does_not_give_it_back_inside(
+    def test_a_session_does_not_give_its_connection_back_inside(
         self, session: OptInSession, engine: OptInEngine, onlooker: Onlooker
     ) -> None:
         with session.begin():

@@ -30,7 +30,7 @@ from tests.wire import WireProxy
 
 @pytest.mark.parametrize("write", ["flush", "commit"])
 class TestRow8FlushOrCommitOutside:
-    def test_stores_all_in_one_transaction(
+    def test_flush_or_commit_outside_stores_all_in_one_transaction(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker, write: str
     ) -> None:
         session.get_one(Author, 1).name = "changed"
@@ -46,7 +46,7 @@ class TestRow8FlushOrCommitOutside:
         assert onlooker.scalar("SELECT count(*) FROM document") == 2
         assert not session.in_transaction()
 
-    def test_that_fails_stores_nothing_and_the_session_is_usable_at_once(
+    def test_a_flush_or_commit_that_fails_stores_nothing_and_the_session_is_usable(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker, write: str
     ) -> None:
         session.get_one(Author, 2).name = "changed"
@@ -62,7 +62,7 @@ class TestRow8FlushOrCommitOutside:
         getattr(session, write)()
         assert onlooker.names() == ["after"]
 
-    def test_that_fails_at_the_commit_does_so_too(
+    def test_a_flush_or_commit_that_fails_at_the_commit_stores_nothing(
         self, session: OptInSession, onlooker: Onlooker, write: str
     ) -> None:
         session.add_all([Seat(place=1), Seat(place=1)])
@@ -73,7 +73,7 @@ class TestRow8FlushOrCommitOutside:
         getattr(session, write)()
         assert onlooker.scalar("SELECT count(*) FROM seat") == 1
 
-    def test_with_nothing_waiting_sends_nothing(
+    def test_flush_or_commit_with_nothing_waiting_sends_nothing(
         self, session: OptInSession, wire: WireProxy, write: str
     ) -> None:
         session.get_one(Author, 1)
@@ -117,7 +117,7 @@ class TestRow9OneCallThatWritesManyRowsOutside:
     }
 
     @pytest.mark.parametrize("call", CALLS)
-    def test_is_one_transaction(
+    def test_one_call_that_writes_many_rows_is_one_transaction(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker, call: str
     ) -> None:
         with wire.record() as recording:
@@ -128,7 +128,7 @@ class TestRow9OneCallThatWritesManyRowsOutside:
         assert len(onlooker.names()) == self.ROWS
 
     @pytest.mark.parametrize("call", CALLS)
-    def test_that_fails_at_the_last_row_stores_nothing(
+    def test_a_call_that_fails_at_the_last_row_stores_nothing(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker, call: str
     ) -> None:
         with wire.record() as recording, pytest.raises(IntegrityError):
@@ -182,7 +182,7 @@ class TestRow9OneCallThatWritesManyRowsOutside:
         ],
         ids=["execute", "bulk_insert_mappings", "bulk_save_objects"],
     )
-    def test_whose_commit_fails_stores_nothing_and_leaves_the_session_usable(
+    def test_a_call_whose_commit_fails_stores_nothing_and_the_session_is_usable(
         self, session: OptInSession, onlooker: Onlooker, call: Callable[..., Any]
     ) -> None:
         with pytest.raises(IntegrityError):
@@ -239,7 +239,7 @@ class TestRow10OneCoreStatementThatWritesOutside:
     }
 
     @pytest.mark.parametrize("write", WRITES)
-    def test_is_sent_alone_and_durable_when_the_call_returns(
+    def test_a_core_statement_is_sent_alone_and_durable_when_the_call_returns(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker, write: str
     ) -> None:
         verb, statement = self.WRITES[write]
@@ -251,13 +251,15 @@ class TestRow10OneCoreStatementThatWritesOutside:
         session.rollback()
         assert onlooker.names()[:1] == ["done"]
 
-    def test_delete_too(self, session: OptInSession, wire: WireProxy, onlooker: Onlooker) -> None:
+    def test_a_core_delete_is_sent_alone_and_durable_when_the_call_returns(
+        self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
+    ) -> None:
         with wire.record() as recording:
             session.execute(sa.delete(Document).where(Document.id == 1))
         assert sent(recording) == ["DELETE"]
         assert onlooker.scalar("SELECT count(*) FROM document") == 2
 
-    def test_comes_after_what_was_waiting_and_both_are_one_transaction(
+    def test_a_core_statement_comes_after_what_was_waiting_in_one_transaction(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         session.add(Author(name="pending"))
@@ -268,7 +270,7 @@ class TestRow10OneCoreStatementThatWritesOutside:
         assert not session.new
         assert not session.in_transaction()
 
-    def test_that_fails_undoes_what_was_waiting_too(
+    def test_a_core_statement_that_fails_undoes_what_was_waiting(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         ada = session.get_one(Author, 1)
@@ -282,7 +284,7 @@ class TestRow10OneCoreStatementThatWritesOutside:
         assert onlooker.scalar("SELECT age FROM author WHERE id = 1") == 30
 
     @pytest.mark.parametrize("synchronize", [False, "auto", "fetch", "evaluate"])
-    def test_overtakes_no_change_that_waits(
+    def test_an_update_outside_overtakes_no_change_that_waits(
         self, session: OptInSession, onlooker: Onlooker, synchronize: Any
     ) -> None:
         ada = session.get_one(Author, 1)
@@ -291,7 +293,9 @@ class TestRow10OneCoreStatementThatWritesOutside:
         session.commit()
         assert onlooker.scalar("SELECT age FROM author WHERE id = 1") == 50
 
-    def test_sees_the_change_that_waits(self, session: OptInSession, onlooker: Onlooker) -> None:
+    def test_a_delete_outside_sees_the_change_that_waits(
+        self, session: OptInSession, onlooker: Onlooker
+    ) -> None:
         document = session.get_one(Document, 1)
         document.title = "changed"
         result: Any = session.execute(sa.delete(Document).where(Document.title == "changed"))
@@ -301,7 +305,7 @@ class TestRow10OneCoreStatementThatWritesOutside:
 
 class TestRow11RollbackOutside:
     @pytest.mark.parametrize("connected", [True, False])
-    def test_forgets_what_is_waiting_and_sends_nothing(
+    def test_rollback_outside_forgets_what_is_waiting_and_sends_nothing(
         self, sessions: Sessions, wire: WireProxy, onlooker: Onlooker, connected: bool
     ) -> None:
         with sessions() as session:
@@ -317,7 +321,7 @@ class TestRow11RollbackOutside:
             session.commit()
         assert onlooker.names() == []
 
-    def test_undoes_changes_of_several_objects_a_transaction_lying_between(
+    def test_rollback_outside_undoes_changes_from_before_and_after_a_transaction(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         ada, bob, cid = session.scalars(sa.select(Author).order_by(Author.id))
@@ -332,7 +336,7 @@ class TestRow11RollbackOutside:
         session.commit()
         assert onlooker.column("SELECT DISTINCT age FROM author") == [30]
 
-    def test_brings_a_deleted_object_back(
+    def test_rollback_outside_brings_a_deleted_object_back(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         document = session.get_one(Document, 1)
@@ -348,7 +352,7 @@ class TestRow11RollbackOutside:
 
 
 class TestRow12AnErrorFromTheDatabaseOutside:
-    def test_is_the_exception_and_the_next_statement_just_works(
+    def test_an_error_outside_is_the_exception_and_the_next_statement_just_works(
         self, session: OptInSession, wire: WireProxy
     ) -> None:
         with wire.record() as recording:
@@ -361,14 +365,16 @@ class TestRow12AnErrorFromTheDatabaseOutside:
         assert sent(recording) == ["SELECT", "SELECT", "INSERT", "SELECT"]
         assert recording.round_trips == 4
 
-    def test_leaves_what_is_waiting(self, session: OptInSession, onlooker: Onlooker) -> None:
+    def test_an_error_outside_leaves_what_is_waiting(
+        self, session: OptInSession, onlooker: Onlooker
+    ) -> None:
         session.add(Author(name="pending"))
         with pytest.raises(ProgrammingError):
             session.execute(sa.text("SELECT nothing FROM nowhere"))
         session.commit()
         assert onlooker.names() == ["pending"]
 
-    def test_that_a_dead_server_process_is_too(
+    def test_a_read_outside_after_the_server_process_has_died_just_works(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         session.get_one(Author, 1)

@@ -148,7 +148,7 @@ def note_calls(session: OptInSession, called: list[str]) -> None:
 @pytest.mark.parametrize(
     ("when", "level"), [("AFTER UPDATE", "STATEMENT"), ("BEFORE UPDATE", "ROW")]
 )
-def test_what_a_trigger_has_done_where_no_row_was_changed(
+def test_what_a_trigger_has_done_stays_where_no_row_was_changed(
     engine: OptInEngine,
     session: OptInSession,
     wire: WireProxy,
@@ -170,7 +170,7 @@ def test_what_a_trigger_has_done_where_no_row_was_changed(
     assert called == ["rollback"]
 
 
-def test_what_a_trigger_has_done_that_turned_the_new_row_away(
+def test_what_a_trigger_has_done_stays_where_it_turned_the_new_row_away(
     session: OptInSession, onlooker: Onlooker, is_alone: bool, called: list[str]
 ) -> None:
     onlooker.run(TRIGGER.format("BEFORE INSERT", "ROW"))
@@ -182,7 +182,7 @@ def test_what_a_trigger_has_done_that_turned_the_new_row_away(
     assert called == ["rollback"]
 
 
-def test_an_error_of_a_type_that_reads_the_answer(
+def test_an_error_of_a_type_that_reads_the_answer_leaves_the_row_stored(
     session: OptInSession, onlooker: Onlooker, is_alone: bool, called: list[str]
 ) -> None:
     with pytest.raises(ValueError, match="unreadable"), session.begin():
@@ -195,7 +195,7 @@ def test_an_error_of_a_type_that_reads_the_answer(
 
 
 @pytest.mark.parametrize("name", ["after_cursor_execute", "after_execute"])
-def test_an_error_of_a_listener_after_the_statement(
+def test_an_error_of_a_listener_after_the_statement_undoes_it(
     engine: OptInEngine,
     session: OptInSession,
     onlooker: Onlooker,
@@ -218,7 +218,7 @@ def test_an_error_of_a_listener_after_the_statement(
 
 
 @pytest.mark.parametrize("is_refused", [False, True])
-def test_objects_that_a_default_adds(
+def test_objects_that_a_default_adds_are_a_transaction_of_their_own(
     session: OptInSession,
     wire: WireProxy,
     onlooker: Onlooker,

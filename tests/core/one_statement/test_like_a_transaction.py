@@ -271,7 +271,9 @@ def writes_outside(verbs: list[str]) -> int:
 
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning")
 @pytest.mark.parametrize("expire", [False, True])
-def test_the_same_changes_come_to_the_same(pair: Pair, expire: bool) -> None:
+def test_the_same_changes_come_to_the_same_alone_and_in_a_transaction(
+    pair: Pair, expire: bool
+) -> None:
     alone = 0
 
     @settings(

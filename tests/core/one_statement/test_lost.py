@@ -124,7 +124,7 @@ def goes_on(session: OptInSession, onlooker: Onlooker) -> None:
 
 @pytest.mark.parametrize("where", ["before", "within", "after"])
 class TestCutAtTheStatement:
-    def test_of_an_insert_says_that_the_outcome_is_unknown(
+    def test_an_insert_that_is_cut_off_says_that_the_outcome_is_unknown(
         self,
         session: OptInSession,
         called: list[str],
@@ -145,7 +145,7 @@ class TestCutAtTheStatement:
         assert names(onlooker) == ["chess", "tennis", *(["new"] if where == "after" else [])]
         goes_on(session, onlooker)
 
-    def test_of_an_update_says_that_the_outcome_is_unknown(
+    def test_an_update_that_is_cut_off_says_that_the_outcome_is_unknown(
         self,
         session: OptInSession,
         called: list[str],

@@ -159,7 +159,7 @@ class TestADefault:
             session.add(Row(name=name))
             getattr(session, way)()
 
-    def test_that_writes_is_part_of_the_transaction(
+    def test_a_default_that_writes_is_part_of_the_transaction(
         self, session: OptInSession, wire: WireProxy, way: str
     ) -> None:
         with wire.record() as recording:
@@ -168,7 +168,9 @@ class TestADefault:
         assert verbs == ["BEGIN", "INSERT", "INSERT", "COMMIT"]
         assert len(TRANSACTION_CONNECTIONS) == 0
 
-    def test_that_writes_is_undone_with_the_row(self, session: OptInSession, way: str) -> None:
+    def test_what_a_default_writes_is_undone_with_the_row(
+        self, session: OptInSession, way: str
+    ) -> None:
         said: list[str] = []
         with pytest.raises(IntegrityError, match="check constraint"):
             if way == "block":
@@ -210,7 +212,7 @@ def test_rows_that_follow_a_changed_column_are_changed_with_it(
 
 
 @pytest.mark.parametrize("name", ["after_execute", "after_cursor_execute"])
-def test_a_listener_that_writes_after_the_statement(
+def test_what_a_listener_writes_after_the_statement_is_in_the_transaction(
     engine: OptInEngine, session: OptInSession, wire: WireProxy, name: str
 ) -> None:
     def audit(connection: sa.Connection, *arguments: Any) -> None:
@@ -225,7 +227,7 @@ def test_a_listener_that_writes_after_the_statement(
 
 
 @pytest.mark.parametrize("name", ["after_transaction_create", "after_transaction_end"])
-def test_a_listener_to_the_transactions_of_the_flush_that_writes(
+def test_what_a_listener_to_the_flushs_transaction_writes_is_in_the_transaction(
     session: OptInSession, wire: WireProxy, name: str
 ) -> None:
     def audit(session: Session, transaction: Any) -> None:

@@ -215,7 +215,7 @@ def stored(sessions: sessionmaker[OptInSession]) -> None:
 @pytest.mark.usefixtures("stored")
 @pytest.mark.parametrize("change", FLUSHES)
 @pytest.mark.parametrize("way", ["block", "commit", "flush"])
-def test_what_a_flush_sends(
+def test_a_flush_that_may_send_more_than_one_statement_is_a_transaction(
     session: OptInSession, wire: WireProxy, change: Callable[[Session], None], way: str
 ) -> None:
     with session.no_autoflush:
@@ -230,7 +230,9 @@ def test_what_a_flush_sends(
 
 
 @pytest.mark.usefixtures("stored")
-def test_a_collection_that_the_block_loads(session: OptInSession, wire: WireProxy) -> None:
+def test_a_collection_that_the_block_loads_is_read_in_the_transaction(
+    session: OptInSession, wire: WireProxy
+) -> None:
     club = session.get_one(Club, 1)
     with wire.record() as recording, session.begin():
         club.rooms.append(Room(name="hall"))
@@ -248,21 +250,23 @@ def stores_nothing(session: OptInSession, onlooker: Onlooker, add: Callable[[], 
     assert before == after
 
 
-def test_a_second_table_that_refuses(session: OptInSession, onlooker: Onlooker) -> None:
+def test_an_insert_that_the_second_table_refuses_stores_nothing(
+    session: OptInSession, onlooker: Onlooker
+) -> None:
     stores_nothing(session, onlooker, lambda: session.add(Dog(name="Rex", rank=0)))
     assert onlooker.column("SELECT name FROM animal") == []
     assert not session.scalars(sa.select(Animal)).all()
 
 
 @pytest.mark.usefixtures("stored")
-def test_a_row_that_is_refused_after_its_default_has_written(
+def test_a_row_that_is_refused_after_its_default_has_written_stores_nothing(
     session: OptInSession, onlooker: Onlooker
 ) -> None:
     stores_nothing(session, onlooker, lambda: session.add(WritesFirst(name="first")))
 
 
 @pytest.mark.usefixtures("stored")
-def test_a_member_that_is_refused_after_its_owner_has_changed(
+def test_a_member_that_is_refused_after_its_owner_has_changed_stores_nothing(
     session: OptInSession, onlooker: Onlooker
 ) -> None:
     club = session.get_one(Club, 1)
@@ -285,7 +289,7 @@ def refuse(*_: Any) -> None:
 @pytest.mark.parametrize(
     "name", ["before_commit", "before_flush", "after_flush", "after_flush_postexec"]
 )
-def test_a_listener_of_the_session_that_refuses(
+def test_what_a_listener_of_the_session_refuses_is_not_stored(
     session: OptInSession, onlooker: Onlooker, name: str
 ) -> None:
     with listening(session, name, refuse), pytest.raises(Refused), session.begin():
@@ -295,7 +299,9 @@ def test_a_listener_of_the_session_that_refuses(
 
 # SQLAlchemy 2.0 leaves the object in a state of which its own cleanup complains.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_listener_to_the_objects_that_refuses(session: OptInSession, onlooker: Onlooker) -> None:
+def test_what_a_listener_to_the_objects_refuses_is_not_stored(
+    session: OptInSession, onlooker: Onlooker
+) -> None:
     with (
         listening(session, "pending_to_persistent", refuse),
         pytest.raises(Refused),
@@ -306,7 +312,7 @@ def test_a_listener_to_the_objects_that_refuses(session: OptInSession, onlooker:
 
 
 @pytest.mark.parametrize("name", ["after_insert", "refresh_flush"])
-def test_a_listener_of_the_model_that_refuses(
+def test_what_a_listener_of_the_model_refuses_is_not_stored(
     session: OptInSession, onlooker: Onlooker, name: str
 ) -> None:
     with listening(Counted, name, refuse), pytest.raises(Refused), session.begin():
@@ -314,7 +320,9 @@ def test_a_listener_of_the_model_that_refuses(
     assert onlooker.scalar("SELECT count(*) FROM counted") == 0
 
 
-def test_a_listener_of_the_model_that_writes(session: OptInSession, onlooker: Onlooker) -> None:
+def test_a_listener_of_the_model_whose_write_is_refused_stores_nothing(
+    session: OptInSession, onlooker: Onlooker
+) -> None:
     def write(mapper: Any, connection: sa.Connection, club: Club) -> None:
         connection.execute(sa.insert(Member).values(name=None))
 
@@ -322,7 +330,7 @@ def test_a_listener_of_the_model_that_writes(session: OptInSession, onlooker: On
         stores_nothing(session, onlooker, lambda: setattr(session.get(Club, 1), "size", 9))
 
 
-def test_a_listener_to_the_begin_that_sets_the_tenant(
+def test_a_listener_to_the_begin_may_set_the_tenant(
     session: OptInSession, onlooker: Onlooker
 ) -> None:
     """As for row-level security: its setting is local to the transaction."""
@@ -343,7 +351,7 @@ def set_tenant_by_hand(connection: sa.Connection, *_: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["before_cursor_execute", "before_execute", "begin"])
-def test_a_listener_of_the_engine_that_sets_the_tenant(
+def test_a_listener_of_the_engine_may_set_the_tenant(
     engine: OptInEngine, session: OptInSession, onlooker: Onlooker, name: str
 ) -> None:
     with listening(engine, name, set_tenant_by_hand), session.begin():
@@ -352,7 +360,7 @@ def test_a_listener_of_the_engine_that_sets_the_tenant(
 
 
 @pytest.mark.parametrize("name", ["before_cursor_execute", "before_execute", "begin"])
-def test_a_listener_of_the_connection_that_sets_the_tenant(
+def test_a_listener_of_the_connection_may_set_the_tenant(
     engine: OptInEngine, session: OptInSession, onlooker: Onlooker, name: str
 ) -> None:
     def listen(connection: sa.Connection) -> None:
@@ -363,7 +371,7 @@ def test_a_listener_of_the_connection_that_sets_the_tenant(
     assert onlooker.scalar("SELECT name FROM club WHERE id > 2") == "seven"
 
 
-def test_a_listener_of_the_dialect_that_sets_the_tenant(
+def test_a_listener_of_the_dialect_may_set_the_tenant(
     engine: OptInEngine, session: OptInSession, onlooker: Onlooker
 ) -> None:
     def set_tenant(cursor: Any, statement: str, *_: Any) -> None:
@@ -374,7 +382,7 @@ def test_a_listener_of_the_dialect_that_sets_the_tenant(
     assert onlooker.scalar("SELECT name FROM club WHERE id > 2") == "seven"
 
 
-def test_a_listener_to_the_commit_that_refuses(
+def test_what_a_listener_to_the_commit_refuses_is_not_stored(
     engine: OptInEngine, session: OptInSession, onlooker: Onlooker
 ) -> None:
     with listening(engine, "commit", refuse), pytest.raises(Refused), session.begin():
@@ -397,7 +405,9 @@ def new_club(session: OptInSession) -> None:
         {"isolation_level": "READ COMMITTED"},
     ],
 )
-def test_a_level_or_a_flag(session: OptInSession, wire: WireProxy, options: Any) -> None:
+def test_a_block_with_a_level_or_a_flag_is_a_transaction(
+    session: OptInSession, wire: WireProxy, options: Any
+) -> None:
     with wire.record() as recording, session.begin(**options):
         new_club(session)
     assert is_transaction(recording)
@@ -414,7 +424,9 @@ def test_a_level_or_a_flag(session: OptInSession, wire: WireProxy, options: Any)
     ],
 )
 @pytest.mark.usefixtures("engine")
-def test_an_engine(wire_url: str, wire: WireProxy, onlooker: Onlooker, options: Any) -> None:
+def test_an_engine_with_options_or_one_connection_for_all_sends_a_transaction(
+    wire_url: str, wire: WireProxy, onlooker: Onlooker, options: Any
+) -> None:
     engine = create_engine(wire_url, **options)
     engine.connect().close()
     with OptInSession(engine) as session, wire.record() as recording, session.begin():
@@ -424,7 +436,9 @@ def test_an_engine(wire_url: str, wire: WireProxy, onlooker: Onlooker, options: 
     assert onlooker.scalar("SELECT count(*) FROM club") == 3
 
 
-def test_options_of_the_connection(session: OptInSession, wire: WireProxy) -> None:
+def test_options_of_the_connection_make_it_a_transaction(
+    session: OptInSession, wire: WireProxy
+) -> None:
     with wire.record() as recording, session.begin():
         session.connection(execution_options={"isolation_level": "SERIALIZABLE"})
         new_club(session)
@@ -441,7 +455,7 @@ class FlushesMore(OptInSession):
             self.execute(sa.insert(Member).values(name="log"))
 
 
-def test_a_flush_of_the_users_own(engine: OptInEngine, wire: WireProxy) -> None:
+def test_a_flush_of_the_users_own_is_a_transaction(engine: OptInEngine, wire: WireProxy) -> None:
     with FlushesMore(engine) as session, wire.record() as recording, session.begin():
         new_club(session)
     assert sent(recording) == ["BEGIN", "INSERT", "INSERT", "COMMIT"]
@@ -451,7 +465,7 @@ class Sharded(OptInSession, ShardedSession):
     """Its objects have several binds."""
 
 
-def test_shards(engine: OptInEngine, wire: WireProxy) -> None:
+def test_a_session_with_shards_sends_a_transaction(engine: OptInEngine, wire: WireProxy) -> None:
     session = Sharded(
         shards={"one": engine},
         shard_chooser=lambda *_, **__: "one",
@@ -463,7 +477,9 @@ def test_shards(engine: OptInEngine, wire: WireProxy) -> None:
     assert is_transaction(recording)
 
 
-def test_two_phases(engine: OptInEngine, wire: WireProxy, onlooker: Onlooker) -> None:
+def test_a_two_phase_session_sends_a_transaction(
+    engine: OptInEngine, wire: WireProxy, onlooker: Onlooker
+) -> None:
     with (
         OptInSession(engine, twophase=True) as session,
         wire.record() as recording,
@@ -504,7 +520,7 @@ def hand_out_before(session: OptInSession) -> None:
     "before",
     [send_before, lock_before, read_before, flush_before, set_a_savepoint_before, hand_out_before],
 )
-def test_something_before(
+def test_what_comes_before_the_last_flush_makes_it_a_transaction(
     session: OptInSession, wire: WireProxy, before: Callable[[OptInSession], None]
 ) -> None:
     with wire.record() as recording, session.begin():
@@ -514,7 +530,9 @@ def test_something_before(
     assert sent(recording)[-1] == "COMMIT"
 
 
-def test_a_cursor_that_the_user_has(session: OptInSession, wire: WireProxy) -> None:
+def test_a_cursor_that_the_user_has_makes_it_a_transaction(
+    session: OptInSession, wire: WireProxy
+) -> None:
     dbapi: Any = session.connection().connection
     with dbapi.cursor() as cursor, wire.record() as recording, session.begin():
         new_club(session)
@@ -522,7 +540,7 @@ def test_a_cursor_that_the_user_has(session: OptInSession, wire: WireProxy) -> N
     assert sent(recording) == ["BEGIN", "UPDATE", "INSERT", "COMMIT"]
 
 
-def test_an_explicit_flush_is_not_the_end(
+def test_an_explicit_flush_is_not_the_end_of_the_transaction(
     session: OptInSession, wire: WireProxy, onlooker: Onlooker
 ) -> None:
     with pytest.raises(Refused), wire.record() as recording, session.begin():
@@ -533,14 +551,18 @@ def test_an_explicit_flush_is_not_the_end(
     assert onlooker.scalar("SELECT count(*) FROM club") == 2
 
 
-def test_a_flush_before_another_statement(session: OptInSession, wire: WireProxy) -> None:
+def test_a_flush_before_another_statement_is_one_transaction_with_it(
+    session: OptInSession, wire: WireProxy
+) -> None:
     new_club(session)
     with wire.record() as recording:
         session.execute(sa.update(Club).values(size=9))
     assert sent(recording) == ["BEGIN", "INSERT", "UPDATE", "COMMIT"]
 
 
-def test_a_stock_bind_has_joined(engine: OptInEngine, wire: WireProxy, wire_url: str) -> None:
+def test_a_stock_bind_that_has_joined_is_committed_with_ours(
+    engine: OptInEngine, wire: WireProxy, wire_url: str
+) -> None:
     stock = sa.create_engine(wire_url)
     with (
         OptInSession(binds={Member: stock, Club: engine}) as session,
@@ -553,7 +575,9 @@ def test_a_stock_bind_has_joined(engine: OptInEngine, wire: WireProxy, wire_url:
     assert sent(recording).count("COMMIT") == 2
 
 
-def test_what_may_be_repeated(session: OptInSession, wire: WireProxy) -> None:
+def test_what_retry_transaction_may_repeat_is_a_transaction(
+    session: OptInSession, wire: WireProxy
+) -> None:
     """``retry_transaction()`` flushes before the end, to know how many binds take part."""
     with wire.record() as recording:
         retry_transaction(session)(lambda: new_club(session))()

@@ -50,7 +50,7 @@ WAYS: dict[str, Way] = {
 
 @pytest.mark.parametrize("way", WAYS)
 class TestEachWay:
-    def test_inserts_in_one_round_trip(
+    def test_one_new_row_is_inserted_in_one_round_trip(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker, way: str
     ) -> None:
         session.get(Club, 1)  # psycopg 3 and SQLAlchemy know the connection
@@ -62,7 +62,7 @@ class TestEachWay:
         assert len(TRANSACTION_CONNECTIONS) == 0
         assert not session.in_transaction()
 
-    def test_updates_in_one_round_trip(
+    def test_one_changed_row_is_updated_in_one_round_trip(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker, way: str
     ) -> None:
         club = session.get_one(Club, 1)
@@ -72,7 +72,7 @@ class TestEachWay:
         assert recording.round_trips == 1
         assert onlooker.scalar("SELECT name FROM club WHERE id = 1") == "go"
 
-    def test_that_fails_stores_nothing_and_leaves_the_session_usable(
+    def test_one_statement_that_fails_stores_nothing_and_leaves_the_session_usable(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker, way: str
     ) -> None:
         said: list[str] = []
@@ -97,7 +97,7 @@ class TestEachWay:
         assert sent(recording) == ["INSERT"]
         assert onlooker.column("SELECT name FROM club ORDER BY id") == ["chess", "tennis", "new"]
 
-    def test_sends_nothing_if_nothing_has_changed(
+    def test_nothing_is_sent_if_nothing_has_changed(
         self, session: OptInSession, wire: WireProxy, way: str
     ) -> None:
         club = session.get_one(Club, 1)
@@ -109,7 +109,7 @@ class TestEachWay:
 
 
 @pytest.mark.parametrize("begin_on_write", [False, True])
-def test_after_one_that_failed_nothing_is_sent_until_rollback(
+def test_after_a_commit_that_failed_nothing_is_sent_until_rollback(
     sessions: sessionmaker[OptInSession],
     wire: WireProxy,
     onlooker: Onlooker,
@@ -135,7 +135,7 @@ def test_after_one_that_failed_nothing_is_sent_until_rollback(
     assert onlooker.column("SELECT name FROM club ORDER BY id") == ["chess", "tennis", "new"]
 
 
-def test_a_commit_that_begins_on_write(
+def test_a_commit_that_begins_on_write_is_one_statement(
     sessions: sessionmaker[OptInSession], wire: WireProxy
 ) -> None:
     with sessions(begin_on_write=True) as session:
@@ -146,7 +146,7 @@ def test_a_commit_that_begins_on_write(
         assert sent(recording) == ["UPDATE"]
 
 
-def test_a_flush_that_begins_a_transaction_which_stays_open(
+def test_a_flush_that_begins_on_write_sends_begin(
     sessions: sessionmaker[OptInSession], wire: WireProxy
 ) -> None:
     with sessions(begin_on_write=True) as session:
@@ -157,7 +157,9 @@ def test_a_flush_that_begins_a_transaction_which_stays_open(
         assert sent(recording) == ["BEGIN", "UPDATE", "ROLLBACK"]
 
 
-def test_a_unit_of_work(sessions: sessionmaker[OptInSession], wire: WireProxy) -> None:
+def test_a_unit_of_work_that_only_stores_is_one_statement(
+    sessions: sessionmaker[OptInSession], wire: WireProxy
+) -> None:
     with wire.record() as recording, unit_of_work(sessions) as session:
         session.get_one(Club, 1, with_for_update=False)
         session.add(Club(name="new"))
@@ -259,7 +261,7 @@ def add_with_all_kinds_of_columns(session: Session) -> None:
         add_with_all_kinds_of_columns,
     ],
 )
-def test_one_statement_is_all(
+def test_one_changed_row_is_one_statement(
     session: OptInSession,
     sessions: sessionmaker[OptInSession],
     wire: WireProxy,

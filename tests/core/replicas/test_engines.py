@@ -145,10 +145,10 @@ SECRET = "postgresql://alice:secret@replica:5432/app"
     [
         ([{"uri": SECRET}], "replica 1 has 'uri'"),
         ([{"ulr": SECRET, "connect_args": {"password": "secret"}}], "has 'ulr', 'connect_args'"),
-        ([(SECRET, {"pool_size": 3})], "a tuple"),
-        ([[SECRET]], "a list"),
-        ([SECRET.encode()], "a bytes"),
-        ([{"url": {"url": SECRET}}], "a dict"),
+        ([(SECRET, {"pool_size": 3})], "the type tuple"),
+        ([[SECRET]], "the type list"),
+        ([SECRET.encode()], "the type bytes"),
+        ([{"url": {"url": SECRET}}], "the type dict"),
         (SECRET.replace("secret", "my secret"), "split at spaces"),
         ([SECRET.replace("://", ":/")], "Could not parse"),
         ([SECRET.replace("5432", "secret")], "Could not parse"),
@@ -173,7 +173,7 @@ def test_an_engine_without_replicas_has_none(url: str) -> None:
     engine.dispose()
 
 
-def test_a_transaction_on_a_replica_of_an_engine_that_only_reads_outside(
+def test_a_replica_of_an_engine_that_is_read_only_outside_has_transactions(
     wire_url: str, replica_urls: list[str], replica: ReplicaServer, replica_wires: list[WireProxy]
 ) -> None:
     with opened_with(wire_url, replica_urls[:1], replica, read_only_outside=True) as engine:

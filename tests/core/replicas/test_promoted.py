@@ -78,7 +78,7 @@ class TestAStandbyInPlaceOfThePrimary:
         plain.dispose()
 
     @pytest.mark.parametrize("way", WAYS)
-    def test_is_left_by_the_whole_pool_when_it_refuses_a_write(
+    def test_a_standby_is_left_by_the_whole_pool_when_it_refuses_a_write(
         self, engine: OptInEngine, leads_to: list[str], url: str, way: str
     ) -> None:
         with ExitStack() as stack:  # three connections to the standby are in the pool
@@ -97,7 +97,9 @@ class TestAStandbyInPlaceOfThePrimary:
                 session = stack.enter_context(OptInSession(engine))
                 assert not session.scalar(IN_RECOVERY)
 
-    def test_keeps_what_a_savepoint_a_stream_and_a_lock_need(self, engine: OptInEngine) -> None:
+    def test_a_standby_keeps_what_a_savepoint_a_stream_and_a_lock_need(
+        self, engine: OptInEngine
+    ) -> None:
         """An application may be on a standby on purpose, and go on after the error."""
         write = sa.update(Author).values(age=7)
         rows = select(Author.id).order_by(Author.id).execution_options(yield_per=1)
@@ -130,7 +132,9 @@ class TestAStandbyInPlaceOfThePrimary:
                     session.execute(sa.update(Author).values(age=7))
         assert len(opened) <= 6
 
-    def test_another_error_with_the_same_code_is_another_error(self, engine: OptInEngine) -> None:
+    def test_an_error_with_the_same_code_is_not_taken_for_a_standby(
+        self, engine: OptInEngine
+    ) -> None:
         with OptInSession(engine) as session:
             pid = backend_pid(session.connection())
             with pytest.raises(exc.NotSupportedError) as raised:
@@ -138,7 +142,7 @@ class TestAStandbyInPlaceOfThePrimary:
             assert "standby" not in str(raised.value)
             assert backend_pid(session.connection()) == pid
 
-    def test_nothing_more_is_sent_than_without_it(
+    def test_nothing_more_is_sent_to_look_for_a_standby(
         self, engine: OptInEngine, leads_to: list[str], url: str, wire: WireProxy, wire_url: str
     ) -> None:
         leads_to[0] = wire_url

@@ -81,7 +81,7 @@ def test_a_stream_outside_comes_from_the_replica(
     assert "DECLARE" in sent(replica)
 
 
-def test_a_transaction_is_on_the_primary_and_a_read_only_one_too(
+def test_a_transaction_is_on_the_primary_even_a_read_only_one(
     session: OptInSession, url: str, replica: ReplicaServer
 ) -> None:
     replica.pause_replay()
@@ -174,7 +174,7 @@ def test_a_session_that_has_been_to_the_primary_reads_from_it_until_it_is_closed
     assert is_on_replica(session)
 
 
-def test_what_waits_has_been_nowhere(session: OptInSession) -> None:
+def test_a_session_with_waiting_changes_has_not_been_to_the_primary(session: OptInSession) -> None:
     session.add(Author(name="Dan"))
     with session.begin_nested() as empty:
         empty.rollback()

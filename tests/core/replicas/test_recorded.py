@@ -10,7 +10,7 @@ from tests.library import Author
 from tests.wire import WireProxy
 
 
-def test_reads_of_a_replica_and_writes_of_the_primary(
+def test_reads_of_a_replica_and_writes_of_the_primary_are_recorded(
     engine: OptInEngine, session: OptInSession, wire: WireProxy, replica_wires: list[WireProxy]
 ) -> None:
     session.get_one(Author, 1)
@@ -34,7 +34,7 @@ def test_reads_of_a_replica_and_writes_of_the_primary(
     assert [each.verb for each in transaction.sent] == ["BEGIN", "SELECT", "UPDATE", "COMMIT"]
 
 
-def test_of_one_session_too(
+def test_reads_of_one_session_from_a_replica_are_recorded(
     engine: OptInEngine, session: OptInSession, replica_wires: list[WireProxy]
 ) -> None:
     session.get_one(Author, 1)

@@ -13,7 +13,7 @@ from tests.wire import WireProxy
 
 
 @pytest.mark.parametrize("has_read", [True, False])
-def test_the_row_is_that_of_the_primary(
+def test_update_or_create_takes_the_row_of_the_primary(
     wire: WireProxy,
     replica_wires: list[WireProxy],
     session: OptInSession,

@@ -65,6 +65,6 @@ def test_a_write_on_a_replica_is_advised_what_works(
         with OptInSession(engine) as session:
             with pytest.raises(exc.InvalidRequestError) as raised:
                 session.scalar(statement)
-            assert f"Put the statement into `with session.{says}:`. (See" in str(raised.value)
+            assert f"Put the statement into `with session.{says}:`. See " in str(raised.value)
             with session.begin(read_only=None if read_only_outside else False):
                 assert session.scalar(statement) == 4

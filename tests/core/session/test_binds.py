@@ -55,7 +55,7 @@ class TestSeveralBinds:
         binds: dict[Any, Any] = {Note: second, Author: engine, Seat: engine}
         return sessionmaker(binds=binds, class_=OptInSession)
 
-    def test_a_transaction_covers_each_that_is_used(
+    def test_a_transaction_covers_each_bind_that_is_used(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         with wire.record() as recording, session.begin():
@@ -76,7 +76,7 @@ class TestSeveralBinds:
         assert onlooker.names() == ["new"]
         assert onlooker.column("SELECT text FROM note") == ["new"]
 
-    def test_reads_go_alone_on_each(self, session: OptInSession, wire: WireProxy) -> None:
+    def test_reads_go_alone_on_each_bind(self, session: OptInSession, wire: WireProxy) -> None:
         with wire.record() as recording:
             session.get(Author, 1)
             session.get(Note, 1)
@@ -85,7 +85,7 @@ class TestSeveralBinds:
         assert recording.round_trips == 3
 
     @pytest.mark.parametrize("write", ["flush", "commit", "bulk_save_objects"])
-    def test_one_call_outside_stores_on_both_or_none(
+    def test_one_call_outside_stores_on_both_binds_or_none(
         self, session: OptInSession, onlooker: Onlooker, write: str
     ) -> None:
         session.add_all([Author(name="old"), Note(text="old")])
@@ -110,7 +110,7 @@ class TestSeveralBinds:
         assert onlooker.names() == ["new", "old"]
         assert onlooker.column("SELECT text FROM note ORDER BY 1") == ["new", "old"]
 
-    def test_a_level_is_that_of_each(self, session: OptInSession, wire: WireProxy) -> None:
+    def test_a_level_is_that_of_each_bind(self, session: OptInSession, wire: WireProxy) -> None:
         with wire.record() as recording, session.begin(isolation_level="SERIALIZABLE"):
             session.get(Author, 1)
             session.get(Note, 1)
@@ -144,7 +144,7 @@ class TestSeveralBinds:
             getattr(session, write)()
 
     @pytest.mark.parametrize("write", ["block", "flush", "commit", "bulk_save_objects"])
-    def test_two_phases_store_on_both_or_none_even_if_a_commit_fails(
+    def test_two_phases_store_on_both_binds_or_none_even_if_a_commit_fails(
         self, sessions: Sessions, wire: WireProxy, onlooker: Onlooker, write: str
     ) -> None:
         with sessions(twophase=True) as session:
@@ -186,7 +186,7 @@ class TestARoutingSession:
         with RoutingSession() as session:
             yield session
 
-    def test_reads_go_to_the_one_and_writes_to_the_other(
+    def test_a_routing_session_reads_from_one_engine_and_writes_to_the_other(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         name = sa.text("SHOW application_name")
@@ -221,7 +221,7 @@ class TestTwoPhases:
         with sessions(twophase=True) as session:
             yield session
 
-    def test_an_error_rolls_back(
+    def test_an_error_rolls_a_two_phase_transaction_back(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         with wire.record() as recording:
@@ -233,7 +233,9 @@ class TestTwoPhases:
         assert sent(recording) == ["BEGIN", "INSERT", "ROLLBACK", "SELECT"]
         assert onlooker.names() == []
 
-    def test_prepare_and_commit_by_hand(self, session: OptInSession, onlooker: Onlooker) -> None:
+    def test_a_two_phase_session_is_prepared_and_committed_by_hand(
+        self, session: OptInSession, onlooker: Onlooker
+    ) -> None:
         session.begin()
         session.add(Author(name="new"))
         session.prepare()
@@ -248,7 +250,7 @@ class TestTwoPhases:
         assert onlooker.names() == ["new"]
         assert onlooker.scalar("SELECT count(*) FROM pg_prepared_xacts") == 0
 
-    def test_an_error_caught_inside_is_not_silent(
+    def test_an_error_caught_inside_two_phases_is_not_silent(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         with pytest.raises((PendingRollbackError, DBAPIError)), session.begin():
@@ -261,14 +263,14 @@ class TestTwoPhases:
         session.commit()
         assert onlooker.names() == ["after"]
 
-    def test_reads_outside_are_the_statement_alone(
+    def test_reads_of_a_two_phase_session_outside_are_the_statement_alone(
         self, session: OptInSession, wire: WireProxy
     ) -> None:
         with wire.record() as recording:
             session.get(Author, 1)
         assert sent(recording) == ["SELECT"]
 
-    def test_many_rows_outside_are_all_or_nothing(
+    def test_many_rows_of_a_two_phase_session_outside_are_all_or_nothing(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         with pytest.raises(IntegrityError):
@@ -304,13 +306,13 @@ class TestAStockBindBesideOurs:
         with stock.connect() as connection:
             return list(connection.scalars(sa.select(Note.text).order_by(Note.id)))
 
-    def test_a_read_of_the_stock_one_begins_as_ever(self, session: OptInSession) -> None:
+    def test_a_read_of_the_stock_bind_begins_as_ever(self, session: OptInSession) -> None:
         session.get(Note, 1)
         assert session.in_transaction()
         session.rollback()
         assert not session.in_transaction()
 
-    def test_a_read_of_ours_stays_alone_meanwhile(
+    def test_a_read_of_our_bind_stays_alone_meanwhile(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         session.get(Note, 1)
@@ -323,7 +325,7 @@ class TestAStockBindBesideOurs:
         session.rollback()
         assert onlooker.names() == ["new", "newer", "newest"]
 
-    def test_the_stock_one_flushes_before_it_reads_and_rolls_back_what_it_flushed(
+    def test_the_stock_bind_flushes_before_it_reads_and_rolls_back_what_it_flushed(
         self, session: OptInSession, stock: sa.Engine
     ) -> None:
         session.add(Note(text="new"))
@@ -337,7 +339,7 @@ class TestAStockBindBesideOurs:
         assert self.notes(stock) == []
 
     @pytest.mark.parametrize("begin", [True, False])
-    def test_both_are_stored_or_none(
+    def test_changes_of_the_stock_bind_and_ours_are_stored_or_none(
         self,
         session: OptInSession,
         wire: WireProxy,
@@ -366,7 +368,7 @@ class TestAStockBindBesideOurs:
             session.get(Author, 1)
         assert sent(recording) == ["SELECT"]
 
-    def test_after_a_read_of_the_stock_one_commit_stores_both(
+    def test_after_a_read_of_the_stock_bind_commit_stores_both(
         self, session: OptInSession, wire: WireProxy, stock: sa.Engine, onlooker: Onlooker
     ) -> None:
         session.get(Note, 1)
@@ -382,7 +384,7 @@ class TestAStockBindBesideOurs:
         assert self.notes(stock) == ["one"]
         assert onlooker.names() == ["one"]
 
-    def test_an_orm_bulk_insert_of_ours_meanwhile_joins_or_is_stored(
+    def test_an_orm_bulk_insert_of_our_bind_meanwhile_joins_or_is_stored(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         session.get(Note, 1)
@@ -392,7 +394,9 @@ class TestAStockBindBesideOurs:
         assert onlooker.names() == ["a", "b", "c"]
         assert wire.transactions_open == 0
 
-    def test_begin_meanwhile_is_an_error_that_says_why(self, session: OptInSession) -> None:
+    def test_begin_after_a_read_of_the_stock_bind_is_an_error_that_says_why(
+        self, session: OptInSession
+    ) -> None:
         session.get(Note, 1)
         with pytest.raises(InvalidRequestError, match=r"commit\(\) or rollback\(\)"):
             session.begin()
@@ -400,7 +404,7 @@ class TestAStockBindBesideOurs:
         with session.begin():
             session.get(Note, 1)
 
-    def test_begin_nested_meanwhile_makes_ours_join(
+    def test_begin_nested_after_a_read_of_the_stock_bind_makes_our_bind_join(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         session.get(Note, 1)
@@ -442,7 +446,7 @@ class TestAStockBindBesideOurs:
             with stock.begin() as connection:
                 connection.execute(sa.delete(Note))
 
-    def test_a_bulk_call_that_fails_meanwhile_can_be_rolled_back(
+    def test_a_bulk_call_that_fails_after_a_read_of_the_stock_bind_can_be_rolled_back(
         self, session: OptInSession, wire: WireProxy, stock: sa.Engine, onlooker: Onlooker
     ) -> None:
         def save() -> None:
@@ -470,7 +474,7 @@ class TestAStockBindBesideOurs:
         assert self.notes(stock) == []
         assert onlooker.names() == []
 
-    def test_a_bulk_statement_of_the_stock_one_is_stock(
+    def test_a_bulk_statement_of_the_stock_bind_is_as_with_sqlalchemy(
         self, session: OptInSession, stock: sa.Engine
     ) -> None:
         session.execute(sa.insert(Note), [{"text": "a"}, {"text": "b"}])
@@ -482,7 +486,7 @@ class TestAStockBindBesideOurs:
         session.commit()
         assert self.notes(stock) == ["c"]
 
-    def test_a_lock_on_ours_is_refused_all_the_same(
+    def test_a_lock_on_our_bind_is_refused_all_the_same(
         self, session: OptInSession, wire: WireProxy
     ) -> None:
         session.get(Note, 1)

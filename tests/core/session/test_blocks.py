@@ -68,7 +68,7 @@ class TestTheEndOfABlock:
             savepoint.commit()
         assert onlooker.names() == ["one"]
 
-    def test_that_was_rolled_back_inside_too(
+    def test_a_block_that_was_rolled_back_inside_refuses_more_statements(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         with session.begin():
@@ -83,7 +83,7 @@ class TestTheEndOfABlock:
 
     @pytest.mark.parametrize("how", ["close", "reset", "invalidate"])
     @pytest.mark.parametrize("nests", [False, True])
-    def test_that_was_closed_inside_rolls_back_and_says_so(
+    def test_a_block_that_was_closed_inside_rolls_back_and_says_so(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker, how: str, nests: bool
     ) -> None:
         # Without an error, what was written would be lost without a word.
@@ -101,7 +101,7 @@ class TestTheEndOfABlock:
         session.commit()
         assert onlooker.names() == ["two"]
 
-    def test_that_was_closed_inside_with_changes_waiting_says_so(
+    def test_a_block_that_was_closed_inside_with_changes_waiting_says_so(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         with pytest.raises(PendingRollbackError, match="closed inside"), session.begin():
@@ -109,14 +109,16 @@ class TestTheEndOfABlock:
             session.close()
         assert onlooker.names() == []
 
-    def test_that_was_closed_inside_raises_its_own_error(self, session: OptInSession) -> None:
+    def test_a_block_that_was_closed_inside_raises_its_own_error(
+        self, session: OptInSession
+    ) -> None:
         with pytest.raises(KeyError), session.begin():
             session.add(Author(name="one"))
             session.close()
             raise KeyError("mine")
 
     @pytest.mark.parametrize("after", ["rollback", None])
-    def test_that_loses_nothing_may_be_closed_inside(
+    def test_a_block_that_loses_nothing_may_be_closed_inside(
         self, session: OptInSession, onlooker: Onlooker, after: str | None
     ) -> None:
         with session.begin():
@@ -130,7 +132,7 @@ class TestTheEndOfABlock:
         assert onlooker.names() == ["two"]
 
     @pytest.mark.parametrize("how", ["execute", "flush"])
-    def test_with_an_error_caught_inside_says_that_nothing_was_stored(
+    def test_a_block_with_an_error_caught_inside_says_that_nothing_was_stored(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker, how: str
     ) -> None:
         with pytest.raises(PendingRollbackError, match=r"begin_nested\(\)"):
@@ -149,7 +151,7 @@ class TestTheEndOfABlock:
             session.add(Author(name="after"))
         assert onlooker.names() == ["after"]
 
-    def test_with_an_error_caught_inside_can_go_on_after_a_savepoint(
+    def test_a_block_with_an_error_caught_around_a_savepoint_can_go_on(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         with session.begin():
@@ -162,7 +164,7 @@ class TestTheEndOfABlock:
             assert session.scalar(sa.select(sa.func.count(Author.id))) == 4
         assert onlooker.names() == ["kept"]
 
-    def test_of_a_savepoint_with_an_error_caught_inside_is_not_silent_either(
+    def test_a_savepoint_with_an_error_caught_inside_is_not_released_in_silence(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         with session.begin():
@@ -204,7 +206,7 @@ class TestBegin:
         ],
     )
     @pytest.mark.parametrize("nested", [False, True])
-    def test_sends_what_it_begins_with_in_the_one_begin(
+    def test_begin_sends_its_options_in_the_one_begin(
         self,
         session: OptInSession,
         wire: WireProxy,
@@ -237,7 +239,7 @@ class TestBegin:
             {"deferrable": True, "read_only": True, "isolation_level": "REPEATABLE READ"},
         ],
     )
-    def test_refuses_what_the_database_does_not_know_and_sends_nothing(
+    def test_begin_refuses_what_the_database_does_not_know_and_sends_nothing(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker, options: dict[str, Any]
     ) -> None:
         session.add(Author(name="pending"))
@@ -249,20 +251,22 @@ class TestBegin:
         session.commit()
         assert onlooker.names() == ["pending"]
 
-    def test_reads_a_level_as_sqlalchemy_does(self, session: OptInSession) -> None:
+    def test_begin_reads_a_level_as_sqlalchemy_does(self, session: OptInSession) -> None:
         levels: list[Any] = ["REPEATABLE_READ", "repeatable read"]
         for level in levels:
             with session.begin(isolation_level=level):
                 shown = session.scalar(sa.text("SHOW transaction_isolation"))
                 assert shown == "repeatable read"
 
-    def test_of_a_savepoint_takes_no_options(self, session: OptInSession, wire: WireProxy) -> None:
+    def test_begin_of_a_savepoint_takes_no_options(
+        self, session: OptInSession, wire: WireProxy
+    ) -> None:
         with session.begin(), wire.record() as recording:
             with pytest.raises(InvalidRequestError, match="savepoint"):
                 session.begin(nested=True, isolation_level="SERIALIZABLE")
         assert recording.messages == []
 
-    def test_does_not_leak_its_level_after_an_error(self, session: OptInSession) -> None:
+    def test_begin_does_not_leak_its_level_after_an_error(self, session: OptInSession) -> None:
         level = sa.text("SHOW transaction_isolation")
         with pytest.raises(ProgrammingError), session.begin(isolation_level="SERIALIZABLE"):
             session.execute(sa.text("SELECT nothing FROM nowhere"))
@@ -282,7 +286,7 @@ class TestBegin:
     }
 
     @pytest.mark.parametrize("write", WRITES)
-    def test_of_a_read_only_transaction_refuses_to_write(
+    def test_a_read_only_transaction_refuses_to_write(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker, write: str
     ) -> None:
         with pytest.raises((InvalidRequestError, DBAPIError), match="read-only"):
@@ -295,7 +299,7 @@ class TestBegin:
         session.commit()
         assert onlooker.names() == ["after"]
 
-    def test_through_a_scoped_session_takes_the_same(
+    def test_begin_of_a_scoped_session_takes_the_same_options(
         self, sessions: Sessions, wire: WireProxy
     ) -> None:
         scoped: OptInScopedSession[OptInSession] = OptInScopedSession(sessions)
@@ -313,7 +317,7 @@ class TestBegin:
 
 class TestBeginTakesABoolForNested:
     @pytest.mark.parametrize("nested", ["SERIALIZABLE", 1, 0, None, {"isolation_level": "x"}])
-    def test_and_refuses_anything_else(
+    def test_begin_takes_a_bool_for_nested_and_refuses_anything_else(
         self, session: OptInSession, wire: WireProxy, nested: Any
     ) -> None:
         with wire.record() as recording:
@@ -332,7 +336,9 @@ def test_eighty_thousand_callbacks_take_time_in_proportion(session: OptInSession
 
 
 @pytest.mark.parametrize("class_", [OptInSession, Session])
-def test_a_scoped_session_tells_what_is_open(engine: OptInEngine, class_: type[Session]) -> None:
+def test_a_scoped_session_tells_which_transaction_is_open(
+    engine: OptInEngine, class_: type[Session]
+) -> None:
     scoped = OptInScopedSession(sessionmaker(engine, class_=class_))
     assert not scoped.in_transaction()
     assert scoped.get_transaction() is None

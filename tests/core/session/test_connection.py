@@ -26,7 +26,7 @@ from tests.wire import WireProxy
 
 
 class TestTheSessionsConnection:
-    def test_is_the_same_outside_and_inside(
+    def test_the_sessions_connection_is_the_same_outside_and_inside(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         outside = session.connection()
@@ -43,7 +43,7 @@ class TestTheSessionsConnection:
         assert inside is outside
         assert not inside.in_transaction()
 
-    def test_begins_by_hand_as_any_connection_and_the_session_joins(
+    def test_the_sessions_connection_begins_by_hand_and_the_session_joins(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         with wire.record() as recording:
@@ -60,7 +60,7 @@ class TestTheSessionsConnection:
         assert onlooker.names() == []
         session.close()
 
-    def test_takes_an_isolation_level_inside_as_its_first_use(
+    def test_the_sessions_connection_takes_an_isolation_level_inside_at_its_first_use(
         self, session: OptInSession, wire: WireProxy
     ) -> None:
         level = sa.text("SHOW transaction_isolation")
@@ -73,7 +73,7 @@ class TestTheSessionsConnection:
         with session.connection().begin():
             assert session.scalar(level) == "read committed"
 
-    def test_refuses_an_isolation_level_outside(
+    def test_the_sessions_connection_refuses_an_isolation_level_outside(
         self, session: OptInSession, wire: WireProxy
     ) -> None:
         with wire.record() as recording:
@@ -94,7 +94,9 @@ class TestTheSessionsConnection:
         with connection.begin():
             assert connection.scalar(level) == "read committed"
 
-    def test_a_level_that_was_set_on_it_is_not_dropped(self, session: OptInSession) -> None:
+    def test_a_level_that_was_set_on_the_sessions_connection_is_not_dropped(
+        self, session: OptInSession
+    ) -> None:
         level = sa.text("SHOW transaction_isolation")
         session.connection().execution_options(isolation_level="REPEATABLE READ")
         with session.connection().begin():
@@ -109,7 +111,7 @@ class TestTheSessionsConnection:
         ],
         ids=["to the session", "to the connection"],
     )
-    def test_has_execution_options_to_the_end_of_the_transaction_that_they_were_given_in(
+    def test_execution_options_of_the_connection_end_with_the_transaction(
         self, session: OptInSession, onlooker: Onlooker, give: Any, is_stored: bool
     ) -> None:
         onlooker.run("CREATE SCHEMA other CREATE TABLE author (id int, name text, age int)")
@@ -127,7 +129,9 @@ class TestTheSessionsConnection:
             assert session.scalar(name) == "Ada"
 
     @pytest.mark.skipif(sa.__version__ < "2.1", reason="new in SQLAlchemy 2.1")
-    def test_has_the_sessions_execution_options(self, sessions: Sessions) -> None:
+    def test_the_sessions_connection_has_the_sessions_execution_options(
+        self, sessions: Sessions
+    ) -> None:
         options = {"isolation_level": "REPEATABLE READ"}
         with sessions(execution_options=options) as session, session.begin():
             shown = session.scalar(sa.text("SHOW transaction_isolation"))
@@ -139,7 +143,7 @@ class TestTheSessionsConnection:
 
     @pytest.mark.skipif(sa.__version__ < "2.1", reason="new in SQLAlchemy 2.1")
     @pytest.mark.parametrize("call", ["bulk_insert_mappings", "bulk_save_objects"])
-    def test_has_them_too_if_a_bulk_call_takes_it_first(
+    def test_a_bulk_call_takes_a_connection_with_the_sessions_execution_options(
         self, sessions: Sessions, onlooker: Onlooker, call: str
     ) -> None:
         onlooker.run("CREATE SCHEMA other")
@@ -154,7 +158,7 @@ class TestTheSessionsConnection:
         assert onlooker.names() == []
 
     @pytest.mark.parametrize("end", ["commit", "rollback"])
-    def test_ended_by_hand_inside_a_block_writes_nothing_more(
+    def test_a_connection_ended_by_hand_inside_a_block_writes_nothing_more(
         self, session: OptInSession, onlooker: Onlooker, end: str
     ) -> None:
         with pytest.raises(InvalidRequestError), session.begin():
@@ -167,7 +171,7 @@ class TestTheSessionsConnection:
         session.commit()
         assert "three" in onlooker.names()
 
-    def test_closed_by_hand_is_replaced(self, session: OptInSession) -> None:
+    def test_a_connection_closed_by_hand_is_replaced(self, session: OptInSession) -> None:
         session.connection().close()
         assert session.get_one(Author, 1).name == "Ada"
         with pytest.raises((InvalidRequestError, ResourceClosedError)), session.begin():
@@ -300,7 +304,9 @@ def test_a_session_on_a_connection_does_what_sqlalchemys_does(
 
 
 class TestAKilledServerProcess:
-    def test_while_idle_outside(self, session: OptInSession, onlooker: Onlooker) -> None:
+    def test_a_server_process_killed_while_idle_outside_is_replaced(
+        self, session: OptInSession, onlooker: Onlooker
+    ) -> None:
         author = session.get_one(Author, 1)
         author.age = 44
         onlooker.kill(backend_pid(session.connection()))
@@ -309,7 +315,9 @@ class TestAKilledServerProcess:
         session.commit()
         assert onlooker.scalar("SELECT age FROM author WHERE id = 1") == 44
 
-    def test_inside(self, session: OptInSession, wire: WireProxy, onlooker: Onlooker) -> None:
+    def test_a_server_process_killed_inside_is_an_error_and_nothing_is_stored(
+        self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
+    ) -> None:
         with pytest.raises(OperationalError), session.begin():
             session.add(Author(name="gone"))
             session.flush()
@@ -321,7 +329,9 @@ class TestAKilledServerProcess:
         assert recording.verbs[-1] == "SELECT"
         assert onlooker.names() == []
 
-    def test_before_the_commit(self, session: OptInSession, onlooker: Onlooker) -> None:
+    def test_a_server_process_killed_before_the_commit_is_an_error(
+        self, session: OptInSession, onlooker: Onlooker
+    ) -> None:
         with pytest.raises(OperationalError), session.begin():
             session.add(Author(name="gone"))
             session.flush()
@@ -332,14 +342,18 @@ class TestAKilledServerProcess:
         session.commit()
         assert onlooker.names() == ["after"]
 
-    def test_before_a_flush_outside(self, session: OptInSession, onlooker: Onlooker) -> None:
+    def test_a_server_process_killed_before_a_flush_outside_is_replaced(
+        self, session: OptInSession, onlooker: Onlooker
+    ) -> None:
         session.get(Author, 1)
         session.add(Author(name="waiting"))
         onlooker.kill(backend_pid(session.connection()))
         session.flush()
         assert onlooker.names() == ["waiting"]
 
-    def test_while_idle_in_the_pool(self, sessions: Sessions, onlooker: Onlooker) -> None:
+    def test_a_server_process_killed_while_idle_in_the_pool_is_replaced(
+        self, sessions: Sessions, onlooker: Onlooker
+    ) -> None:
         with sessions() as session:
             pid = backend_pid(session.connection())
         onlooker.kill(pid)
@@ -349,7 +363,9 @@ class TestAKilledServerProcess:
                 session.add(Author(name="after"))
         assert onlooker.names() == ["after"]
 
-    def test_in_a_savepoint(self, session: OptInSession, onlooker: Onlooker) -> None:
+    def test_a_server_process_killed_in_a_savepoint_undoes_the_transaction(
+        self, session: OptInSession, onlooker: Onlooker
+    ) -> None:
         with pytest.raises(DBAPIError), session.begin():
             session.add(Author(name="gone"))
             with session.begin_nested():
@@ -359,7 +375,7 @@ class TestAKilledServerProcess:
         assert onlooker.names() == []
         assert session.get_one(Author, 1).name == "Ada"
 
-    def test_caught_inside_the_block_is_not_silent(
+    def test_a_killed_server_process_that_is_caught_inside_the_block_is_not_silent(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         with pytest.raises((PendingRollbackError, DBAPIError)), session.begin():
@@ -370,7 +386,9 @@ class TestAKilledServerProcess:
         assert onlooker.names() == []
         assert session.get_one(Author, 1).name == "Ada"
 
-    def test_with_pre_ping_nobody_notices(self, wire_url: str, onlooker: Onlooker) -> None:
+    def test_with_pre_ping_nobody_notices_a_killed_server_process(
+        self, wire_url: str, onlooker: Onlooker
+    ) -> None:
         with opened(wire_url, pool_pre_ping=True) as engine:
             with OptInSession(engine) as session:
                 pid = backend_pid(session.connection())
@@ -378,7 +396,7 @@ class TestAKilledServerProcess:
             with OptInSession(engine) as session, session.begin():
                 assert session.get_one(Author, 1).name == "Ada"
 
-    def test_a_broken_network_too(
+    def test_a_broken_network_inside_is_an_error_and_nothing_is_stored(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         with pytest.raises(OperationalError), session.begin():

@@ -29,7 +29,9 @@ from tests.wire import WireProxy
 
 
 class TestObjectsOutside:
-    def test_a_flush_does_not_expire_them(self, session: OptInSession, wire: WireProxy) -> None:
+    def test_a_flush_outside_does_not_expire_objects(
+        self, session: OptInSession, wire: WireProxy
+    ) -> None:
         author, new = session.get_one(Author, 1), Author(name="new")
         author.age = 31
         session.add(new)
@@ -38,7 +40,7 @@ class TestObjectsOutside:
             assert (author.age, new.name, new.id) == (31, "new", 4)
         assert recording.messages == []
 
-    def test_a_commit_does(self, session: OptInSession, wire: WireProxy) -> None:
+    def test_a_commit_outside_expires_objects(self, session: OptInSession, wire: WireProxy) -> None:
         author = session.get_one(Author, 1)
         author.age = 31
         session.commit()
@@ -46,7 +48,7 @@ class TestObjectsOutside:
             assert author.age == 31
         assert sent(recording) == ["SELECT"]
 
-    def test_a_commit_with_nothing_waiting_does_too(
+    def test_a_commit_outside_with_nothing_waiting_expires_objects(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         author = session.get_one(Author, 1)
@@ -65,7 +67,7 @@ class TestObjectsOutside:
                 session.commit()
                 assert ("age" in sa.inspect(author).expired_attributes) is expire
 
-    def test_a_flush_that_failed_leaves_new_ones_transient_to_be_added_again(
+    def test_a_flush_that_failed_leaves_new_objects_transient_to_be_added_again(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         wrong, fine = Author(name="Ada"), Author(name="fine")
@@ -94,7 +96,7 @@ class TestObjectsOutside:
         assert new.name == "new"
         assert onlooker.names() == ["new"]
 
-    def test_one_that_was_deleted_and_flushed_is_gone(
+    def test_an_object_that_was_deleted_and_flushed_is_gone(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         document = session.get_one(Document, 1)
@@ -106,7 +108,7 @@ class TestObjectsOutside:
         assert session.get(Document, 1) is None
         session.commit()
 
-    def test_one_whose_deletion_failed_is_back(self, session: OptInSession) -> None:
+    def test_an_object_whose_deletion_failed_is_back(self, session: OptInSession) -> None:
         author = session.get_one(Author, 1)
         session.execute(sa.text("ALTER TABLE document DROP CONSTRAINT document_author_id_fkey"))
         session.execute(
@@ -139,7 +141,7 @@ class TestObjectsOutside:
         assert sorted(sent(recording)) == ["BEGIN", "COMMIT", "INSERT", "UPDATE"]
         assert onlooker.names() == ["merged"]
 
-    def test_refresh_and_expire_forget_the_change_of_one_and_send_one_select(
+    def test_refresh_and_expire_forget_the_change_of_one_object_and_send_one_select(
         self, session: OptInSession, wire: WireProxy
     ) -> None:
         one, two = session.get_one(Author, 1), session.get_one(Author, 2)
@@ -150,7 +152,7 @@ class TestObjectsOutside:
             assert (one.age, two.age) == (30, 30)
         assert sent(recording) == ["SELECT", "SELECT"]
 
-    def test_a_row_that_somebody_deleted_meanwhile(
+    def test_a_flush_of_a_row_that_somebody_deleted_meanwhile_changes_nothing(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         document, author = session.get_one(Document, 1), session.get_one(Author, 2)
@@ -319,7 +321,7 @@ DYNAMIC_READS: dict[str, Callable[[Writer], Any]] = {
 class TestADynamicRelationship:
     @pytest.mark.parametrize("class_", [OptInSession, OwnFlush])
     @pytest.mark.parametrize("name", DYNAMIC_READS)
-    def test_is_read_outside_without_writing(
+    def test_a_dynamic_relationship_is_read_outside_without_writing(
         self,
         engine: OptInEngine,
         wire: WireProxy,
@@ -337,7 +339,9 @@ class TestADynamicRelationship:
             session.rollback()
         assert onlooker.names() == []
 
-    def test_is_read_inside_after_a_flush(self, session: OptInSession, wire: WireProxy) -> None:
+    def test_a_dynamic_relationship_is_read_inside_after_a_flush(
+        self, session: OptInSession, wire: WireProxy
+    ) -> None:
         writer = session.get_one(Writer, 1)
         with wire.record() as recording, session.begin():
             writer.books.append(Book(title="new"))
@@ -347,7 +351,7 @@ class TestADynamicRelationship:
                 assert writer.books.count() == 2
         assert recording.verbs == ["BEGIN", "INSERT", "SELECT", "SELECT", "INSERT", "COMMIT"]
 
-    def test_of_another_database_is_read_after_a_flush(self) -> None:
+    def test_a_dynamic_relationship_of_another_database_is_read_after_a_flush(self) -> None:
         engine = sa.create_engine("sqlite://")
         DynamicBase.metadata.create_all(engine)
         with OptInSession(engine) as session:
@@ -361,7 +365,7 @@ class TestADynamicRelationship:
         engine.dispose()
 
 
-def test_a_model_with_a_version_counter(
+def test_a_version_counter_refuses_what_somebody_else_has_changed(
     session: OptInSession, wire: WireProxy, onlooker: Onlooker
 ) -> None:
     class Base(DeclarativeBase):

@@ -45,7 +45,7 @@ from tests.wire import WireProxy
 
 
 class TestTheLoan:
-    def test_goes_back_after_every_kind_of_statement_when_the_pool_has_no_spare_one(
+    def test_a_loan_goes_back_after_any_statement_when_the_pool_has_no_other(
         self, wire_url: str, wire: WireProxy
     ) -> None:
         with opened(wire_url, pool_size=1, max_overflow=0, pool_timeout=1) as engine:
@@ -74,7 +74,7 @@ class TestTheLoan:
                     statement(session)
                     assert checked_out(engine) == 0, name
 
-    def test_is_kept_once_its_dbapi_connection_was_handed_out(self, wire_url: str) -> None:
+    def test_a_loan_is_kept_once_its_dbapi_connection_was_handed_out(self, wire_url: str) -> None:
         with opened(wire_url, pool_size=1, max_overflow=0, pool_timeout=1) as engine:
             with OptInSession(engine) as session:
                 cursor = session.connection().connection.cursor()
@@ -84,7 +84,7 @@ class TestTheLoan:
                 session.give_back()
                 assert checked_out(engine) == 0
 
-    def test_goes_back_after_an_error_too(self, wire_url: str) -> None:
+    def test_a_loan_goes_back_after_an_error(self, wire_url: str) -> None:
         with opened(wire_url, pool_size=1, max_overflow=0, pool_timeout=1) as engine:
             with OptInSession(engine) as session:
                 with pytest.raises(ProgrammingError):
@@ -113,7 +113,7 @@ class TestTheLoan:
             for session in sessions:
                 session.close()
 
-    def test_a_stream_keeps_it_until_it_is_read_to_its_end(self, wire_url: str) -> None:
+    def test_a_stream_keeps_the_loan_until_it_is_read_to_its_end(self, wire_url: str) -> None:
         with opened(wire_url, pool_size=1, max_overflow=0, pool_timeout=1) as engine:
             with OptInSession(engine) as session:
                 stream = session.scalars(
@@ -127,7 +127,7 @@ class TestTheLoan:
 
     @pytest.mark.parametrize("end", ["close", "reset", "invalidate", "block"])
     @pytest.mark.parametrize("streams", [2, 3])
-    def test_several_streams_that_are_left_half_way_are_closed_before_it_goes_back(
+    def test_streams_that_are_left_half_way_are_closed_before_the_loan_goes_back(
         self, streams: int, end: str, wire_url: str, wire: WireProxy
     ) -> None:
         """What is sent afterwards would be sent in the middle of what the next borrower does."""
@@ -185,7 +185,7 @@ class TestTheLoan:
         gc.collect()
         assert sum(type(found) is CursorResult for found in gc.get_objects()) <= 10
 
-    def test_an_abandoned_stream_does_not_keep_it(self, wire_url: str) -> None:
+    def test_an_abandoned_stream_does_not_keep_the_loan(self, wire_url: str) -> None:
         with opened(wire_url, pool_size=1, max_overflow=0, pool_timeout=1) as engine:
             with OptInSession(engine) as one, OptInSession(engine) as two:
                 for options in ({"yield_per": 1}, {"stream_results": True}):
@@ -210,7 +210,7 @@ class TestTheLoan:
         assert titles == ["Of 1", "Of 2", "Of 3"]
         assert onlooker.column("SELECT age FROM author ORDER BY id") == [51, 52, 53]
 
-    def test_a_pool_that_has_none_in_time_does_no_harm(self, wire_url: str) -> None:
+    def test_a_pool_that_has_no_connection_in_time_does_no_harm(self, wire_url: str) -> None:
         with opened(wire_url, pool_size=1, max_overflow=0, pool_timeout=0.1) as engine:
             with OptInSession(engine) as holder, OptInSession(engine) as session:
                 dirty = session.get_one(Author, 1)
@@ -289,7 +289,7 @@ class TestTheLoan:
     }
 
     @pytest.mark.parametrize("pool", POOLS)
-    def test_works_with_pools_of_every_kind(
+    def test_sessions_work_with_pools_of_every_kind(
         self, wire_url: str, wire: WireProxy, onlooker: Onlooker, pool: str
     ) -> None:
         poolclass, options, kept = self.POOLS[pool]
@@ -322,7 +322,9 @@ class TestTheLoan:
         assert onlooker.names() == ["new"]
         assert onlooker.scalar("SELECT count(*) FROM document") == 3
 
-    def test_an_assertion_pool_has_none_to_spare(self, wire_url: str) -> None:
+    def test_an_assertion_pool_gets_its_connection_back_after_each_read(
+        self, wire_url: str
+    ) -> None:
         with opened(wire_url, poolclass=AssertionPool) as engine:
             with OptInSession(engine) as one, OptInSession(engine) as two:
                 assert one.get_one(Author, 1).name == "Ada"
@@ -388,7 +390,7 @@ class TestTheLoan:
         assert checked_out(engine) == 0
         assert session.get_one(Author, 1).name == "Ada"
 
-    def test_a_session_that_is_forgotten_gives_it_back(
+    def test_a_session_that_is_forgotten_gives_its_connection_back(
         self, sessions: Sessions, engine: OptInEngine
     ) -> None:
         session = sessions()
@@ -400,7 +402,7 @@ class TestTheLoan:
 
     @pytest.mark.parametrize("begin_on_write", [False, True])
     @pytest.mark.parametrize("way", ["read", "unread", "partly", "rows", "handed out", "commit"])
-    def test_a_session_that_is_forgotten_gives_it_back_without_the_garbage_collector(
+    def test_a_forgotten_session_gives_its_connection_back_without_the_collector(
         self, engine: OptInEngine, way: str, begin_on_write: bool
     ) -> None:
         def use(session: OptInSession) -> None:

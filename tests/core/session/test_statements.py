@@ -156,7 +156,7 @@ class TestStatementsThatWriteOutside:
         assert sent(recording) == ["INSERT", "INSERT", "UPDATE"]
         assert onlooker.names() == ["new", "newer"]
 
-    def test_an_upsert_that_loads_objects(
+    def test_an_upsert_that_loads_objects_is_one_statement(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         author = session.get_one(Author, 1)
@@ -224,7 +224,7 @@ class TestStatementsThatWriteOutside:
         found = session.connection().execute(sa.insert(authors).returning(authors.c.id), rows)
         assert len({row.id for row in found}) == 2500
 
-    def test_one_object_of_two_tables_with_the_bulk_strategy(
+    def test_one_object_of_two_tables_with_the_bulk_strategy_is_all_or_nothing(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         bulk = {"dml_strategy": "bulk"}
@@ -279,7 +279,7 @@ class TestStatementsThatWriteOutside:
         session.bulk_save_objects([loaded])
         assert session.scalar(sa.text("SELECT age FROM author WHERE id = 1")) == 41
 
-    def test_inside_they_are_part_of_the_transaction(
+    def test_statements_that_write_inside_are_part_of_the_transaction(
         self, session: OptInSession, wire: WireProxy, onlooker: Onlooker
     ) -> None:
         rows = [{"name": "n1"}, {"name": "n2"}]
@@ -316,12 +316,12 @@ class TestStreaming:
     STREAM = sa.select(Author.id).order_by(Author.id).execution_options(yield_per=100)
     CURSORS = sa.text("SELECT count(*) FROM pg_cursors WHERE name <> ''")
 
-    def test_two_at_once(self, session: OptInSession) -> None:
+    def test_two_streams_can_be_read_at_once(self, session: OptInSession) -> None:
         pairs = list(zip(session.scalars(self.STREAM), session.scalars(self.STREAM), strict=True))
         assert pairs == [(n, n) for n in range(1, 1001)]
         assert session.scalar(self.CURSORS) == 0
 
-    def test_in_partitions(self, session: OptInSession) -> None:
+    def test_a_stream_can_be_read_in_partitions(self, session: OptInSession) -> None:
         sizes = [len(part) for part in session.scalars(self.STREAM).partitions()]
         assert sizes == [100] * 10
 
@@ -339,7 +339,7 @@ class TestStreaming:
         assert seen == list(range(1, 1001))
         assert onlooker.scalar("SELECT count(*) FROM author WHERE name LIKE 'part%'") == 10
 
-    def test_inside_it_is_a_plain_cursor_of_the_transaction(
+    def test_a_stream_inside_is_a_plain_cursor_of_the_transaction(
         self, session: OptInSession, wire: WireProxy
     ) -> None:
         with wire.record() as recording, session.begin():
@@ -350,7 +350,7 @@ class TestStreaming:
 
     @pytest.mark.filterwarnings("ignore::ResourceWarning")  # psycopg's, of the cursor
     @pytest.mark.parametrize("end", ["close", "reset", "invalidate", "garbage"])
-    def test_an_abandoned_one_leaves_nothing_behind(
+    def test_an_abandoned_stream_leaves_nothing_behind(
         self, engine: OptInEngine, sessions: Sessions, end: str
     ) -> None:
         session = sessions()
@@ -369,7 +369,7 @@ class TestStreaming:
 
     @pytest.mark.filterwarnings("ignore::ResourceWarning")  # psycopg's, of the cursor
     @pytest.mark.parametrize("how", ["closed", "read to its end", "forgotten"])
-    def test_one_that_is_ended_in_an_aborted_transaction_leaves_no_cursor_in_the_pool(
+    def test_a_stream_ended_in_an_aborted_transaction_leaves_no_cursor_in_the_pool(
         self, sessions: Sessions, how: str
     ) -> None:
         """There the server takes no CLOSE."""
@@ -393,14 +393,14 @@ class TestStreaming:
             assert backend_pid(session.connection()) == pid
             assert session.scalar(self.CURSORS) == 0
 
-    def test_closing_the_result_closes_the_cursor(self, session: OptInSession) -> None:
+    def test_closing_the_result_of_a_stream_closes_its_cursor(self, session: OptInSession) -> None:
         stream = session.scalars(self.STREAM)
         next(stream)
         assert session.scalar(self.CURSORS) == 1
         stream.close()
         assert session.scalar(self.CURSORS) == 0
 
-    def test_a_killed_server_ends_it_with_an_error_not_with_fewer_rows(
+    def test_a_killed_server_ends_a_stream_with_an_error_not_with_fewer_rows(
         self, session: OptInSession, onlooker: Onlooker
     ) -> None:
         stream = session.scalars(self.STREAM)
@@ -411,7 +411,7 @@ class TestStreaming:
         assert session.get_one(Author, 1).name == "Ada"
         assert len(session.scalars(self.STREAM).all()) == 1000
 
-    def test_keeps_memory_bounded(self, session: OptInSession) -> None:
+    def test_a_stream_keeps_memory_bounded(self, session: OptInSession) -> None:
         """A client-side cursor would fetch all at once: the rows come in FETCHes of a hundred."""
         stream = session.execute(
             sa.text("SELECT n, repeat('x', 1000) FROM generate_series(1, 20000) n"),

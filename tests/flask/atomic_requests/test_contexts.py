@@ -18,7 +18,9 @@ from tests.wire import WireProxy
 # -- Test clients and shared contexts -------------------------------------------------------------
 
 
-def test_a_client_that_keeps_the_context(house: House, wire: WireProxy, onlooker: Onlooker) -> None:
+def test_a_client_that_keeps_the_context_gets_a_transaction_for_each_request(
+    house: House, wire: WireProxy, onlooker: Onlooker
+) -> None:
     @house.web.post("/<name>/<int:status>")
     def view(name: str, status: int) -> tuple[str, int]:
         g.name = name
@@ -38,7 +40,7 @@ def test_a_client_that_keeps_the_context(house: House, wire: WireProxy, onlooker
     assert onlooker.names() == ["one", "three"]
 
 
-def test_a_client_that_keeps_the_context_and_an_exception_that_propagates(
+def test_an_exception_that_propagates_to_a_client_that_keeps_the_context_rolls_back(
     house: House, onlooker: Onlooker
 ) -> None:
     house.web.testing = True
@@ -59,7 +61,7 @@ def test_a_client_that_keeps_the_context_and_an_exception_that_propagates(
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_in_the_context_of_a_test(
+def test_a_request_in_the_context_of_a_test_is_a_transaction_of_its_own(
     house: House, wire: WireProxy, onlooker: Onlooker, error: type[BaseException]
 ) -> None:
     """The request has the session of the test, also one that stock SQLAlchemy has begun on."""
@@ -89,7 +91,7 @@ def test_in_the_context_of_a_test(
     assert onlooker.names() == ["by the test", "one"]
 
 
-def test_in_the_context_of_a_test_that_has_a_transaction_open(
+def test_a_request_in_the_context_of_a_test_that_has_a_transaction_open_is_refused(
     house: House, onlooker: Onlooker
 ) -> None:
     house.web.testing = True

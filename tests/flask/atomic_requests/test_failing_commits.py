@@ -121,7 +121,7 @@ def test_an_error_handler_for_a_failing_commit_may_write(
     assert onlooker.names() == ["noted"]
 
 
-def test_a_failing_commit_and_a_handler_of_500(house: House) -> None:
+def test_a_handler_of_500_gets_the_error_of_a_failing_commit(house: House) -> None:
     @house.web.post("/")
     def view() -> str:
         two_in_one_seat(house)
@@ -134,7 +134,7 @@ def test_a_failing_commit_and_a_handler_of_500(house: House) -> None:
     assert post(house) == (500, "IntegrityError")
 
 
-def test_a_failing_commit_and_a_handler_that_fails(house: House) -> None:
+def test_a_handler_that_fails_after_a_failing_commit_is_a_500(house: House) -> None:
     @house.web.post("/")
     def view() -> str:
         two_in_one_seat(house)
@@ -209,7 +209,9 @@ def test_a_swallowed_error_of_the_database_is_no_200(
 
 
 @pytest.mark.parametrize("status", [200, 409])
-def test_a_server_that_has_gone(house: House, onlooker: Onlooker, status: int) -> None:
+def test_a_server_that_has_gone_before_the_commit_is_no_200(
+    house: House, onlooker: Onlooker, status: int
+) -> None:
     @house.web.post("/")
     def view() -> tuple[str, int]:
         house.add()

@@ -31,7 +31,9 @@ def test_begin_inside_points_at_savepoints(house: House, onlooker: Onlooker) -> 
     assert onlooker.names() == []
 
 
-def test_savepoints(house: House, wire: WireProxy, onlooker: Onlooker) -> None:
+def test_savepoints_in_a_request_are_undone_alone(
+    house: House, wire: WireProxy, onlooker: Onlooker
+) -> None:
     @house.web.post("/")
     def view() -> str:
         house.add("one")
@@ -132,7 +134,7 @@ def test_rollback_undoes_and_the_request_goes_on_in_a_new_transaction(
 
 
 @pytest.mark.parametrize("how", ["flush", "statement"])
-def test_a_form_that_is_shown_again_after_an_integrity_error(
+def test_a_form_may_be_shown_again_after_an_integrity_error(
     house: House, wire: WireProxy, onlooker: Onlooker, how: str
 ) -> None:
     @house.web.post("/")
@@ -202,7 +204,7 @@ def test_a_session_that_was_ended_inside_is_no_200(
     "then", ["execute", "flush", "commit", "nothing", "bulk", "connection", "begin"]
 )
 @pytest.mark.parametrize("call", ["close", "remove", "rollback in a savepoint"])
-def test_nothing_is_stored_on_its_own_after_that(
+def test_nothing_is_stored_on_its_own_after_the_session_was_ended_inside(
     house: House, onlooker: Onlooker, call: str, then: str
 ) -> None:
     if house.kind == "stock" and (call, then) == ("remove", "commit"):
@@ -240,7 +242,7 @@ def test_nothing_is_stored_on_its_own_after_that(
     assert onlooker.names() == []
 
 
-def test_reads_are_of_the_transaction(house: House, wire: WireProxy) -> None:
+def test_reads_of_a_request_are_in_its_transaction(house: House, wire: WireProxy) -> None:
     @house.web.post("/")
     def view() -> str:
         author = house.session.get(Author, 1, with_for_update=True)
@@ -291,7 +293,7 @@ def test_set_rollback_rolls_back_whatever_the_status(
 
 
 @pytest.mark.parametrize(("status", "called"), [(200, ["commit"]), (409, ["rollback"])])
-def test_what_is_called_after_the_transaction(
+def test_functions_are_called_after_the_transaction_of_the_request(
     opt_in: House, onlooker: Onlooker, status: int, called: list[str]
 ) -> None:
     sessions: Any = opt_in.session

@@ -34,7 +34,7 @@ def other_async_decorator(view: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def test_a_view_opts_in(plain: House, wire: WireProxy, onlooker: Onlooker) -> None:
+def test_a_view_may_opt_in_by_a_mark(plain: House, wire: WireProxy, onlooker: Onlooker) -> None:
     """It needs no atomic_requests()."""
 
     @plain.web.get("/")
@@ -52,7 +52,7 @@ def test_a_view_opts_in(plain: House, wire: WireProxy, onlooker: Onlooker) -> No
     assert onlooker.names() == []
 
 
-def test_a_view_opts_out(house: House, wire: WireProxy, onlooker: Onlooker) -> None:
+def test_a_view_may_opt_out_by_a_mark(house: House, wire: WireProxy, onlooker: Onlooker) -> None:
     @house.web.post("/")
     @house.owner.non_atomic_request
     def view() -> str:
@@ -68,7 +68,7 @@ def test_a_view_opts_out(house: House, wire: WireProxy, onlooker: Onlooker) -> N
 
 
 @pytest.mark.parametrize("order", ["above", "below", "twice", "after the route"])
-def test_marks_among_other_decorators(house: House, wire: WireProxy, order: str) -> None:
+def test_marks_work_among_other_decorators(house: House, wire: WireProxy, order: str) -> None:
     out = house.owner.non_atomic_request
 
     def view() -> str:
@@ -91,7 +91,7 @@ def test_marks_among_other_decorators(house: House, wire: WireProxy, order: str)
     assert sent(recording) == WRITTEN
 
 
-def test_marks_on_classes_and_their_methods(house: House, wire: WireProxy) -> None:
+def test_marks_work_on_classes_and_their_methods(house: House, wire: WireProxy) -> None:
     owner, session = house.owner, house.session
 
     class Resource(MethodView):
@@ -181,7 +181,7 @@ def test_marks_on_classes_and_their_methods(house: House, wire: WireProxy) -> No
     assert run("POST", "/single") == WRITTEN
 
 
-def test_async_views(house: House, wire: WireProxy, onlooker: Onlooker) -> None:
+def test_marks_work_on_async_views(house: House, wire: WireProxy, onlooker: Onlooker) -> None:
     @house.web.post("/<name>/<int:status>")
     async def view(name: str, status: int) -> tuple[str, int]:
         house.add(name)

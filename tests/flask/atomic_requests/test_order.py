@@ -108,7 +108,7 @@ def test_an_after_request_function_that_fails_rolls_back(
 
 
 @pytest.mark.parametrize(("status", "stored"), [(302, ["new"]), (401, [])])
-def test_a_before_request_function_that_answers(
+def test_the_status_of_a_before_request_function_that_answers_counts(
     house: House, onlooker: Onlooker, status: int, stored: list[str]
 ) -> None:
     @house.web.before_request
@@ -120,7 +120,7 @@ def test_a_before_request_function_that_answers(
     assert onlooker.names() == stored
 
 
-def test_a_before_request_function_that_fails(house: House, onlooker: Onlooker) -> None:
+def test_a_before_request_function_that_fails_rolls_back(house: House, onlooker: Onlooker) -> None:
     @house.web.before_request
     def answer() -> None:
         house.add()
@@ -151,7 +151,9 @@ def test_teardown_functions_run_outside(house: House, wire: WireProxy, onlooker:
     assert seen == [[], ["new", "teardown 1"]]
 
 
-def test_a_session_interface_that_stores_in_the_database(house: House, onlooker: Onlooker) -> None:
+def test_a_session_interface_stores_in_the_database_after_the_end_of_the_transaction(
+    house: House, onlooker: Onlooker
+) -> None:
     """Flask saves its session after the end: also when the request has been rolled back."""
 
     class Stores(SecureCookieSessionInterface):

@@ -17,7 +17,7 @@ from tests.library import Author, Onlooker, Seat, assert_at_rest, sent
 from tests.wire import WireProxy
 
 
-def test_threads(house: House, onlooker: Onlooker) -> None:
+def test_each_thread_has_the_transaction_of_its_request(house: House, onlooker: Onlooker) -> None:
     """Half of the requests are rolled back while others are under way."""
 
     @house.web.post("/<name>/<int:status>")
@@ -53,7 +53,7 @@ def test_threads(house: House, onlooker: Onlooker) -> None:
 
 
 @pytest.mark.parametrize("twophase", [False, True])
-def test_several_binds(
+def test_several_binds_are_committed_and_rolled_back_with_the_request(
     filled: str,
     wire: WireProxy,
     wire_url: str,
@@ -108,7 +108,9 @@ def test_several_binds(
             engine.dispose()
 
 
-def test_two_extensions_in_one_application(filled: str, wire_url: str, onlooker: Onlooker) -> None:
+def test_two_extensions_in_one_application_have_a_transaction_each(
+    filled: str, wire_url: str, onlooker: Onlooker
+) -> None:
     """Each has a transaction of its own; that of the one which opted in last ends last."""
     house = House("db", wire_url)
     other = flask_scoped_session(sessionmaker(house.engine, class_=OptInSession), house.web)

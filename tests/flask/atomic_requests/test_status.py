@@ -29,7 +29,9 @@ def test_a_request_below_400_commits(house: House, wire: WireProxy, onlooker: On
     assert onlooker.names() == ["one", "two"]
 
 
-def test_what_is_pending_is_stored(house: House, wire: WireProxy, onlooker: Onlooker) -> None:
+def test_what_is_pending_at_the_end_of_a_request_is_stored(
+    house: House, wire: WireProxy, onlooker: Onlooker
+) -> None:
     @house.web.post("/")
     def view() -> str:
         house.session.add(Author(name="pending"))
@@ -242,7 +244,7 @@ def test_an_exception_that_a_view_reports_to_others_decides_nothing(
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("status", [202, 302, 409, 500])
-def test_an_extension_that_answers_errors_by_itself_as_flask_restful_does(
+def test_an_extension_that_answers_errors_by_itself_decides_by_its_status(
     plain: House, wire: WireProxy, onlooker: Onlooker, status: int, when: str
 ) -> None:
     """It puts itself in the place of two methods, sends the signal, and makes a response."""

@@ -66,7 +66,7 @@ def test_get_includes_head(house: House, wire: WireProxy, method: str) -> None:
     assert sent(recording) == WRITTEN
 
 
-def test_other_methods(plain: House, wire: WireProxy) -> None:
+def test_other_methods_may_be_atomic(plain: House, wire: WireProxy) -> None:
     plain.owner.atomic_requests(plain.web, methods={"put"})
 
     @plain.web.route("/", methods=["PUT", "POST"])
@@ -122,7 +122,7 @@ def test_a_page_for_no_route_may_read(house: House, wire: WireProxy) -> None:
     assert sent(recording) == ["BEGIN", "SELECT", "ROLLBACK"]
 
 
-def test_a_blueprint_and_those_in_it(plain: House, wire: WireProxy) -> None:
+def test_a_blueprint_opts_in_for_those_in_it(plain: House, wire: WireProxy) -> None:
     api, inner = Blueprint("api", "api", url_prefix="/api"), Blueprint("inner", "inner")
     twice = Blueprint("twice", "twice")
     other = Blueprint("other", "other", url_prefix="/other")
@@ -154,7 +154,7 @@ def test_a_blueprint_and_those_in_it(plain: House, wire: WireProxy) -> None:
         assert sent(recording) == (UNDONE if plain.kind == "stock" else ["INSERT"])
 
 
-def test_a_blueprint_in_two_applications(plain: House, wire: WireProxy) -> None:
+def test_a_blueprint_may_opt_in_for_two_applications(plain: House, wire: WireProxy) -> None:
     api = Blueprint("api", "api")
     plain.owner.atomic_requests(api)
 
@@ -215,7 +215,9 @@ def test_each_call_adds_methods(plain: House, wire: WireProxy) -> None:
         assert sent(recording) == UNDONE
 
 
-def test_before_the_application_is_initialised(filled: str, wire_url: str, wire: WireProxy) -> None:
+def test_an_application_may_opt_in_before_it_is_initialised(
+    filled: str, wire_url: str, wire: WireProxy
+) -> None:
     db: Any = Database()
     web = Flask("late")
     web.config["SQLALCHEMY_DATABASE_URI"] = wire_url

@@ -87,7 +87,7 @@ class TransactionModel(FlushModel):
     def flush_at_end(self) -> None:
         """The flush of a commit, or of the release of a savepoint.
 
-        Of two binds the session looks whether an error has aborted one before it does anything.
+        Of two binds the session checks whether an error has aborted one before it does anything.
         """
         level = self.levels[-1]
         if level.used and level.used_second and self.aborted and not level.failed:
