@@ -179,7 +179,7 @@ def test_a_screen_shows_each_page_and_its_images(width: int, tmp_path: Path) -> 
                     *(["--no-sandbox"] if os.geteuid() == 0 else []),
                     f"--user-data-dir={tmp_path}",
                     f"--window-size={width + 20},900",
-                    "--virtual-time-budget=120000",
+                    "--virtual-time-budget=600000",
                     "--dump-dom",
                     f"{url}/{harness.name}",
                 ],
