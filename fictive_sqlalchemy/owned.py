@@ -96,10 +96,18 @@ class Owned:
         if any(map(is_aborted, self._stock_connections)):
             raise exc.PendingRollbackError(NOTHING_STORED)
 
-    def _refuse_commit(self) -> None:
+    def refuse_commit(self) -> None:
+        """Refuse a commit of the transaction, which only its owner may commit.
+
+        :raises sqlalchemy.exc.InvalidRequestError: unless the commit is that of a savepoint.
+        """
         savepoint = self.session.get_nested_transaction()
         if savepoint is None or savepoint is self.transaction:
             raise exc.InvalidRequestError(self.refusal)
+
+    def add_stock_connection(self, connection: Connection) -> None:
+        """Note a connection of a stock bind that has joined the transaction."""
+        self._stock_connections.append(connection)
 
 
 def _owners(session: Session) -> tuple[Owned, ...]:
@@ -109,13 +117,13 @@ def _owners(session: Session) -> tuple[Owned, ...]:
 
 def _before_commit(session: Session) -> None:
     for owned in reversed(_owners(session)):
-        owned._refuse_commit()  # pyright: ignore[reportPrivateUsage]
+        owned.refuse_commit()
 
 
 def _after_begin(session: Session, _: SessionTransaction, connection: Connection) -> None:
     if not isinstance(connection, OptInConnection):
         for owned in _owners(session):
-            owned._stock_connections.append(connection)  # pyright: ignore[reportPrivateUsage]
+            owned.add_stock_connection(connection)
 
 
 def listen_to_sessions() -> None:
