@@ -33,6 +33,33 @@ class Figure:
     """The size at which the figure is measured, if the figure depends on a size."""
 
 
+def find(
+    figures: Iterable[Figure],
+    kind: str,
+    driver: str,
+    peer: str,
+    what: str | None = None,
+    at: float | None = None,
+) -> Figure | None:
+    """Return the first figure of a kind, a driver and a peer, if there is one.
+
+    :param figures: The figures to search.
+    :param kind: What is measured.
+    :param driver: The driver.
+    :param peer: The peer.
+    :param what: The operation; any operation if it is left out.
+    :param at: The size; any size if it is left out.
+    """
+    for one in figures:
+        if (
+            (one.kind, one.driver, one.peer) == (kind, driver, peer)
+            and what in (None, one.what)
+            and at in (None, one.at)
+        ):
+            return one
+    return None
+
+
 def spread(
     kind: str,
     what: str,

@@ -22,9 +22,9 @@ from benchmarks import (
     summary,
     waiting,
 )
-from benchmarks.figures import Figure
+from benchmarks.figures import Figure, find
 from benchmarks.peers import DRIVER_TITLES, PEERS, READING, WRITING, load_peer
-from benchmarks.places import fill
+from benchmarks.places import fill, markdown
 
 #: How many columns with figures a table has at most, so that a phone can show the whole table.
 MOST_COLUMNS = 3
@@ -111,14 +111,10 @@ class Column:
 
     def cell(self, figures: Sequence[Figure], driver: str, peer: str) -> str:
         """Return the cell of a peer."""
-        for one in figures:
-            if (
-                (one.kind, one.driver, one.peer) == (self.kind, driver, peer)
-                and self.what in (None, one.what)
-                and self.at in (None, one.at)
-            ):
-                return "fails" if one.value is None else self.form(one)
-        return ""
+        one = find(figures, self.kind, driver, peer, self.what, self.at)
+        if one is None:
+            return ""
+        return "fails" if one.value is None else self.form(one)
 
 
 def ratio(figure: Figure) -> str:
@@ -169,12 +165,9 @@ def _tables(figures: Sequence[Figure], columns: Sequence[Column]) -> Iterator[st
 
 
 def _table(figures: Sequence[Figure], columns: Sequence[Column], driver: str, title: str) -> str:
-    lines = [
-        f"| {title} | {' | '.join(column.title for column in columns)} |",
-        f"|---|{'---|' * len(columns)}",
-    ]
+    rows: list[list[str]] = []
     for peer in PEERS:
         cells = [column.cell(figures, driver, peer) for column in columns]
         if any(cells):
-            lines.append(f"| {load_peer(peer).title} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            rows.append([load_peer(peer).title, *cells])
+    return markdown([title, *(column.title for column in columns)], rows)

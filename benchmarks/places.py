@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 
@@ -21,3 +21,16 @@ def fill(page: Path, written: Mapping[str, str]) -> None:
             raise ValueError(f"{page} has no place for {name!r}.")
         text = f"{before}{begin}\n{part}\n\n{end}{after}"
     page.write_text(text, encoding="utf-8")
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown.
+
+    :param head: The cells of the head.
+    :param rows: The cells of each line below the head.
+    """
+    return "\n".join([_line(head), "|---" * len(head) + "|", *map(_line, rows)])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

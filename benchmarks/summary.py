@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from benchmarks import contention, cpu, memory, round_trips, waiting
-from benchmarks.figures import Figure
+from benchmarks.figures import Figure, find
 from benchmarks.peers import (
     BLOCK_OF_TWO,
     DRIVER_TITLES,
@@ -18,6 +18,7 @@ from benchmarks.peers import (
     TEN_READS,
     Operation,
 )
+from benchmarks.places import markdown
 
 #: The number of threads for which the table has the requests per second.
 THREADS = 50
@@ -37,14 +38,8 @@ class Row:
 
     def value(self, figures: Sequence[Figure], driver: str, peer: str) -> float | None:
         """Return the figure of a peer, if there is one."""
-        for one in figures:
-            if (
-                (one.kind, one.driver, one.peer) == (self.kind, driver, peer)
-                and self.what in (None, one.what)
-                and self.at in (None, one.at)
-            ):
-                return one.value
-        return None
+        one = find(figures, self.kind, driver, peer, self.what, self.at)
+        return None if one is None else one.value
 
     def cell(self, figures: Sequence[Figure], driver: str) -> str:
         """Return this package's figure, and that of stock in brackets."""
@@ -109,15 +104,5 @@ def table(figures: Sequence[Figure], rows: Sequence[Row]) -> str:
     :param figures: The figures.
     :param rows: The lines of the table.
     """
-    head = ["", *DRIVER_TITLES.values()]
-    return "\n".join([_line(head), "|---" * len(head) + "|", *map(_line, _cells(figures, rows))])
-
-
-def _cells(figures: Sequence[Figure], rows: Sequence[Row]) -> Iterator[list[str]]:
-    """Yield the cells of each line."""
-    for row in rows:
-        yield [row.title, *(row.cell(figures, driver) for driver in DRIVER_TITLES)]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    lines = [[row.title, *(row.cell(figures, driver) for driver in DRIVER_TITLES)] for row in rows]
+    return markdown(["", *DRIVER_TITLES.values()], lines)

@@ -91,16 +91,19 @@ class Block(NamedTuple):
     language: str
     title: str | None
     code: str
+    before: str
+    """The text between the block before it and this one."""
 
 
 def blocks(page: Path) -> Iterator[Block]:
     """Yield each fenced block of a page."""
-    text = page.read_text(encoding="utf-8")
+    text, end = page.read_text(encoding="utf-8"), 0
     for match in re.finditer(r"^```(\w+)([^\n]*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         place = f"{page.name}:{text.count(chr(10), 0, match.start()) + 1}"
         title = re.fullmatch(r' title="([\w./-]+)"', match[2])
         assert title or not match[2], f"{place}: no block can have{match[2]}"
-        yield Block(place, match[1], title and title[1], match[3])
+        yield Block(place, match[1], title and title[1], match[3], text[end : match.start()])
+        end = match.end()
 
 
 def matches(said: str, given: str) -> bool:
@@ -418,11 +421,8 @@ def headings(page: Path) -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_file_is_named_before_its_block(page: Path) -> None:
     """GitHub does not show the title of a block."""
-    text, end = page.read_text(encoding="utf-8"), 0
-    for match in re.finditer(r"^```\w+([^\n]*)\n.*?^```$", text, re.MULTILINE | re.DOTALL):
-        title = re.fullmatch(r' title="([\w./-]+)"', match[1])
-        assert title is None or f"`{title[1]}`" in text[end : match.start()], title
-        end = match.end()
+    for block in blocks(page):
+        assert block.title is None or f"`{block.title}`" in block.before, block.place
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

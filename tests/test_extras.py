@@ -25,6 +25,13 @@ FLASK = (
 MIXIN = "from fictive_sqlalchemy.ext.flask import OptInTransactionMixin"
 
 
+def printed_without(library: str, statement: str) -> str:
+    """Return what a process prints that executes a statement while a library is missing."""
+    program = WITHOUT.format(library=library, statement=statement)
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.parametrize(
     ("library", "statement", "what"),
     [
@@ -54,30 +61,18 @@ MIXIN = "from fictive_sqlalchemy.ext.flask import OptInTransactionMixin"
 def test_a_library_that_is_not_installed_is_named_with_its_extra(
     library: str, statement: str, what: str
 ) -> None:
-    program = WITHOUT.format(library=library, statement=statement)
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
     said = f"{library} The module {library} is not installed: install {what}. See "
-    assert done.stdout.startswith(said)
+    assert printed_without(library, statement).startswith(said)
 
 
 @pytest.mark.parametrize("library", ["flask", "flask_sqlalchemy", "celery", "tenacity", "pytest"])
 def test_plain_sqlalchemy_needs_no_extra(library: str) -> None:
-    program = WITHOUT.format(library=library, statement="import fictive_sqlalchemy.testing")
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == ""
+    assert printed_without(library, "import fictive_sqlalchemy.testing") == ""
 
 
 def test_flask_does_without_flask_sqlalchemy() -> None:
     statement = "from fictive_sqlalchemy.ext.flask import flask_scoped_session"
-    program = WITHOUT.format(library="flask_sqlalchemy", statement=statement)
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == ""
+    assert printed_without("flask_sqlalchemy", statement) == ""
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,30 @@ def commands() -> list[list[str]]:
     return [[line.strip() for line in block.splitlines()] for block in blocks]
 
 
+def installed(way: list[str], program: str, directory: Path) -> str:
+    """Install the package in a new environment, and return what a program prints there.
+
+    :param way: The commands that install it, in a copy of the checkout.
+    :param program: The program, which runs outside of the copy.
+    :param directory: Where the copy and the environment are made.
+    """
+    checkout, elsewhere = directory / "checkout", directory / "elsewhere"
+    shutil.copytree(ROOT, checkout, ignore=_LEFT_OUT)
+    elsewhere.mkdir()
+    venv.create(directory / "venv", with_pip=True)
+    environment = {**os.environ, "PATH": f"{directory / 'venv' / 'bin'}{os.pathsep}{os.defpath}"}
+    for command in way:
+        done = subprocess.run(
+            command, shell=True, cwd=checkout, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    shown = subprocess.run(
+        ["python", "-c", program], cwd=elsewhere, env=environment, capture_output=True, text=True
+    )
+    assert shown.returncode == 0, shown.stderr
+    return shown.stdout
+
+
 def test_the_ways_to_install_are_found_in_readme() -> None:
     assert [len(way) for way in commands()] == [1, 2]
 
@@ -36,50 +60,22 @@ def test_the_ways_to_install_are_found_in_readme() -> None:
 @pytest.mark.skipif(os.name == "nt", reason="The shell is another one.")
 @pytest.mark.parametrize("number", range(2))
 def test_what_readme_says_installs_this_package(number: int, tmp_path: Path) -> None:
-    checkout, elsewhere = tmp_path / "checkout", tmp_path / "elsewhere"
-    shutil.copytree(ROOT, checkout, ignore=_LEFT_OUT)
-    elsewhere.mkdir()
-    venv.create(tmp_path / "venv", with_pip=True)
-    environment = {**os.environ, "PATH": f"{tmp_path / 'venv' / 'bin'}{os.pathsep}{os.defpath}"}
-    for command in commands()[number]:
-        done = subprocess.run(
-            command, shell=True, cwd=checkout, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-    shown = subprocess.run(
-        [
-            "python",
-            "-c",
-            "import fictive_sqlalchemy as it, fictive_sqlalchemy.ext.flask.shared, psycopg2; "
-            "print(it.__version__, it.__file__)",
-        ],
-        cwd=elsewhere,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert shown.returncode == 0, shown.stderr
-    version, file = shown.stdout.split()
+    version, file = installed(
+        commands()[number],
+        "import fictive_sqlalchemy as it, fictive_sqlalchemy.ext.flask.shared, psycopg2; "
+        "print(it.__version__, it.__file__)",
+        tmp_path,
+    ).split()
     assert version == fictive_sqlalchemy.__version__
     assert Path(file).is_relative_to(tmp_path / "venv")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="The shell is another one.")
 def test_who_chooses_psycopg_3_gets_no_other_driver(tmp_path: Path) -> None:
-    checkout, python = tmp_path / "checkout", tmp_path / "venv" / "bin" / "python"
-    shutil.copytree(ROOT, checkout, ignore=_LEFT_OUT)
-    venv.create(tmp_path / "venv", with_pip=True)
-    install = [str(python), "-m", "pip", "install", ".[flask-psycopg]"]
-    subprocess.run(install, cwd=checkout, check=True, capture_output=True)
     names = "psycopg", "flask_sqlalchemy", "psycopg2"
-    find = f"import importlib.util as it; print(*[it.find_spec(name) for name in {names}], sep=';')"
-    shown = subprocess.run(
-        [python, "-c", find], cwd=tmp_path, check=True, capture_output=True, text=True
-    )
-    psycopg, flask_sqlalchemy, psycopg2 = shown.stdout.strip().split(";")
-    assert psycopg != "None"
-    assert flask_sqlalchemy != "None"
-    assert psycopg2 == "None"
+    find = f"from importlib.util import find_spec; print(*[find_spec(n) is None for n in {names}])"
+    missing = installed(['python -m pip install ".[flask-psycopg]"'], find, tmp_path).split()
+    assert missing == ["False", "False", "True"]
 
 
 def test_no_page_installs_the_package_by_its_name() -> None:

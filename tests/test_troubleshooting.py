@@ -82,11 +82,15 @@ def messages() -> Iterator[tuple[str, str]]:
                 yield f"{module.relative_to(ROOT)}:{line}", text
 
 
+def beginnings(page: str) -> list[str]:
+    """Return the beginnings of messages that a part of the page lists."""
+    found = re.findall(r"^- (?:``(.+?) ?``|`([^`]+)`)$", page, re.MULTILINE)
+    return ["".join(one) for one in found]
+
+
 def listed() -> list[str]:
     """Return what the page lists as ours."""
-    ours = PAGE.read_text(encoding="utf-8").partition(OF_OTHERS)[0]
-    found = re.findall(r"^- (?:``(.+?) ?``|`([^`]+)`)$", ours, re.MULTILINE)
-    return ["".join(one) for one in found]
+    return beginnings(PAGE.read_text(encoding="utf-8").partition(OF_OTHERS)[0])
 
 
 def says(beginning: str, message: str) -> bool:
@@ -99,10 +103,7 @@ def entries() -> dict[str, list[str]]:
     """Return the messages that the page lists, by their addresses."""
     found = re.findall(r'^<a id="([\w-]+)"></a>\n\n((?:- `.+\n)+)', PAGE.read_text(), re.MULTILINE)
     assert len({address for address, _ in found}) == len(found)
-    return {
-        address: ["".join(one) for one in re.findall(r"^- (?:``(.+?) ?``|`([^`]+)`)$", lines, re.M)]
-        for address, lines in found
-    }
+    return {address: beginnings(lines) for address, lines in found}
 
 
 def test_each_entry_of_the_page_has_an_address() -> None:
@@ -119,14 +120,14 @@ def test_each_message_ends_with_the_address_that_explains_it() -> None:
     }
     for (place, text), address in followed.items():
         assert any(says(one, text) for one in found.get(address, [])), f"{place}: {address}"
-    without = {text for one in messages() if one not in followed for text in [one[1]]}
+    without = {text for place, text in messages() if (place, text) not in followed}
     assert without == WITHOUT_ADDRESS
 
 
 def test_each_message_is_listed() -> None:
-    beginnings = listed()
+    ours = listed()
     for place, message in messages():
-        found = any(says(beginning, message) for beginning in beginnings)
+        found = any(says(beginning, message) for beginning in ours)
         assert found, f"{PAGE.name} does not list the message of {place}: {message}"
 
 
