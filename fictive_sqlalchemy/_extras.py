@@ -20,8 +20,8 @@ FLASK = (
 def installed_by(what: str) -> Generator[None]:
     """Say what to install if the block imports a module that is not installed.
 
-    Any other error of an import is raised as it is, such as that of a library that is broken, or
-    that a file of the user hides.
+    Any other error of an import is raised as it is, for example if a library is broken, or if a
+    file of the user hides it.
 
     :param what: What installs the modules that the block imports: an extra of this package, or the
         name of a library.

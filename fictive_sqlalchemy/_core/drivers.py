@@ -31,8 +31,8 @@ def with_installed_driver(url: str | URL) -> URL:
         if driver in PSYCOPG and not _is_installed(url):
             raise ModuleNotFoundError(
                 f"The driver of the URL, {driver}, is not installed: install this package with the "
-                f"extra [{driver}], or write postgresql://, with which the driver that is "
-                "installed is used." + see("no-driver"),
+                f"extra [{driver}], or write postgresql://, which uses the other driver if that "
+                "one is installed." + see("no-driver"),
                 name=driver,
             )
         return url
@@ -46,7 +46,7 @@ def with_installed_driver(url: str | URL) -> URL:
 
 
 def _is_installed(url: URL) -> bool:
-    """Import the driver of a URL. Another error than that it is missing is raised as it is."""
+    """Import the driver of a URL, and return whether it is installed. Raise any other error."""
     try:
         url.get_dialect().import_dbapi()
     except ModuleNotFoundError as error:

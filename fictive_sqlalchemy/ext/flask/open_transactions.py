@@ -46,7 +46,7 @@ def add_command(app: Flask) -> None:
     "--seconds",
     type=click.FloatRange(min=0),
     default=0.0,
-    help="Show only transactions that have been open for so many seconds",
+    help="Show only transactions that have been open for at least this many seconds",
 )
 @click.option(
     "--bind", "bind_key", help="The key of the bind to ask; the default bind if it is left out"
