@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import time
+from itertools import count
 from pathlib import Path
 from threading import Thread
 
@@ -67,11 +68,14 @@ def app(make_app: MakeApp, url: str) -> Flask:
         id: Mapped[int] = mapped_column(primary_key=True)
         name: Mapped[str] = mapped_column(unique=True)
 
+    # Each visit writes another name: a browser may ask for a page twice.
+    visits = count()
+
     @app.get("/")
     def show() -> str:
         db.session.scalars(db.select(User)).all()
         with db.session.begin():
-            db.session.get_one(User, 1, populate_existing=True).name = "<Ada>"
+            db.session.get_one(User, 1, populate_existing=True).name = f"<Ada {next(visits)}>"
             time.sleep(0.2)
         return f"<html><head>{LOOK}</head><body>hello</body></html>"
 
