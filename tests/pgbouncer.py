@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import pwd
 import re
-import shutil
 import socket
 import subprocess
 import tempfile
@@ -25,12 +24,10 @@ import psycopg2
 from sqlalchemy import make_url
 from typing_extensions import Self
 
+from tests.machine import find_program
 from tests.postgres import PostgresServer
 
-# Debian keeps it where only root looks.
-_SEARCHED = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
-
-PROGRAM = shutil.which("pgbouncer", path=_SEARCHED)
+PROGRAM = find_program("pgbouncer")
 
 # KILL, for other signals wait for the clients in one version and not in another.
 _KEEPER = """

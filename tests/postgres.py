@@ -17,7 +17,6 @@ import importlib.util
 import os
 import pwd
 import shutil
-import socket
 import stat
 import subprocess
 import tempfile
@@ -30,6 +29,8 @@ from types import TracebackType
 
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, make_url, text
 from typing_extensions import Self
+
+from tests.machine import free_port
 
 #: The versions that the wheel carries, and the directory of each in it.
 _INSTALLATIONS = {16: "pginstall", 18: "pginstall18"}
@@ -317,7 +318,7 @@ class _EmbeddedServer(PostgresServer):
     def _start(self) -> None:
         for attempt in range(5):
             # Another process may take the port between our look and the server's start.
-            self.port = _free_port()
+            self.port = free_port()
             settings = {**_SETTINGS, "port": str(self.port)}
             options = " ".join(f"-c {name}='{value}'" for name, value in settings.items())
             try:
@@ -478,10 +479,3 @@ def _end_all(connection: Connection) -> None:
     prepared = text("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()")
     for gid in connection.scalars(prepared).all():
         connection.execute(text("ROLLBACK PREPARED '{}'".format(gid.replace(":", "\\:"))))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -209,8 +209,8 @@ class Watch:
             or _is_of_one_row(caller.attribute)
         ):
             return
-        if waiting := _waiting(session):
-            self._tell(Difference(Kind.PASSED_OVER, caller, waiting))
+        if changed := _changed_classes(session):
+            self._tell(Difference(Kind.PASSED_OVER, caller, changed))
 
     def flush_fails(self, session: SessionStates) -> None:
         if not session.begins_on_write or not session.is_on_ours():
@@ -252,7 +252,7 @@ class Watch:
         if kind is Kind.FLUSH:
             notes.add(kind, caller)
         else:
-            notes.add(kind, caller, detail=_waiting(session))
+            notes.add(kind, caller, detail=_changed_classes(session))
             notes.waits = True
 
     def transaction_created(self, session: Session, transaction: SessionTransaction) -> None:
@@ -331,7 +331,7 @@ class Watch:
         return notes
 
 
-def _waiting(session: SessionStates) -> str:
+def _changed_classes(session: SessionStates) -> str:
     """Return the names of the classes that have objects with pending changes."""
     changed = filter(session.is_modified, session.dirty)
     classes = {type(one).__name__ for one in [*session.new, *changed, *session.deleted]}

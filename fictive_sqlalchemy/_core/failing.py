@@ -66,7 +66,7 @@ class FailingConnection(ConnectionHooks):
         held = self.held
         self._advice = None if held is None else advise(error, self)
         if held is not None and was_refused(error):
-            held.info[IN_USE] = _is_needed(self)
+            held.info[IN_USE] = _is_in_use(self)
             if is_standby(held.driver_connection) and getattr(self.engine, "primary", None) is None:
                 held.info[LEFT_BEHIND] = True  # the pool closes it later
         if (take_back := getattr(context, "take_back", None)) is not None:
@@ -152,7 +152,7 @@ def _may_have_sent(cursor: Any) -> bool:
     return cursor is not None and getattr(cursor, "query", cursor) is not None
 
 
-def _is_needed(connection: Any) -> bool:
+def _is_in_use(connection: Any) -> bool:
     """Tell whether a savepoint, a stream or a lock would be lost with the DBAPI connection.
 
     :param connection: A connection of this package.

@@ -156,7 +156,7 @@ def _shape(state: Any) -> _Shape:
 
 def _flushed(session: Any, only: Collection[object] | None) -> list[Any] | None:
     """Return the states of the new and changed objects, if a flush sends one statement for them."""
-    new, changed, deleted = map(list, session.waiting)
+    new, changed, deleted = map(list, session.pending_states)
     if deleted:
         return None
     if only is not None:

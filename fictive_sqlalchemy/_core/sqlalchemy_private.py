@@ -170,11 +170,11 @@ class SessionHooks(Session):
     is_clean = Session._is_clean
 
     if TYPE_CHECKING:
-        waiting: tuple[Collection[Any], Collection[Any], Collection[Any]]
+        pending_states: tuple[Collection[Any], Collection[Any], Collection[Any]]
         """The pending changes: the states of the new, the changed and the deleted objects."""
     else:
         # The public `new`, `dirty` and `deleted` copy, and contain objects instead of states.
-        waiting = property(attrgetter("_new", "identity_map._modified", "_deleted"))
+        pending_states = property(attrgetter("_new", "identity_map._modified", "_deleted"))
 
     if TYPE_CHECKING:
         current_transaction: SessionTransaction | None

@@ -297,7 +297,7 @@ class SessionStates(SessionHooks):
                 return True
             if self.is_clean():
                 return None
-            if self._is_stock_waiting():
+            if self._has_stock_changes_only():
                 return True
             if (observer := observing.observer) is not None:
                 observer.read_passes_over(self)
@@ -307,7 +307,7 @@ class SessionStates(SessionHooks):
         def autoflush(self, value):
             self._autoflushes = value is None or bool(value)
 
-    def _is_stock_waiting(self) -> bool:
+    def _has_stock_changes_only(self) -> bool:
         """Tell whether all pending changes are for stock binds, where SQLAlchemy autoflushes."""
         if self.connection_callable is not None:
             return False  # with shards, each object may have another bind

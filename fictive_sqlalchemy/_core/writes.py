@@ -171,8 +171,8 @@ def flush_until_stored(session: Any, objects: Collection[object]) -> None:
     """
     for _ in range(100):
         session.flush_only(objects)
-        waiting = session.new | session.dirty | session.deleted
-        if not any(instance in waiting for instance in objects):
+        pending = session.new | session.dirty | session.deleted
+        if not any(instance in pending for instance in objects):
             return
     raise FlushError(
         "store_alone() has flushed 100 times, and changes are still pending: does an after_flush() "

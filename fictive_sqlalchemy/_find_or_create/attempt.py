@@ -33,7 +33,7 @@ class Attempt(Collection[object]):
     def __init__(self, session: OptInSession, call: str) -> None:
         self.session = session
         self.call = call
-        self.waiting = self.all_that_waits()
+        self.pending = self.all_pending()
         """The objects with changes that were pending before, and stay pending."""
         self.target: Any = None
         """The new or changed object."""
@@ -48,12 +48,12 @@ class Attempt(Collection[object]):
 
     # -- the objects of the flush --------------------------------------------------------------
 
-    def all_that_waits(self) -> Any:
+    def all_pending(self) -> Any:
         """Return the objects that a flush of everything would write."""
         return self.session.new | self.session.dirty | self.session.deleted
 
     def __iter__(self) -> Iterator[object]:
-        since = self.all_that_waits() - self.waiting
+        since = self.all_pending() - self.pending
         for instance in since:
             if not any(instance is seen for seen in self.seen):
                 self.seen.append(instance)
@@ -81,7 +81,7 @@ class Attempt(Collection[object]):
             self.known = make_room(self.session, self.target)
             self.add()
             relations = [relation for new in self.new for relation in backrefs(new)]
-            self.refuse_waiting(relations)
+            self.refuse_pending(relations)
             self.session.store_alone(self)
         except BaseException:
             self.undo(relations)
@@ -114,7 +114,7 @@ class Attempt(Collection[object]):
             if not any(map(self.has_changed, self)):
                 return
             relations = [relation for one in (*self.new, instance) for relation in backrefs(one)]
-            self.refuse_waiting(relations)
+            self.refuse_pending(relations)
             self.session.store_alone(self)
         except BaseException:
             if before is not None:
@@ -136,7 +136,7 @@ class Attempt(Collection[object]):
         :param relations: What backrefs have changed, see :func:`.backrefs`.
         """
         for other, name, stored in relations:
-            if other in self.waiting:  # the flush of the other object would store this one again
+            if other in self.pending:  # the flush of the other object would store this one again
                 note_as_stored(other, name, stored)
 
     def add(self) -> None:
@@ -163,13 +163,13 @@ class Attempt(Collection[object]):
             if related_state.has_identity
         ]
 
-    def refuse_waiting(self, relations: Iterable[tuple[object, str, object]]) -> None:
+    def refuse_pending(self, relations: Iterable[tuple[object, str, object]]) -> None:
         """Refuse to go on if the target can't be stored without a pending new object."""
         stored = [*self.new, self.target]
-        waiting = [other for one in stored for other in related_objects(one)]
-        waiting += [other for other, _, _ in relations]
-        for other in waiting:
-            if other in self.waiting and other in self.session.new:
+        others = [other for one in stored for other in related_objects(one)]
+        others += [other for other, _, _ in relations]
+        for other in others:
+            if other in self.pending and other in self.session.new:
                 raise exc.InvalidRequestError(
                     f"The {type(self.target).__name__} takes along a {type(other).__name__} "
                     f"of this session, which is not stored yet, and {self.call} outside a "
@@ -185,7 +185,7 @@ class Attempt(Collection[object]):
         session = self.session
         list(self)  # so that __iter__() notes what has become new meanwhile
         for other, name, new in relations:
-            if other in self.waiting or any(other is attached for attached in self.attached):
+            if other in self.pending or any(other is attached for attached in self.attached):
                 take_out(other, name, new)
         session.let_go([*self.new, *(one for one in self.attached if one in session)])
         for instance in self.seen:

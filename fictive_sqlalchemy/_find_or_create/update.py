@@ -190,13 +190,13 @@ class UpdateOrCreate(FindOrCreate[T]):
 
     def update_outside(self, session: OptInSession, found: T) -> bool:
         """Update the object in a transaction of its own."""
-        was_waiting = session.is_modified(found)
+        was_modified = session.is_modified(found)
         try:
             Attempt(session, self.CALL).change(
                 found, partial(self.new_values, found), partial(self.set_values, found)
             )
         except StaleDataError:
-            if was_waiting or self.is_in_vain(found):
+            if was_modified or self.is_in_vain(found):
                 raise
             return False
         except exc.DBAPIError as error:
@@ -235,12 +235,12 @@ class UpdateOrCreate(FindOrCreate[T]):
     def refresh(self, found: T) -> None:
         """Set the attributes to the values of the row, except for those with pending changes."""
         state = state_of(found)
-        is_waiting = self.session.is_modified(found)
+        is_modified = self.session.is_modified(found)
         refreshed: list[str] = []
         for name, value in self.row.items():
             # Pending changes keep the version that the session knows: if the row has another
             # version, the UPDATE is refused.
-            if is_waiting and (self.is_waiting(found, name) or name in self.name_of_version()):
+            if is_modified and (self.is_pending(found, name) or name in self.name_of_version()):
                 continue
             if not self.is_same(name, state.dict.get(name, _NOT_LOADED), value):
                 set_committed_value(found, name, value)
@@ -260,7 +260,7 @@ class UpdateOrCreate(FindOrCreate[T]):
                 state_of(found).dict.pop(composite.key, None)
         for relationship in self.mapper.relationships:
             is_of_it = any(own == name for own, _ in self.pairs(relationship))
-            if is_of_it and not self.is_waiting(found, relationship.key):
+            if is_of_it and not self.is_pending(found, relationship.key):
                 self.session.expire(found, [relationship.key])
 
     def new_values(self, found: T) -> dict[str, Any]:
@@ -288,18 +288,18 @@ class UpdateOrCreate(FindOrCreate[T]):
     def has(self, found: T, name: str, value: Any) -> bool:
         """Tell whether an attribute has a value already, and no other value is pending."""
         attribute = attribute_of(self.mapper, name)
-        if attribute is None or self.is_waiting(found, attribute.key):
+        if attribute is None or self.is_pending(found, attribute.key):
             return False
         values = state_of(found).dict
         if isinstance(attribute, ColumnProperty):
             return self.is_same(attribute.key, values.get(attribute.key, _NOT_LOADED), value)
         if isinstance(attribute, RelationshipProperty):
             pairs = self.pairs(attribute)
-            if not pairs or any(self.is_waiting(found, own) for own, _ in pairs):
+            if not pairs or any(self.is_pending(found, own) for own, _ in pairs):
                 return False
             return self.copied(attribute, value) == {own: values.get(own) for own, _ in pairs}
         if isinstance(attribute, CompositeProperty):
-            if any(self.is_waiting(found, part.key) for part in attribute.props):
+            if any(self.is_pending(found, part.key) for part in attribute.props):
                 return False
             return (getattr(found, attribute.key) == value) is True
         return False
@@ -320,7 +320,7 @@ class UpdateOrCreate(FindOrCreate[T]):
             return None
         return {own: values[other] for own, other in pairs}
 
-    def is_waiting(self, found: T, name: str) -> bool:
+    def is_pending(self, found: T, name: str) -> bool:
         """Tell whether an attribute has a pending change. Sends nothing."""
         attributes = state_of(found).attrs
         return name in attributes and attributes[name].history.has_changes()
@@ -344,7 +344,7 @@ class UpdateOrCreate(FindOrCreate[T]):
         """
         state = state_of(found)
         for name in self.names:
-            if self.is_waiting(found, name):  # the pending value gives way to the new value
+            if self.is_pending(found, name):  # the pending value gives way to the new value
                 set_committed_value(found, name, self.row[name])
         for name, value in values.items():
             setattr(found, name, value)
@@ -352,9 +352,9 @@ class UpdateOrCreate(FindOrCreate[T]):
             if isinstance(attribute, RelationshipProperty):
                 # SQLAlchemy may see no change, because the session remembers another row.
                 for own, copy in (self.copied(attribute, value) or {}).items():
-                    if not self.is_waiting(found, attribute.key) and state.dict.get(own) != copy:
+                    if not self.is_pending(found, attribute.key) and state.dict.get(own) != copy:
                         setattr(found, own, copy)
         if self.session.is_modified(found):
             for name in self.names:
-                if name in state.dict and not self.is_waiting(found, name):
+                if name in state.dict and not self.is_pending(found, name):
                     flag_modified(found, name)

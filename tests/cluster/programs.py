@@ -10,11 +10,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from tests.machine import find_program
+
 PACKAGES = ("patroni", "etcd-server", "haproxy", "pgbouncer", "postgresql")
 _LEAST_POSTGRES = 15
-
-# Debian keeps some of them where only root looks.
-_SEARCHED = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
 
 
 class Missing(Exception):
@@ -27,7 +26,7 @@ def program(name: str) -> str:
     :param name: Its name.
     :raises Missing: If there is none.
     """
-    found = shutil.which(name, path=_SEARCHED)
+    found = find_program(name)
     if found is None:
         raise Missing(name)
     return found
@@ -39,7 +38,7 @@ def postgres() -> Path:
     :raises Missing: If there is none, or only an old one.
     """
     candidates = list(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
-    on_path = shutil.which("postgres", path=_SEARCHED)
+    on_path = find_program("postgres")
     if on_path is not None:
         candidates.append(Path(on_path).resolve())
     versions = {_version(path): path.parent for path in candidates}

@@ -31,6 +31,7 @@ import psycopg2
 from tests.cluster import configuration, programs
 from tests.cluster.keeping import PATIENCE, ClusterError, Keeper, parent_of, wait_for
 from tests.cluster.nodes import DATABASE, USER, Node
+from tests.machine import free_port
 
 NAMES = ("one", "two", "three")
 ROOT = Path(__file__).parents[2]
@@ -248,14 +249,6 @@ class Cluster:
             said.append(f"--- {log.name}")
             said += log.read_text(errors="replace").splitlines()[-15:]
         return "\n".join(said)
-
-
-def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _listens(port: int) -> bool:

@@ -20,8 +20,9 @@ from tests.cluster.load import Load
 from tests.cluster.model import Census, compared, read_work
 from tests.cluster.options import Options
 from tests.cluster.records import ACCOUNTS, Answer, Rest, Row, Stored
-from tests.cluster.servers import ROOT, Cluster, free_port
+from tests.cluster.servers import ROOT, Cluster
 from tests.cluster.watch import PROBE, Watch
+from tests.machine import free_port
 from tests.wire import Message, WireProxy
 
 WORKERS, THREADS = 2, 8
