@@ -524,11 +524,12 @@ def test_the_demo_serves_until_ctrl_c(demo: Callable[..., Demo]) -> None:
         shown = page.read().decode()
     assert "What <code>POST /</code> has sent to PostgreSQL" in shown
     assert "What <code>GET /</code> has sent to PostgreSQL" in shown
-    with pytest.raises(HTTPError) as refused:
-        urlopen(f"{base}nowhere")
-    with refused.value as error:
-        assert error.code == 404
-        assert "error" in json.loads(error.read())
+    for path in ("nowhere", "caf%C3%A9", "%ff"):
+        with pytest.raises(HTTPError) as refused:
+            urlopen(f"{base}{path}")
+        with refused.value as error:
+            assert error.code == 404
+            assert "error" in json.loads(error.read())
     assert run.remains() != []
     status, _, err = run.end(by=signal.SIGINT)
     assert (status, err) == (0, "")

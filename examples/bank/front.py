@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from flask import Flask, Response, render_template, request
 from werkzeug.serving import make_server
+from werkzeug.urls import iri_to_uri
 
 from tests.wire import Recording, WireProxy
 
@@ -66,7 +67,7 @@ def _ask(base: str, body: bytes) -> Response:
     url = urlsplit(base)
     connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=60)
     try:
-        path = request.full_path.rstrip("?")
+        path = iri_to_uri(request.full_path.rstrip("?"))
         headers = {"Content-Type": request.content_type or "", "Accept": "*/*"}
         connection.request(request.method, path, body or None, headers)
         answer = connection.getresponse()
