@@ -81,8 +81,7 @@ class OptInScopedSession(HasAtomic, scoped_session[S]):
     def local_settings(self, function: SettingsFunction) -> SettingsFunction:
         """Use a function as the source of the settings of each session; a decorator.
 
-        The function is called once in each scope. It becomes the parameter ``local_settings`` of
-        the :class:`OptInSession`.
+        The function becomes the parameter ``local_settings`` of each :class:`OptInSession`.
 
         :param function: A function without parameters.
         :returns: The function.

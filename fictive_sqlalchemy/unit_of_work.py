@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import wraps
@@ -231,15 +231,15 @@ class _Unit:
             yield
             return
         session = self._own_session()
-        session.ask_for_settings()  # first, so that the end of the block keeps its answer
-        before = {} if session.local_settings is None else session.local_settings.values
+        own = session.local_settings
+        before: Mapping[str, str | None] = {} if own is None else own.by_hand
         session.set_local(settings)
         own = session.local_settings
         try:
             yield
         finally:
             if own is not None and session.local_settings is own:  # the session was not closed
-                own.replace(before)
+                own.restore(before)
 
     def check_settings(self, settings: dict[str, str | None]) -> None:
         """Refuse different settings for a block that joins this unit.

@@ -8,7 +8,8 @@ Therefore a session's settings travel with its statements, see :mod:`.carrying`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from decimal import Decimal
 from enum import Enum
 from inspect import iscoroutinefunction
@@ -16,6 +17,7 @@ from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
 
 from sqlalchemy import exc
+from sqlalchemy.orm import Session, SessionTransaction
 
 from .errors import see
 
@@ -116,48 +118,76 @@ def check_source(function: Any) -> None:
 class LocalSettings:
     """The settings of one session.
 
-    :param source: A function that is called once, before the first statement, and returns settings.
-        The settings of ``set_local()`` take precedence.
+    :param source: A function that is called before a statement, until it returns settings. The
+        settings of ``set_local()`` take precedence.
     """
 
     def __init__(self, source: Callable[[], Settings | None] | None = None) -> None:
         self.values: dict[str, str] = {}
         """The settings by name, as text. A change makes a new dictionary."""
-        self._taken_back: set[str] = set()
+        self.by_hand: Mapping[str, str | None] = {}
+        """What ``set_local()`` was given; ``None`` for a setting that was taken back."""
+        self._found: Mapping[str, str | None] = {}
         self._source = source
+        self._is_postponed = False
 
     def update(self, settings: Mapping[str, str | None]) -> None:
-        """Change some of the settings.
+        """Change some of the settings of ``set_local()``.
 
         :param settings: The settings that :func:`checked` has returned.
         """
-        merged: dict[str, str | None] = {**dict.fromkeys(self._taken_back), **self.values}
-        merged.update(settings)
+        self.restore({**self.by_hand, **settings})
+
+    def restore(self, by_hand: Mapping[str, str | None]) -> None:
+        """Restore an earlier value of :attr:`by_hand`."""
+        self.by_hand = by_hand
+        merged = {**self._found, **by_hand}
         self.values = {name: value for name, value in merged.items() if value is not None}
-        self._taken_back = merged.keys() - self.values
-
-    def replace(self, values: Mapping[str, str]) -> None:
-        """Restore earlier values, and take back all other settings.
-
-        :param values: An earlier value of :attr:`values`.
-        """
-        self.update({**dict.fromkeys(self.values), **values})
 
     @property
     def is_to_ask(self) -> bool:
-        """Whether there is a source that was not called yet."""
-        return self._source is not None
+        """Whether there is a source that has returned no settings yet, and may be called now."""
+        return self._source is not None and not self._is_postponed
+
+    @contextmanager
+    def postponed(self) -> Generator[None]:
+        """Leave the source uncalled in this block."""
+        self._is_postponed = True
+        try:
+            yield
+        finally:
+            self._is_postponed = False
 
     def ask(self) -> None:
-        """Call the source, unless it was called already or is being called."""
+        """Call the source, unless it has returned settings already or is being called."""
         source, self._source = self._source, None
         if source is None:
             return
         try:
             given = source()
-            found = {} if given is None else checked(given, "The function of local_settings")
+            found = None if given is None else checked(given, "The function of local_settings")
         except BaseException:
             self._source = source  # the next statement calls it again
             raise
-        by_hand = {**dict.fromkeys(self._taken_back), **self.values}
-        self.update({**found, **by_hand})
+        if found is None:
+            self._source = source
+            return
+        self._found = found
+        self.restore(self.by_hand)
+
+
+def begin_before_settings(session: Session) -> SessionTransaction:
+    """Begin a transaction around code that may still decide the settings.
+
+    A transaction that is begun for a whole request, or a whole task, is begun before the code that
+    finds out whose request it is. So the function of ``local_settings`` is called before the first
+    statement in the transaction, and not before the transaction.
+
+    :param session: The session, which may be SQLAlchemy's.
+    :returns: The transaction that ``session.begin()`` returns.
+    """
+    settings: LocalSettings | None = getattr(session, "local_settings", None)
+    if settings is None:
+        return session.begin()
+    with settings.postponed():
+        return session.begin()

@@ -39,11 +39,12 @@ class OptInSession(HasAtomic, WritingSession):
         Outside a transaction, the first call that writes or locks then begins a transaction, which
         ``commit()``, ``rollback()`` or ``close()`` ends. A read first flushes pending changes.
     :param local_settings: A function without parameters that returns settings, as
-        :meth:`set_local` takes them, or ``None``. The session calls it once, before the first
-        statement or transaction, and again after ``close()``. Settings of :meth:`set_local` take
-        precedence. Statements that the function itself sends on the session carry only these.
+        :meth:`set_local` takes them, or ``None``. The session calls it before the first statement
+        or transaction, and after ``None`` before the next one. After ``close()``, the session calls
+        it anew. Settings of :meth:`set_local` take precedence. With statements that the function
+        itself sends on the session, only these are sent.
     :raises sqlalchemy.exc.ArgumentError: if ``begin_on_write`` is not a bool, or is ``True`` with
-        ``autobegin=False``, or if ``local_settings`` can't be called.
+        ``autobegin=False``, or if ``local_settings`` can't be called, or is an ``async`` function.
     """
 
     # Transactions

@@ -322,7 +322,7 @@ class SessionStates(SessionHooks):
     def provide_connection(
         self, engine: Any, execution_options: Any = None, **kw: Any
     ) -> Connection:
-        if self.local_settings is not None and self._state is not INSIDE:
+        if self.local_settings is not None:
             self.ask_for_settings()
         if (
             self._state is INSIDE
@@ -399,9 +399,9 @@ class SessionStates(SessionHooks):
         self.local_settings.update(given)
 
     def ask_for_settings(self) -> None:
-        """Call the function of ``local_settings``, unless it was called already.
+        """Call the function of ``local_settings``, unless it has returned settings already.
 
-        Call this before a transaction begins, because the function may use the session.
+        Call this before a transaction or a flush begins, because the function may use the session.
         """
         settings = self.local_settings
         if settings is None or not settings.is_to_ask:

@@ -36,6 +36,8 @@ class WritingSession(SessionStates):
         try:
             if self._state is INSIDE or self.is_clean():
                 try:
+                    if self.local_settings is not None and not self.is_clean():
+                        self.ask_for_settings()
                     flush(*arguments)
                 except BaseException as error:
                     self._note_failure(error)

@@ -29,6 +29,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session, scoped_session
 
 from .._core.errors import see
+from .._core.local_settings import begin_before_settings
 from .._core.observing import reported
 from .._extras import FLASK, installed_by
 from ..owned import Owned
@@ -185,7 +186,8 @@ _NO_COMMIT = (
 @contextmanager
 def _one_transaction(session: Session) -> Generator[None]:
     """Begin a transaction that only the end of this block ends."""
-    with session.begin() as transaction, Owned(session, transaction, _NO_COMMIT) as owned:
+    transaction = begin_before_settings(session)
+    with transaction, Owned(session, transaction, _NO_COMMIT) as owned:
         yield
         owned.check_not_aborted()
         if session.get_transaction() is not transaction:

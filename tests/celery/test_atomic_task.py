@@ -10,11 +10,13 @@ import pytest
 import sqlalchemy as sa
 from celery import states
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
-from flask import Flask
+from flask import Flask, g
 from sqlalchemy.exc import IntegrityError, InvalidRequestError, PendingRollbackError
 
 from fictive_sqlalchemy.ext.celery import DatabaseTask
 from tests.celery.tasks import Item, Seat, celery_of, db, items
+from tests.flask.conftest import MakeApp
+from tests.flask.support import Database
 from tests.library import Onlooker
 from tests.wire import WireProxy
 
@@ -281,3 +283,20 @@ class TestAtomic:
         write.apply()
         write_nothing.apply()
         assert items(onlooker) == ["new"]
+
+    def test_the_function_of_local_settings_is_called_after_the_task_has_found_the_tenant(
+        self, make_app: MakeApp, url: str
+    ) -> None:
+        tenants: Any = Database()
+        app = make_app(tenants, url)
+
+        @tenants.local_settings
+        def tenant() -> dict[str, int] | None:
+            return {"app.tenant_id": g.tenant} if "tenant" in g else None
+
+        @celery_of(DatabaseTask.of(app)).task(atomic=True, shared=False)
+        def read(tenant: int) -> Any:
+            g.tenant = tenant
+            return tenants.session.scalar(sa.text("SELECT current_setting('app.tenant_id', true)"))
+
+        assert [read.apply((number,)).get() for number in (7, 8)] == ["7", "8"]

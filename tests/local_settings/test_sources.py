@@ -10,10 +10,14 @@ from sqlalchemy import exc
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from fictive_sqlalchemy import OptInEngine, OptInScopedSession, OptInSession, unit_of_work
+from fictive_sqlalchemy._core.local_settings import begin_before_settings
 from tests.library import Author, Undo
 from tests.local_settings.support import has_none, tenant
+from tests.wire import WireProxy
 
 Sessions = sessionmaker[OptInSession]
+
+TENANT_AS_NUMBER: Any = sa.text("current_setting('app.tenant_id')::int")
 
 
 def test_a_function_is_asked_once_before_the_first_statement(engine: OptInEngine) -> None:
@@ -76,9 +80,96 @@ def test_the_function_may_read_from_the_session(engine: OptInEngine) -> None:
     assert set(seen) <= {None, ""}
 
 
-def test_the_function_may_return_none(engine: OptInEngine) -> None:
-    with OptInSession(engine, local_settings=lambda: None) as session:
+@pytest.mark.parametrize("reads", [False, True])
+@pytest.mark.parametrize("first", ["read", "flush", "commit", "connection", "savepoint"])
+def test_the_function_may_be_asked_in_a_transaction_that_was_begun_for_other_code(
+    engine: OptInEngine, wire: WireProxy, reads: bool, first: str
+) -> None:
+    """As for an atomic request, whose code finds out the tenant after the transaction has begun."""
+    current: dict[str, int] = {}
+
+    def settings() -> dict[str, int]:
+        if reads:
+            assert session.get_one(Author, 2).name == "Bob"
+        return current
+
+    with OptInSession(engine, local_settings=settings) as session:
+        with wire.record() as recording, begin_before_settings(session):
+            current["app.tenant_id"] = 7
+            if first == "read":
+                assert tenant(session) == "7"
+            elif first == "connection":
+                assert tenant(session.connection()) == "7"
+            elif first == "savepoint":
+                with session.begin_nested():
+                    assert tenant(session) == "7"
+            else:
+                session.add(Author(name="x", age=TENANT_AS_NUMBER))
+                if first == "flush":
+                    session.flush()
+        if first in ("flush", "commit"):
+            assert session.scalars(sa.select(Author.age).filter_by(name="x")).one() == 7
+        assert ("BEGIN" in recording.verbs) is (reads or first != "commit")
+        with session.begin():
+            assert tenant(session) == "7"
+
+
+def test_if_the_function_fails_in_a_transaction_it_is_asked_again(engine: OptInEngine) -> None:
+    answers: list[Any] = [Undo(), Undo(), {"app.tenant_id": 7}]
+
+    def settings() -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    with OptInSession(engine, local_settings=settings) as session:
+        with begin_before_settings(session):
+            with pytest.raises(Undo):
+                tenant(session)
+            session.add(Author(name="x", age=TENANT_AS_NUMBER))
+            with pytest.raises(Undo):
+                session.flush()
+            assert tenant(session) == "7"
+        assert session.scalars(sa.select(Author.age).filter_by(name="x")).one() == 7
+
+
+def test_none_of_the_function_is_asked_again_until_there_are_settings(
+    engine: OptInEngine,
+) -> None:
+    answers: list[Any] = [None, None, {"app.tenant_id": 7}]
+    with OptInSession(engine, local_settings=lambda: answers.pop(0)) as session:
         assert has_none(session)
+        with session.begin():  # the first statement inside asks again
+            assert tenant(session) == "7"
+        assert tenant(session) == "7"
+    answers += [None, {"app.tenant_id": 8}]
+    session = OptInSession(engine, local_settings=lambda: answers.pop(0))
+    with session, session.begin():
+        assert tenant(session) == "8"
+    assert answers == []
+
+
+def test_no_settings_are_an_answer(engine: OptInEngine) -> None:
+    answers: list[Any] = [{}]
+    with OptInSession(engine, local_settings=lambda: answers.pop()) as session:
+        assert has_none(session)
+        assert has_none(session)
+
+
+def test_an_answer_in_a_unit_of_work_stays_after_its_end(engine: OptInEngine) -> None:
+    answers: list[Any] = [None, {"app.tenant_id": 7, "app.user_id": 1}]
+    user = sa.text("SELECT current_setting('app.user_id', true)")
+
+    @unit_of_work(sessionmaker(engine, class_=OptInSession), settings={"app.tenant_id": 8})
+    def work(session: OptInSession) -> None:
+        assert tenant(session) == "8"
+        assert session.scalar(user) == "1"
+
+    with OptInSession(engine, local_settings=lambda: answers.pop(0)) as session:
+        work(session=session)  # type: ignore[call-arg]
+        assert tenant(session) == "7"
+        assert session.scalar(user) == "1"
 
 
 def test_if_the_function_fails_nothing_is_sent_and_it_is_asked_again(engine: OptInEngine) -> None:

@@ -18,6 +18,7 @@ from ..._core import observing
 from ..._core.blocks import Block
 from ..._core.callbacks import after_end
 from ..._core.errors import see
+from ..._core.local_settings import begin_before_settings
 from ..._core.places import Place
 from ..._core.session import OptInSession
 from ...owned import Owned, listen_once, listen_to_sessions
@@ -273,7 +274,7 @@ class RequestTransaction:
         """Begin another transaction for the rest of the request, after a ``rollback()``."""
         if transaction is self._current and not self._is_in_a_block():
             self._leave()
-            self._current = _entered(self._session.begin())
+            self._current = _entered(begin_before_settings(self._session))
             self._owned.go_on_in(self._current)
             self._owned.refusal = NO_COMMIT
             self._is_lost = False
@@ -362,7 +363,7 @@ def _place_of_view() -> Place | None:
 def _begun_for_request(session: Session) -> SessionTransaction:
     transaction = session.get_transaction()
     if transaction is None:
-        return session.begin()
+        return begin_before_settings(session)
     if transaction.origin is SessionTransactionOrigin.BEGIN:
         raise exc.InvalidRequestError(ANOTHER)
     if isinstance(session, OptInSession):

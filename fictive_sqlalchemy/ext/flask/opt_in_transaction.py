@@ -87,9 +87,11 @@ class OptInTransactionMixin(
             def tenant():
                 return {"app.tenant_id": g.tenant_id} if "tenant_id" in g else None
 
-        The function is called once in each request, command or task, before the first statement of
-        ``db.session``. From then on, the statements of the session carry the settings: see
-        :meth:`fictive_sqlalchemy.OptInSession.set_local`.
+        In each request, command or task, the function is called before the first statement or
+        ``begin()`` block of ``db.session``. If it returns ``None``, it is called again before the
+        next one. After it has returned settings, they are sent with the statements of the session:
+        see :meth:`fictive_sqlalchemy.OptInSession.set_local`. An atomic request calls the function
+        before its first statement, and not before its transaction.
 
         :param function: A function without parameters that returns settings, or ``None``.
         :returns: The function.
