@@ -14,7 +14,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from benchmarks import contention, cpu, growth, latency, memory, page, quiet, round_trips, waiting
 from benchmarks.figures import Figure
@@ -88,16 +87,13 @@ def main() -> None:
     if not arguments.draw:
         effort = QUICK if arguments.quick else FULL
         began_quiet = quiet.wait(0.0 if arguments.quick else quiet.PATIENCE)
-        plain: list[dict[str, Any]] = []
-        checks: list[float | None] = []
+        watch = quiet.Watch()
         with setting(effort.rows) as where:
-            for kind in measure(where, effort):
-                checks.append(quiet.cpus_in_use())
-                plain += [asdict(figure) for figure in kind]
+            plain = [asdict(figure) for figure in watch.over(measure(where, effort))]
             facts = [where.versions(*OTHERS)]
         if arguments.quick:
             facts.append("This was a quick run: the ratios are less exact.")
-        facts += quiet.disturbances(began_quiet, checks)
+        facts += quiet.disturbances(began_quiet, watch.checks, watch.stolen)
         MEASURED.parent.mkdir(exist_ok=True)
         MEASURED.write_text(json.dumps({"facts": facts, "figures": plain}), encoding="utf-8")
     measured = json.loads(MEASURED.read_text(encoding="utf-8"))

@@ -30,13 +30,13 @@ OPERATIONS = (READ, TEN_READS, READ_THEN_UPDATE, STORE, BLOCK_OF_TWO, LAZY_LOADS
 
 #: The aims for the round trips: how many an operation makes at most, by the title of the operation.
 ROUND_TRIPS = {READ.title: 1, READ_THEN_UPDATE.title: 2, STORE.title: 1}
-#: The aims for the Python calls and the CPU time: how large the ratio to stock's is at most.
+#: The aims for the Python calls and the CPU time: how large the ratio to stock is at most.
 CPU = {one.title: 1.0 for one in OPERATIONS} | {READ.title: 0.9, BLOCK_OF_TWO.title: 1.05}
 
 #: How many threads serve requests that wait, and with how many connections.
 THREADS, POOL = 20, 5
-#: The aim for these threads: at least this share of what they could serve if only the wait took
-#: time.
+#: The aim for these threads: at least this share of the ideal, in which everything but the wait
+#: takes no time.
 SHARE = 0.9
 #: The aim for the memory of a stream: less than this number of bytes.
 GROWTH = 64 * 1000**2

@@ -9,10 +9,12 @@ import statistics
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks.peers import load_peer
 from benchmarks.worker import Worker
+
+One = TypeVar("One")
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,13 @@ def spread(
     return Figure(kind, what, driver, peer, middle, min(values), max(values), at)
 
 
+def orders(ones: Sequence[One], turns: int) -> Iterator[Sequence[One]]:
+    """Yield all of them once for each turn, each time in another order."""
+    for turn in range(turns):
+        first = turn % len(ones)
+        yield (*ones[first:], *ones[:first])
+
+
 def in_turns(
     workers: Sequence[Worker], turns: int, task: str, *arguments: Any
 ) -> dict[str, list[Any]]:
@@ -81,9 +90,8 @@ def in_turns(
     :returns: The results of each peer, one for each turn.
     """
     results: dict[str, list[Any]] = {worker.peer: [] for worker in workers}
-    for turn in range(turns):
-        first = turn % len(workers)
-        for worker in (*workers[first:], *workers[:first]):
+    for order in orders(workers, turns):
+        for worker in order:
             results[worker.peer].append(worker.do(task, *arguments))
     return results
 

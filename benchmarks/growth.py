@@ -1,15 +1,18 @@
 """The growth of the client's CPU time with the size of what is done.
 
 The size is the number of reads in a request, of objects in the session, or of rows in a result. The
-unit is one read by key by hand, which is measured in the same turns.
+unit is one read by key by hand. It is measured before and after each figure, so that a machine that
+becomes slower affects both. A process of its own measures it: the caches have then been used by
+another process when any peer begins, the one by hand included.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
+from typing import Any
 
-from benchmarks.figures import Figure, in_turns, progress, spread
+from benchmarks.figures import Figure, orders, progress, spread
 from benchmarks.peers import READ, Operation
 from benchmarks.worker import Worker, workers
 
@@ -38,27 +41,43 @@ def measure(
     costs: dict[tuple[str, int, str], list[float]] = {}
     for generation in range(generations):
         progress(f"growth, {driver}, {generation + 1} of {generations}")
-        with workers(peers, url) as all_workers:
-            for kind, at, peer, cost in _costs(all_workers, floor):
+        with workers(peers, url) as all_workers, Worker(floor, url) as unit:
+            for kind, at, peer, cost in _costs(list(all_workers.values()), unit):
                 costs.setdefault((kind, at, peer), []).append(cost)
     for (kind, at, peer), values in costs.items():
         yield spread(kind, kind, driver, peer, values, at=at)
 
 
-def _costs(all_workers: dict[str, Worker], floor: str) -> Iterator[tuple[str, int, str, float]]:
+def _costs(working: Sequence[Worker], unit: Worker) -> Iterator[tuple[str, int, str, float]]:
     """Measure in one generation of processes; give the kind, the size, the peer and the cost."""
-    units = in_turns([all_workers[floor]], 3 * _TURNS, "cpu", READ)
-    unit = statistics.median(units[floor])
-    working = list(all_workers.values())
     for kind, method in ((READS, "reads"), (ROWS, "load_many")):
         for size in SIZES[kind]:
             operation = Operation(kind, method, (size,), max(1, 20 // size))
-            for peer, seconds in in_turns(working, _TURNS, "cpu", operation).items():
-                yield kind, size, peer, statistics.median(seconds) / unit
+            for peer, costs in _in_units(working, unit, "cpu", operation).items():
+                yield kind, size, peer, statistics.median(cost for (cost,) in costs)
     for size in SIZES[UPDATE_AMONG]:
         repetitions = 3 if size > 1000 else 9
-        for peer, found in in_turns(working, _TURNS, "among", size, repetitions).items():
-            for kind, times in zip(
-                (READ_AMONG, UPDATE_AMONG), zip(*found, strict=True), strict=True
-            ):
-                yield kind, size, peer, statistics.median(times) / unit
+        for peer, costs in _in_units(working, unit, "among", size, repetitions).items():
+            for kind, own in zip((READ_AMONG, UPDATE_AMONG), zip(*costs, strict=True), strict=True):
+                yield kind, size, peer, statistics.median(own)
+
+
+def _in_units(
+    working: Sequence[Worker], unit: Worker, task: str, *arguments: Any
+) -> dict[str, list[list[float]]]:
+    """Let all processes do the same task in turns, each time between two measurements of the unit.
+
+    :returns: What each peer has measured in each turn, in units: one number, or several.
+    """
+    results: dict[str, list[list[float]]] = {worker.peer: [] for worker in working}
+    for worker in working:
+        if task == "cpu":
+            worker.do("warm_up", *arguments)  # which would be a long time between the two units
+    for order in orders(working, _TURNS):
+        for worker in order:
+            before = unit.do("cpu", READ)
+            found = worker.do(task, *arguments)
+            mean = statistics.mean([before, unit.do("cpu", READ)])
+            seconds = found if isinstance(found, list) else [found]
+            results[worker.peer].append([one / mean for one in seconds])
+    return results

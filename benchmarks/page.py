@@ -39,9 +39,8 @@ def write(root: Path, facts: Sequence[str], figures: Sequence[Figure]) -> None:
     """
     plots.draw(root / "docs" / "images", figures)
     fill(root / "docs" / "benchmarks.md", parts(facts, figures))
-    fill(
-        root / "README.md", {"figures": "\n\n".join([summary.table(figures, summary.ROWS), *facts])}
-    )
+    table = summary.table(figures, summary.rows_of_readme(figures))
+    fill(root / "README.md", {"figures": "\n\n".join([table, *facts])})
 
 
 def parts(facts: Sequence[str], figures: Sequence[Figure]) -> dict[str, str]:
@@ -50,7 +49,7 @@ def parts(facts: Sequence[str], figures: Sequence[Figure]) -> dict[str, str]:
         "round trips": _by_operation(figures, round_trips.ROUND_TRIPS, count),
         "cpu": _by_operation(figures, cpu.CPU, ratio),
         "calls": _by_operation(figures, cpu.CALLS, count),
-        "instructions": _by_operation(figures, cpu.INSTRUCTIONS, count),
+        "instructions": _instructions(figures),
     }
     tables = {
         "memory": [
@@ -92,8 +91,6 @@ def parts(facts: Sequence[str], figures: Sequence[Figure]) -> dict[str, str]:
     for name, columns in tables.items():
         written[name] = "\n\n".join(_tables(figures, columns))
     written["first"] = summary.table(figures, summary.FIRST)
-    if not any(one.kind == cpu.INSTRUCTIONS for one in figures):
-        written["instructions"] = "`perf` could not count instructions in this run."
     written["facts"] = "\n\n".join(facts)
     written["behind"] = behind.text(figures)
     return written
@@ -153,6 +150,16 @@ def _by_operation(figures: Sequence[Figure], kind: str, form: Callable[[Figure],
         columns = [Column(one.title, kind, form, one.title) for one in operations]
         tables.extend(_tables(figures, columns))
     return "\n\n".join(tables)
+
+
+def _instructions(figures: Sequence[Figure]) -> str:
+    """Return the paragraph and its tables; no text if no instructions were counted."""
+    if not any(one.kind == cpu.INSTRUCTIONS and one.value is not None for one in figures):
+        return ""
+    tables = _by_operation(figures, cpu.INSTRUCTIONS, count)
+    return (
+        f"These are the instructions that the client executes, as `perf` counts them:\n\n{tables}"
+    )
 
 
 def _tables(figures: Sequence[Figure], columns: Sequence[Column]) -> Iterator[str]:

@@ -10,7 +10,7 @@ def fill(page: Path, written: Mapping[str, str]) -> None:
     """Replace the measured text in a page.
 
     :param page: The page.
-    :param written: The new texts, by the names of their places.
+    :param written: The new texts, by the names of their places. A place may become empty.
     :raises ValueError: if the page has no place of that name.
     """
     text = page.read_text(encoding="utf-8")
@@ -19,7 +19,8 @@ def fill(page: Path, written: Mapping[str, str]) -> None:
         _, end, after = rest.partition("<!-- end -->\n")
         if not (begin and end):
             raise ValueError(f"{page} has no place for {name!r}.")
-        text = f"{before}{begin}\n{part}\n\n{end}{after}"
+        filled = f"\n{part}\n\n" if part else ""
+        text = f"{before}{begin}{filled}{end}{after}"
     page.write_text(text, encoding="utf-8")
 
 

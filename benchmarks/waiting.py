@@ -1,7 +1,7 @@
 """Requests that wait for something else between two reads, on a pool that has too few connections.
 
-The ideal is what threads could serve if only the wait took time: if the wait is 50 ms, each thread
-could serve 20 requests per second.
+The ideal is the number of requests per second if everything but the wait took no time: if the wait
+is 50 ms, each thread could serve 20 requests per second.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import psycopg
 from sqlalchemy import make_url
 from typing_extensions import Self
 
-from benchmarks.figures import Figure, progress, spread
+from benchmarks.figures import Figure, orders, progress, spread
 from benchmarks.worker import workers
 
 WAIT = 0.05
@@ -50,10 +50,11 @@ def measure(
     """
     found: dict[tuple[str, str, int], list[float]] = {}
     with workers(peers, url, **pool) as all_workers, Onlooker(url) as onlooker:
-        for turn in range(turns):
+        for turn, order in enumerate(orders(list(all_workers.values()), turns), start=1):
             for count in threads:
-                progress(f"requests that wait, {driver}, {count} threads, {turn + 1} of {turns}")
-                for peer, worker in all_workers.items():
+                progress(f"requests that wait, {driver}, {count} threads, {turn} of {turns}")
+                for worker in order:
+                    peer = worker.peer
                     with onlooker.watch(peer) as seen:
                         served, start, end, p99 = worker.do("serve", count, WAIT, seconds)
                     rate = served / (end - start)

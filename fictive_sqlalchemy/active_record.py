@@ -81,10 +81,13 @@ class ActiveRecordMixin:
     returns: all of it is stored, or nothing. Inside a transaction, the call is part of the
     transaction. Each call flushes the session, so all pending changes are stored with it.
 
-    Errors are raised unchanged. Outside, all pending changes are rolled back, and the session is
-    usable at once. Inside, the error ends the transaction, as any error does. Code that catches the
-    error and goes on has to put the call into ``with session.atomic():``, or into
-    ``with session.begin_nested():`` on a session of SQLAlchemy.
+    Errors are raised unchanged. If the flush or the commit fails outside, all pending changes are
+    rolled back, and the session is usable at once. Inside, such an error ends the transaction, as
+    any error does. Code that catches the error and goes on has to put the call into
+    ``with session.atomic():``, or into ``with session.begin_nested():`` on a session of SQLAlchemy.
+
+    Each call raises ``sqlalchemy.exc.InvalidRequestError`` if the model has no current session, and
+    ``sqlalchemy.exc.ArgumentError`` if ``__scoped_session__`` returns no session.
 
     SQLAlchemy's own session begins a transaction by itself, and so does Flask-SQLAlchemy's without
     :class:`.OptInTransactionMixin`. On such a session, *outside* means that no code has called
@@ -268,7 +271,7 @@ def _current_session(model: type[Any]) -> Session:
     if not isinstance(session, Session):
         raise exc.ArgumentError(
             f"__scoped_session__ of {model.__name__} returned {session!r}, which is no "
-            "sqlalchemy.orm.Session." + see("current-session")
+            "sqlalchemy.orm.Session: let it return one." + see("current-session")
         )
     return session
 

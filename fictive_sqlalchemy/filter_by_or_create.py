@@ -42,8 +42,8 @@ def filter_by_or_create(
 
     If many callers ask for the same new object at the same time, one creates it, and the others get
     it. This needs a unique constraint on what is searched for. If the conflicting row is deleted
-    before it is found, the object is created again, ten times at most, and functions among the
-    defaults are called again.
+    before it is found, the call tries to create the object again, and calls the functions among the
+    defaults again. There are ten attempts at most.
 
     :param session: The session that searches, and that the object will belong to. Only an
         :class:`.OptInSession` whose bind is made by :func:`.create_engine` is ever outside.
@@ -53,8 +53,9 @@ def filter_by_or_create(
     :param defaults: Further values for a new object, as its constructor takes them. A function
         without parameters is called only for a new object, and its result is used.
     :returns: The object, and whether this call has created it.
-    :raises sqlalchemy.exc.ArgumentError: if there is nothing to search for, or if a default sets
-        what is searched for, by the same name or another. Nothing is sent.
+    :raises sqlalchemy.exc.ArgumentError: if there is nothing to search for, if ``defaults`` is no
+        mapping, if a related object is of another class, or if a default sets what is searched for,
+        by the same name or another. Nothing is sent.
     :raises sqlalchemy.exc.InvalidRequestError: if the model has no attribute of a given name, or if
         a related object can't be used here. Nothing is stored.
     :raises sqlalchemy.exc.MultipleResultsFound: if the search finds more than one object.
@@ -102,9 +103,10 @@ def update_or_create(
     :param create_defaults: The values that a new object gets in place of ``defaults``, unless it is
         ``None``.
     :returns: The object, and whether this call has created it.
-    :raises sqlalchemy.exc.ArgumentError: if there is nothing to search for, or if a default sets
-        what is searched for, by the same name or another (nothing is sent), or by a related object
-        with another key (nothing is stored).
+    :raises sqlalchemy.exc.ArgumentError: if there is nothing to search for, if ``defaults`` or
+        ``create_defaults`` is no mapping, if a related object is of another class, or if a default
+        sets what is searched for, by the same name or another (nothing is sent), or by a related
+        object with another key (nothing is stored).
     :raises sqlalchemy.exc.InvalidRequestError: if the model has no attribute of a given name, if an
         attribute of an object that is found can't be changed, such as a primary key, or if a
         related object can't be used here. Nothing is stored.

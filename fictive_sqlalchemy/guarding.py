@@ -66,9 +66,11 @@ def allow_waiting() -> Generator[None]:
 class Guard(Follower):
     """Refuses or logs calls that may wait, while a transaction of the same thread is open.
 
-    Such calls are connections to anything but the database, HTTP requests on connections that are
-    kept open (of ``http.client``, on which ``urllib3`` and ``requests`` are built, and of
-    ``httpx``), ``time.sleep()``, subprocesses, and messages of Celery.
+    Such calls are connections that Python's ``socket`` makes to anything but the database, HTTP
+    requests on connections that are kept open (of ``http.client``, on which ``urllib3`` and
+    ``requests`` are built, and of ``httpx.Client``), ``time.sleep()``, subprocesses, and messages
+    of Celery. Connections that a library in C makes, such as a driver of another database, are not
+    seen.
 
     A transaction is open from its first statement on, because BEGIN is sent with that statement.
     Under test isolation, the transactions of the code under test count. A transaction that is one
@@ -77,7 +79,7 @@ class Guard(Follower):
     :param mode: With ``"raise"``, the call raises :class:`WaitingInTransaction`, and is not made.
         With ``"log"``, the call is made, and a WARNING is logged, once for each line in a
         transaction.
-    :param sources: The sources, as :func:`.record` takes them.
+    :param sources: One or more extensions or engines.
     :param allow: Hosts that may be called inside a transaction, by name or address. A Unix socket
         is named by its path.
     :raises sqlalchemy.exc.ArgumentError: if an argument is not as described here.
@@ -101,11 +103,6 @@ class Guard(Follower):
                 'allow is a list of hosts, by name or address, without a scheme and a port: ["pay.'
                 f'example", "10.0.0.1"], and not {allow!r}.' + see("recording-arguments")
             )
-        if not sources:
-            raise exc.ArgumentError(
-                "A Guard needs something to guard: an extension or an engine."
-                + see("nothing-to-record")
-            )
         super().__init__(*sources)
         self.mode = mode
         self._allowed = {_canonical(host) for host in hosts}
@@ -127,7 +124,7 @@ class Guard(Follower):
             super().stop()
 
     def add_transaction(self, transaction: Transaction) -> None:
-        """Wrap the functions of libraries that were imported meanwhile: a transaction begins."""
+        """Called when a transaction begins: wrap the functions of libraries imported since."""
         _hear_of_libraries()
 
     # What is called for each call that may wait
@@ -144,12 +141,13 @@ class Guard(Follower):
             return
         caller = calling()
         place = caller.called_from or caller.place
+        permitted = "" if host is None else ", or name its host in allow=[…]"
         message = (
             f"{what} inside an open transaction, in {place.filename}, line {place.line}, in "
             f"{place.function}. The transaction was begun by {transaction.begun_at}. While the "
             "call waits, the transaction keeps its locks and its connection. Put the call before "
             "the block, after it, or into on_commit(). If it has to be there, put it into "
-            "`with allow_waiting():`, or name its host in allow=[…]." + see("guarded-call")
+            f"`with allow_waiting():`{permitted}." + see("guarded-call")
         )
         if self.mode == "raise":
             raise WaitingInTransaction(message)

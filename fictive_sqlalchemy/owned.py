@@ -99,14 +99,15 @@ class Owned:
     def refuse_commit(self) -> None:
         """Refuse a commit of the transaction, which only its owner may commit.
 
-        :raises sqlalchemy.exc.InvalidRequestError: unless the commit is that of a savepoint.
+        :raises sqlalchemy.exc.InvalidRequestError: unless the commit is that of a
+            savepoint inside the transaction.
         """
         savepoint = self.session.get_nested_transaction()
         if savepoint is None or savepoint is self.transaction:
             raise exc.InvalidRequestError(self.refusal)
 
     def add_stock_connection(self, connection: Connection) -> None:
-        """Note a connection of a stock bind that has joined the transaction."""
+        """Note a connection of an engine of SQLAlchemy that has joined the transaction."""
         self._stock_connections.append(connection)
 
 
@@ -135,7 +136,7 @@ def listen_to_sessions() -> None:
 def listen_once(name: str, listener: Callable[..., None]) -> None:
     """Add a listener to an event of all sessions, unless it was added before.
 
-    It would take longer than a transaction to add a listener to one session and to remove it again.
+    Adding a listener to each session, and removing it, would take longer than a transaction.
 
     :param name: The name of the event.
     :param listener: The function that is called.

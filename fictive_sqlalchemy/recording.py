@@ -14,9 +14,9 @@ A recording sends nothing, and does not change what is sent. Without a recording
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import ArgumentError
@@ -210,19 +210,16 @@ class Recording:
 class Follower:
     """A base class whose methods are called for what is sent, in all threads. It keeps nothing.
 
-    :param sources: The sources, as :func:`record` takes them.
-    :raises sqlalchemy.exc.ArgumentError: if there is no source, or a source can't be recorded.
+    :param sources: One or more extensions or engines. All that any of their sessions and
+        connections sends is followed.
+    :raises sqlalchemy.exc.ArgumentError: if there is no source, or a source has no engine of
+        :func:`fictive_sqlalchemy.create_engine`.
     """
 
     keeps_parameters = False
 
     def __init__(self, *sources: Any) -> None:
-        if not sources:
-            raise ArgumentError(
-                f"{type(self).__name__} needs something to follow: an extension or an engine."
-                + see("nothing-to-record")
-            )
-        self._dialects: frozenset[Dialect] = dialects_of(sources)
+        self._dialects = dialects_of(engines_of(sources, f"{type(self).__name__}()"))
 
     def start(self) -> Self:
         """Start following what is sent."""
@@ -342,30 +339,19 @@ def record(*sources: Any, keep: int = 1_000, parameters: bool = False) -> Genera
         if ``keep`` is no number above 0.
     :raises RuntimeError: from Flask-SQLAlchemy, for an extension outside an application context.
     """
-    if not sources:
-        raise ArgumentError(
-            "record() needs something to record: an extension, a session or an engine."
-            + see("nothing-to-record")
-        )
     if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:  # pyright: ignore
         raise ArgumentError(
             f"keep is how many statements are kept, 1 or more, and not {keep!r}."
             + see("recording-arguments")
         )
-    dialects: list[Dialect] = []
-    sessions: list[OptInSession] = []
-    used: list[Dialect] = []
-    for source in sources:
-        engines, session = _engines_of(source)
-        found = [each.dialect for engine in engines for each in (engine, *engine.replicas)]
-        used += found
-        if session is None:
-            dialects += found
-        else:
-            sessions.append(session)
+    given = [one() if isinstance(one, scoped_session) else one for one in sources]
+    sessions = [one for one in given if isinstance(one, OptInSession)]
+    others = [one for one in given if not isinstance(one, OptInSession)]
+    dialects = dialects_of(engines_of(others, "record()") if others or not sessions else ())
+    in_use = [engine for session in sessions for engine in session.engines_in_use()]
     recording = Recording(dialects, sessions, keep=keep, parameters=parameters)
     try:
-        recorder.use(recording, used)
+        recorder.use(recording, dialects | dialects_of(in_use))
         recorder.add(recording)
         yield recording
     finally:
@@ -373,35 +359,36 @@ def record(*sources: Any, keep: int = 1_000, parameters: bool = False) -> Genera
         recording.end()
 
 
-def dialects_of(sources: Iterable[Any]) -> frozenset[Dialect]:
-    """Return the dialects of the engines of some sources, and of their replicas.
-
-    :param sources: The sources, as :func:`record` takes them.
-    """
-    engines = [engine for source in sources for engine in _engines_of(source)[0]]
+def dialects_of(engines: Iterable[OptInEngine]) -> frozenset[Dialect]:
+    """Return the dialects of some engines, and of their replicas."""
     return frozenset(each.dialect for engine in engines for each in (engine, *engine.replicas))
 
 
-def _engines_of(source: Any) -> tuple[list[OptInEngine], OptInSession | None]:
-    """Return the engines of a source, and the session if the source is a session."""
-    if isinstance(source, scoped_session):
-        scope: Any = source  # pyright: ignore[reportUnknownVariableType]
-        return _engines_of(scope())
-    if isinstance(source, OptInSession):
-        return source.engines_in_use(), source
-    if isinstance(source, OptInEngine):
-        return [source], None
-    engines = getattr(source, "engines", None)
-    if isinstance(engines, Mapping):  # an extension of Flask-SQLAlchemy
-        found = list(cast("Mapping[object, object]", engines).values())
-        ours = [engine for engine in found if isinstance(engine, OptInEngine)]
-        if ours:
-            return ours, None
-    raise ArgumentError(
-        f"record() can't record {source!r}: give it an extension with OptInTransactionMixin, an "
-        "OptInSession, a scoped session of these, or an engine of "
-        "fictive_sqlalchemy.create_engine()." + see("nothing-to-record")
-    )
+def engines_of(sources: Collection[Any], call: str) -> list[OptInEngine]:
+    """Return the engines of some sources, which are extensions and engines.
+
+    :param sources: The sources.
+    :param call: The call that was given the sources, for the error.
+    :raises sqlalchemy.exc.ArgumentError: if there is no source, or a source has no engine of
+        :func:`fictive_sqlalchemy.create_engine`.
+    """
+    if not sources:
+        raise ArgumentError(
+            f"{call} needs a source: pass an extension or an engine." + see("nothing-to-record")
+        )
+    found: list[OptInEngine] = []
+    for source in sources:
+        engines = getattr(source, "engines", None)  # of an extension of Flask-SQLAlchemy
+        items: Iterable[object] = engines.values() if isinstance(engines, Mapping) else (source,)
+        ours = [engine for engine in items if isinstance(engine, OptInEngine)]
+        if not ours:
+            raise ArgumentError(
+                f"{call} has found no engine of fictive_sqlalchemy.create_engine() in {source!r}: "
+                "pass such an engine, or an extension with OptInTransactionMixin that has a bind "
+                "on PostgreSQL." + see("nothing-to-record")
+            )
+        found += ours
+    return found
 
 
 def counted(number: int, noun: str) -> str:

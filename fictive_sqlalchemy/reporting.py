@@ -33,7 +33,7 @@ from ._core.recorder import leave_context, of_this_context, recorder
 from ._core.records import Transaction
 from ._core.transacting import TransactingConnection
 from ._core.watchdog import Watchdog
-from .recording import Recording, counted, dialects_of, milliseconds
+from .recording import Recording, counted, dialects_of, engines_of, milliseconds
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -127,15 +127,16 @@ _KEPT = 500
 class Reporter:
     """Reports each unit by a line in the log and by a callback.
 
-    :param sources: The sources, as :func:`.record` takes them, or a function that returns a list of
-        sources. The function is called with the first unit.
+    :param sources: One or more extensions or engines, or a function that returns a list of these.
+        The function is called with the first unit.
     :param slow_transaction: How many seconds a transaction may be open. If it is open for longer, a
         WARNING is logged while it is open, and another at the end of the unit. With ``None``, there
         are no warnings.
     :param callback: A function that is called with the :class:`Report` of each unit, for metrics.
         Errors of the function are logged.
-    :raises sqlalchemy.exc.ArgumentError: if there is no source, if a source can't be recorded, if
-        ``slow_transaction`` is no number above 0, or if ``callback`` can't be called.
+    :raises sqlalchemy.exc.ArgumentError: if there is no source, if a source has no engine of
+        :func:`fictive_sqlalchemy.create_engine`, if ``slow_transaction`` is no number above 0, or
+        if ``callback`` can't be called.
     """
 
     def __init__(
@@ -157,15 +158,10 @@ class Reporter:
                 f"callback is called with each report, and {callback!r} can't be called."
                 + see("recording-arguments")
             )
-        if not sources:
-            raise ArgumentError(
-                "A Reporter needs something to report: an extension or an engine."
-                + see("nothing-to-record")
-            )
         self._sources = sources
         self._dialects: frozenset[Dialect] | None = None
         if not any(map(_is_function, sources)):
-            self._dialects = dialects_of(sources)
+            self._dialects = dialects_of(engines_of(sources, "Reporter()"))
         self.slow_transaction = slow_transaction
         self.callback = callback
         self._watchdog: Watchdog | None = None
@@ -241,9 +237,10 @@ class Reporter:
                 return None
         if self._dialects is None:
             self._dialects = dialects_of(
-                found
+                engine
                 for source in self._sources
                 for found in (source() if _is_function(source) else (source,))
+                for engine in engines_of([found], "Reporter()")
             )
             for dialect in self._dialects:
                 recorder.look_at(dialect)

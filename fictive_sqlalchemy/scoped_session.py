@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import exc
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session, sessionmaker
@@ -23,8 +23,8 @@ S = TypeVar("S", bound=Session)
 class OptInScopedSession(HasAtomic, scoped_session[S]):
     """A ``scoped_session`` with the methods that :class:`OptInSession` adds.
 
-    The additional methods need a factory of :class:`OptInSession`. With another ``sessionmaker``,
-    the additional methods raise ``TypeError``, and all other methods work.
+    The additional methods need a factory of :class:`OptInSession`. With another factory, those
+    that need an :class:`OptInSession` raise ``TypeError``.
     """
 
     def begin(self, nested: bool = False, **options: Unpack[BeginOptions]) -> SessionTransaction:
@@ -75,7 +75,7 @@ class OptInScopedSession(HasAtomic, scoped_session[S]):
         _opt_in(self(), "read_from_primary() is a method").read_from_primary()
 
     def set_local(self, settings: Settings) -> None:
-        """Have each statement carry settings: see :meth:`OptInSession.set_local`."""
+        """Send settings with each statement: see :meth:`OptInSession.set_local`."""
         _opt_in(self(), "set_local() is a method").set_local(settings)
 
     def local_settings(self, function: SettingsFunction) -> SettingsFunction:
@@ -86,16 +86,17 @@ class OptInScopedSession(HasAtomic, scoped_session[S]):
         :param function: A function without parameters.
         :returns: The function.
         :raises sqlalchemy.exc.ArgumentError: if the function can't be called or is async, or if the
-            session factory is no ``sessionmaker``.
+            session factory is no ``sessionmaker`` of :class:`OptInSession`.
         """
         check_source(function)
-        if not isinstance(self.session_factory, sessionmaker):  # pyright: ignore
+        factory: Any = self.session_factory
+        if not isinstance(factory, sessionmaker) or not issubclass(factory.class_, OptInSession):
             raise exc.ArgumentError(
-                "local_settings() needs a session factory that is a sessionmaker; with another "
-                "factory, call set_local() of each session that it makes."
+                "local_settings() needs a session factory that is a sessionmaker of OptInSession; "
+                "with a function as the factory, call set_local() of each session that it returns."
                 + see("local-settings-function")
             )
-        self.session_factory.configure(local_settings=function)
+        factory.configure(local_settings=function)
         return function
 
     def remove(self) -> None:

@@ -258,7 +258,10 @@ def read_report(file: str | os.PathLike[str]) -> list[Finding]:
             continue
         found.setdefault(_key(finding), finding)
     if lines and not found:
-        raise ValueError(f"{os.fspath(file)} is no file of a StrictReport." + see("strict-report"))
+        raise ValueError(
+            f"{os.fspath(file)} is no file of a StrictReport: name another file, or delete this "
+            "one." + see("strict-report")
+        )
     return _in_order(found.values())
 
 

@@ -63,7 +63,8 @@ class unit_of_work(Generic[S]):
     statement, and COMMIT or ROLLBACK at the end. A block that is one INSERT or UPDATE sends that
     statement alone. The block commits if it is left without an exception, even by ``return`` or
     ``break``. Each exception rolls back, ``KeyboardInterrupt`` and ``SystemExit`` included. Then
-    the session is closed, unless the caller has passed it, or a ``scoped_session`` had it before.
+    the session is closed, unless the caller has passed it, a ``scoped_session`` had it before, or
+    the factory returned it with an open transaction.
 
     A block inside another block of the same factory joins the other block: it gets the same
     session, and is a savepoint, to which an exception rolls back. The outermost block commits. Each
@@ -75,11 +76,13 @@ class unit_of_work(Generic[S]):
 
     :param session_factory: A ``sessionmaker``, a ``scoped_session`` such as ``db.session``, or
         any callable that returns a session.
-    :param settings: Settings that the session's statements carry, as with
+    :param settings: Settings that are sent with the session's statements, as with
         :meth:`.OptInSession.set_local`, or a function without parameters that returns the settings.
-        The function is called at the begin of each unit. A unit inside another unit may give the
-        same settings again, and no others.
-    :raises TypeError: if ``session_factory`` is no factory of sessions.
+        The function is called at the start of each unit. A unit inside another unit may give the
+        same settings again. If it gives others, its start raises
+        ``sqlalchemy.exc.InvalidRequestError``.
+    :raises TypeError: if ``session_factory`` is no factory of sessions, or, at the start of a unit,
+        if there are settings and the session is no :class:`.OptInSession`.
     :raises sqlalchemy.exc.ArgumentError: if a setting has a name or value that is not allowed.
     """
 

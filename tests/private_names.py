@@ -23,7 +23,8 @@ def names_with_a_test(*tests: type[Any]) -> set[str]:
 
 
 def is_private(name: str) -> bool:
-    return name.startswith("_") and not name.endswith("__")
+    is_of_python = name.endswith("__") and not name.startswith("__sqlalchemy_")
+    return name.startswith("_") and not is_of_python
 
 
 def _assigned_in(node: ast.ClassDef) -> Iterator[str]:

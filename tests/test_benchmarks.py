@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from benchmarks import behind, contention, quiet, summary, waiting
+from benchmarks import behind, contention, growth, quiet, summary, waiting
 from benchmarks.behind import times
 from benchmarks.figures import Figure
 from benchmarks.peers import (
@@ -255,10 +257,11 @@ def test_the_list_of_where_we_are_behind_says_with_how_many_threads() -> None:
 def test_what_was_measured_is_written_into_its_places(tmp_path: Path) -> None:
     file = tmp_path / "page.md"
     file.write_text("a\n<!-- measured: one -->\nold\n<!-- end -->\nb\n", encoding="utf-8")
-    for part in ("new", "newer"):
+    for part in ("new", "", "newer"):
         write_places(file, {"one": part})
+        filled = f"\n{part}\n\n" if part else ""
         assert file.read_text(encoding="utf-8") == (
-            f"a\n<!-- measured: one -->\n\n{part}\n\n<!-- end -->\nb\n"
+            f"a\n<!-- measured: one -->\n{filled}<!-- end -->\nb\n"
         )
     with pytest.raises(ValueError, match="no place for 'other'"):
         write_places(file, {"other": "part"})
@@ -274,23 +277,106 @@ def test_readme_has_ours_and_stocks_figures_for_both_drivers() -> None:
     table = summary.table(ours, summary.ROWS).splitlines()
     assert table[0] == "|  | psycopg2 | psycopg 3 |"
     assert "| round trips, read by key | 1 (stock 3) | 1 (stock 3) |" in table
-    assert "| client CPU, read by key, as a ratio to stock's | 0.90 | 0.90 |" in table
+    assert "| client CPU, read by key (stock = 1) | 0.90 | 0.90 |" in table
+
+
+def test_readme_has_the_largest_ratio_of_the_cpu_time_of_each_driver() -> None:
+    ratios = {
+        ("psycopg2", CREATED_INSIDE): 1.3,
+        ("psycopg2", UPDATE_BY_KEY): 1.2,
+        ("psycopg2", STORE): 1.1,
+        ("psycopg", CREATED_INSIDE): 1.1,
+        ("psycopg", STORE): 1.2,
+    }
+    figures = [
+        replace(figure(value), what=one.title, driver=driver)
+        for (driver, one), value in ratios.items()
+    ]
+    titles = [row.title for row in summary.rows_of_readme(figures)]
+    added = "client CPU, get or create, created in a block (stock = 1)"
+    assert (
+        titles.index(added) == titles.index("client CPU, a block of two statements (stock = 1)") + 1
+    )
+    titles.remove(added)
+    assert titles == [row.title for row in summary.ROWS]  # which has the largest of psycopg 3
+    assert summary.rows_of_readme([]) == list(summary.ROWS)
+
+
+def test_the_page_says_nothing_about_instructions_that_were_not_counted() -> None:
+    page = pytest.importorskip("benchmarks.page", reason="the plots need matplotlib")
+    assert page.parts([], [])["instructions"] == ""
+    counted = replace(figure(5000), kind="client instructions")
+    text = page.parts([], [counted])["instructions"]
+    assert text.startswith("These are the instructions that the client executes")
+    assert "| fictive-sqlalchemy | 5,000 |" in text
+
+
+def test_each_picture_of_the_page_says_by_itself_what_it_shows() -> None:
+    page = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+    texts = re.findall(r"!\[([^]]+)\]", page.read_text(encoding="utf-8"))
+    assert len(texts) == len(set(texts)) == 9
+    assert all(text.startswith(("Bars for ", "Lines for ")) for text in texts)
+
+
+class SlowMachine:
+    """A machine that becomes slower, several times; its workers tell how long their tasks take.
+
+    :param costs: How long a task takes at first, by the name of the peer.
+    """
+
+    def __init__(self, costs: Mapping[str, float]) -> None:
+        self.tasks = 0
+        self.workers = {peer: WorkerOfSlowMachine(self, peer, cost) for peer, cost in costs.items()}
+
+    def slowness(self) -> float:
+        """Return how much slower the machine is now; once for each task."""
+        self.tasks += 1
+        return 1.0 + self.tasks // 40
+
+
+class WorkerOfSlowMachine:
+    """What :class:`SlowMachine` has instead of a process."""
+
+    def __init__(self, machine: SlowMachine, peer: str, cost: float) -> None:
+        self.machine, self.peer, self.cost = machine, peer, cost
+
+    def do(self, task: str, *_: Any) -> float | list[float]:
+        """Return the time that the task takes now."""
+        seconds = self.cost * self.machine.slowness()
+        return seconds if task == "cpu" else [seconds, 2 * seconds]
+
+
+def test_a_machine_that_becomes_slower_does_not_change_how_the_cost_grows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine = SlowMachine({"ours": 0.5, "by_hand": 0.1})
+    unit = WorkerOfSlowMachine(machine, "by_hand", 0.1)
+    monkeypatch.setattr(growth, "workers", lambda *_: nullcontext(machine.workers))
+    monkeypatch.setattr(growth, "Worker", lambda *_: nullcontext(unit))
+    figures = list(growth.measure("psycopg2", "", list(machine.workers), "by_hand", 2))
+    assert machine.slowness() > 5
+    for one in figures:
+        expected = {"ours": 5.0, "by_hand": 1.0}[one.peer]
+        expected *= 2.0 if one.kind == growth.UPDATE_AMONG else 1.0
+        assert one.value == pytest.approx(expected)
+    assert {one.kind for one in figures} == set(growth.SIZES)
 
 
 @pytest.mark.parametrize(
-    ("began_quiet", "checks", "expected"),
+    ("began_quiet", "checks", "stolen", "expected"),
     [
-        (True, [0.0, quiet.CPUS], []),
-        (True, [None], []),
-        (False, [0.0], ["when the run began"]),
-        (True, [0.0, 0.94, 0.5], ["up to 0.9 CPUs during the run, in 2 of 3 checks"]),
-        (False, [1.0], ["when the run began", "up to 1.0 CPUs"]),
+        (True, [0.0, quiet.CPUS], [0.0, quiet.STOLEN], []),
+        (True, [None], [], []),
+        (False, [0.0], [0.0], ["when the run began"]),
+        (True, [0.0, 0.94, 0.5], [], ["up to 0.9 CPUs during the run, in 2 of 3 checks"]),
+        (True, [0.0], [0.0, 0.06, 0.12], ["took up to 0.12 CPUs from this one while 2 of 3 kinds"]),
+        (False, [1.0], [0.3], ["when the run began", "up to 1.0 CPUs", "up to 0.30 CPUs"]),
     ],
 )
 def test_the_page_says_where_the_machine_was_not_quiet(
-    began_quiet: bool, checks: list[float | None], expected: list[str]
+    began_quiet: bool, checks: list[float | None], stolen: list[float], expected: list[str]
 ) -> None:
-    found = list(quiet.disturbances(began_quiet, checks))
+    found = list(quiet.disturbances(began_quiet, checks, stolen))
     assert len(found) == len(expected)
     assert all(part in sentence for part, sentence in zip(expected, found, strict=True))
 
@@ -317,3 +403,29 @@ def test_a_machine_may_not_tell_how_busy_it_is(
     (tmp_path / "stat").write_text("cpu  100 0 100 900 9 0 0 7 0 0\ncpu0 100 0 100 900 9\n")
     monkeypatch.setattr(quiet, "_CHECK", 0.01)
     assert quiet.cpus_in_use() == 0.0
+
+
+def test_the_machine_is_checked_before_the_first_kind_of_figures_and_after_each(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stat = tmp_path / "stat"
+    clock = [0, 0, 0]  # the seconds, and the ticks that are busy and stolen
+    monkeypatch.setattr(quiet, "_STAT", stat)
+    monkeypatch.setattr("time.monotonic", lambda: float(clock[0]))
+    monkeypatch.setattr("time.sleep", lambda _: happen(busy=0, stolen=50, seconds=2))
+    monkeypatch.setattr("os.sysconf", lambda _: 100)
+
+    def happen(busy: int, stolen: int, seconds: int) -> None:
+        for place, more in enumerate((seconds, busy, stolen)):
+            clock[place] += more
+        stat.write_text(f"cpu  {clock[1]} 0 0 900 9 0 0 {clock[2]} 0 0\n")
+
+    def kind(stolen: int) -> Iterator[Figure]:
+        happen(busy=1000, stolen=stolen, seconds=10)
+        yield figure(1.0)
+
+    happen(0, 0, 0)
+    watch = quiet.Watch()
+    assert len(list(watch.over([kind(0), kind(200)]))) == 2
+    assert watch.checks == [0.25, 0.25, 0.25]  # what is stolen meanwhile is not ours
+    assert watch.stolen == [0.0, 0.2]

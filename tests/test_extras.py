@@ -56,6 +56,7 @@ def printed_without(library: str, statement: str) -> str:
         ),
         ("opentelemetry", "import fictive_sqlalchemy.ext.opentelemetry", "opentelemetry-api"),
         ("sentry_sdk", "import fictive_sqlalchemy.ext.sentry", "sentry-sdk"),
+        ("pytest", "import fictive_sqlalchemy.ext.pytest", "this package with the extra [pytest]"),
     ],
 )
 def test_a_library_that_is_not_installed_is_named_with_its_extra(

@@ -27,7 +27,8 @@ WITHOUT_ADDRESS = {
     "Nothing was recorded in ….",
     "The report is full: places that are not in it were met … times.",
     "… something else in the strict mode than with begin_on_write=True.",
-    "The URL has a port that is no number. …",
+    "The URL has a port that is no number. Write each special character of the password in "
+    "percent-encoding, such as %3A for a colon. …",
     "… mixes two ways to name several hosts. …",
     "… has a host with a port in a list. …",
     "… has a host with a space or an @ in it. …",

@@ -187,7 +187,7 @@ class Peer(ABC):
             self.update(self.get(count), self._new())
 
     def update_known(self) -> None:
-        """Store a change of one document that need not be read, with the UPDATE alone."""
+        """Store a change of one document in a transaction, without a SELECT before it."""
         with self.request():
             self.update(self.known(1), self._new())
 

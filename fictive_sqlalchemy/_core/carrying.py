@@ -157,22 +157,22 @@ class Carried:
         code, diag = sqlstate(error), getattr(error.orig, "diag", None)
         if code in (_IN_TRANSACTION_BLOCK, _ENDS_TRANSACTION):
             error.add_detail(
-                f"The settings of set_local() travelled with this statement ({names}), which makes "
+                f"The settings of set_local() were sent with this statement ({names}). That makes "
                 "the settings and the statement one transaction, and PostgreSQL refuses this "
                 "statement in a transaction. Send it on a connection without settings: "
                 "`with engine.connect() as connection:`." + see("settings-in-transaction")
             )
         elif code == _SYNTAX_ERROR and self.is_pipeline:
             error.add_detail(
-                f"The settings of set_local() travelled with this statement ({names}) in a "
+                f"The settings of set_local() were sent with this statement ({names}) in a "
                 "pipeline, which takes one statement and not several: send the statements one by "
                 "one." + see("settings-several-statements")
             )
         elif getattr(diag, "source_file", None) in _OF_SETTINGS:
             error.add_detail(
-                f"The settings of set_local() travelled with this statement ({names}): the "
-                "server may have refused one of the settings. Then it has executed nothing of the "
-                "statement." + see("settings-refused")
+                f"The settings of set_local() were sent with this statement ({names}): the server "
+                "may have refused one of the settings, so check their values. Then the server has "
+                "executed nothing of the statement." + see("settings-refused")
             )
 
 
@@ -212,7 +212,7 @@ def refuse_unless_it_carries(dialect: Dialect) -> bool:
         return False
     if dialect.driver not in PSYCOPG or dialect.is_async:
         raise exc.InvalidRequestError(
-            "The settings of set_local(), and the timeout of begin(), can't travel with the "
+            "The settings of set_local(), and the timeout of begin(), can't be sent with the "
             f"statements of {dialect.driver}: use psycopg2 or psycopg 3. Nothing was sent."
             + see("settings-on-other-engine")
         )

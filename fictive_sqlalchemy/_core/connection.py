@@ -59,7 +59,7 @@ class TransactionOfOneStatement(Protocol):
 
 
 class OptInConnection(TransactingConnection):
-    """A connection on which nothing is a transaction unless you ask for one.
+    """A connection that begins a transaction only when you ask for one.
 
     Each statement is standalone: it is sent without BEGIN, and what it writes is committed when the
     call returns. ``begin()`` begins a real transaction. :meth:`.OptInEngine.connect` returns such a
@@ -173,8 +173,8 @@ class OptInConnection(TransactingConnection):
         if self.session_transaction is not None and not self.begins_on_write:
             raise exc.InvalidRequestError(
                 "commit() of the connection inside a transaction of its session would store a part "
-                "of the session's transaction: leave commit() out, or call commit() of the "
-                "session. Nothing was committed." + see("commit-of-connection")
+                "of the session's transaction: let the block end, or if there is no `with` block, "
+                "call commit() of the session. Nothing was committed." + see("commit-of-connection")
             )
         super().commit()
 
@@ -190,8 +190,9 @@ class OptInConnection(TransactingConnection):
         if not self.begins_on_write:
             raise exc.InvalidRequestError(
                 "COMMIT or ROLLBACK as a statement inside a transaction of a session would end the "
-                "transaction, and the session would not know: use commit() or rollback() of the "
-                "session, or let the block end. Nothing was sent." + see("commit-of-connection")
+                "transaction, and the session would not know: let the block end, or if there is no "
+                "`with` block, call commit() or rollback() of the session. Nothing was sent."
+                + see("commit-of-connection")
             )
 
     # Statements
@@ -207,7 +208,8 @@ class OptInConnection(TransactingConnection):
 
             :raises sqlalchemy.exc.InvalidRequestError: for ``with_for_update`` outside, for a write
                 in a read-only transaction, and if the transaction of the session was ended on this
-                connection; nothing is sent. For BEGIN in ``text()`` outside, which is rolled back.
+                connection; nothing is sent. Also for a BEGIN in ``text()`` outside a transaction:
+                that transaction is rolled back.
             :raises sqlalchemy.exc.PendingRollbackError: if a flush or a lost connection has ended
                 the transaction of the session. Nothing is sent.
             :raises CommitOutcomeUnknown: if the connection is lost during the one statement of a

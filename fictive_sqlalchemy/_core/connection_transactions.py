@@ -212,7 +212,7 @@ def _lost(error: exc.DBAPIError, *, before_commit: bool, partly: bool) -> exc.Op
         if not partly:
             lost.add_detail(
                 "The server had closed the connection before COMMIT: nothing of the transaction is "
-                "stored." + see("lost-before-commit")
+                "stored, so you may run the transaction again." + see("lost-before-commit")
             )
     if partly:
         lost.add_detail(

@@ -42,8 +42,10 @@ def create_engine(url: str | URL, **kwargs: Any) -> OptInEngine:
         first statement that writes or locks begins the transaction that ``commit()`` ends. Sessions
         have an option of the same name.
     :raises sqlalchemy.exc.ArgumentError: if the database does not know the isolation level, if
-        an option contradicts autocommit, if the dialect does not offer AUTOCOMMIT, or if a replica
-        has no URL or is of another database system.
+        an option contradicts autocommit, if the dialect does not offer AUTOCOMMIT, if libpq would
+        not understand the hosts of a URL, if ``read_only_outside`` is given for a database other
+        than PostgreSQL, or if a replica has no URL, is of another database system, or has options
+        that lead to the primary.
     :raises ModuleNotFoundError: if the driver is not installed.
     """
     return _opt_in(sqlalchemy.create_engine, url, kwargs)

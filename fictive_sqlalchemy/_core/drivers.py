@@ -25,7 +25,10 @@ def with_installed_driver(url: str | URL) -> URL:
         url = make_url(url)
     except ValueError:
         # The error has no cause, because the text of ValueError may show a part of the password.
-        raise exc.ArgumentError(f"The URL has a port that is no number. {FORMS}") from None
+        raise exc.ArgumentError(
+            "The URL has a port that is no number. Write each special character of the password in "
+            f"percent-encoding, such as %3A for a colon. {FORMS}"
+        ) from None
     if url.drivername != "postgresql":
         driver = url.get_driver_name() if url.get_backend_name() == "postgresql" else ""
         if driver in PSYCOPG and not _is_installed(url):

@@ -30,7 +30,9 @@ class OptInEngine(RestingEngine):
     """Whether the replica can be used, if this engine is for a replica."""
 
     def connect(self) -> OptInConnection:
-        """Return a connection, which is in autocommit. Sends nothing.
+        """Return a connection, which is in autocommit. Sends no BEGIN.
+
+        If the pool has no connection, a new one is made.
 
         With ``begin_on_write=True``, the first statement on the connection that writes or locks
         begins a transaction, which ``commit()`` of the connection commits. ``rollback()`` and

@@ -78,8 +78,9 @@ class CommitOutcomeUnknown(exc.OperationalError):
 class TransactionTimeout(exc.OperationalError):
     """The timeout of a transaction ran out: ``begin(timeout=…)``.
 
-    The server has cancelled a statement, or has closed the connection. The transaction is rolled
-    back, unless the application catches the error around a savepoint.
+    Either the server has closed the connection, so the transaction is rolled back. Or the server
+    has cancelled a statement. Then the transaction is rolled back, unless the application catches
+    the error around a savepoint.
     """
 
 

@@ -126,9 +126,10 @@ class FailingConnection(ConnectionHooks):
         if self._failure is None:
             self._failure = error
         elif sqlstate(error) == "25P02":  # in_failed_sql_transaction
+            first, *_ = str(self._failure.orig).strip().splitlines() or [""]
             error.add_detail(
-                "An earlier statement of this transaction failed, and that error was caught: "
-                f"{str(self._failure.orig).strip()}. Let the error leave the block, or call "
+                f"An earlier statement of this transaction failed ({first}), and that error was "
+                "caught. Let the error leave the block, or call "
                 "rollback(), or put the statement that may fail into `with session.atomic():` or "
                 "`with session.begin_nested():`." + see("caught-error")
             )

@@ -13,6 +13,8 @@ import threading
 from typing import Any, NamedTuple
 from weakref import ref
 
+from .sqlalchemy_private import is_of_asyncio_extension
+
 
 class Flow(NamedTuple):
     """A flow of control. Two objects are equal if they are the same flow.
@@ -68,7 +70,7 @@ def here() -> Flow:
         greenlet = module.getcurrent()
         # In SQLAlchemy's asyncio extension each call has a greenlet of its own: begin() has one,
         # and the next statement has another. Their parent is the greenlet of the task.
-        while getattr(greenlet, "__sqlalchemy_greenlet_provider__", False):
+        while is_of_asyncio_extension(greenlet):
             greenlet = greenlet.parent
         greenlet = ref(greenlet)
     return Flow(os.getpid(), _thread.mark, greenlet, task and ref(task))

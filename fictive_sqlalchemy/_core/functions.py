@@ -73,11 +73,14 @@ def finished(result: Any, function: Callable[..., Any], decorator: str) -> Any:
     """
     if isinstance(result, (Generator, Coroutine, AsyncGenerator)):
         kind = type(cast(object, result)).__name__
+        instead = "collect the rows in a list inside the function, and return the list"
+        if isinstance(result, Coroutine):
+            instead = "run it inside the function, with asyncio.run()"
         if not isinstance(result, AsyncGenerator):  # an async one has not begun yet
             result.close()
         raise TypeError(
             f"{name_of(function)} returned a {kind}, whose code would run after the end of "
-            f"{decorator}: return a list, or make it an `async def` function. Nothing of this "
-            "block was stored." + see("decorated-functions")
+            f"{decorator}: {instead}. Nothing of this block was stored."
+            + see("decorated-functions")
         )
     return result

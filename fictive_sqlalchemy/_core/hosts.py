@@ -49,8 +49,9 @@ def check_hosts(url: URL, what: str = "The URL") -> None:
     values = chain.from_iterable(url.normalized_query.values())
     if any("://" in value for value in (url.database or "", url.host or "", *values)):
         raise exc.ArgumentError(
-            f"{what} has another URL in it. Several URLs are items of a list, or a string in which "
-            "white space is between them." + see("hosts")
+            f"{what} has another URL in it. Pass one URL, and the URLs of replicas as "
+            "replicas=[…]: items of a list, or a string with white space between the URLs."
+            + see("hosts")
         )
     given = url.normalized_query.get("host", ())
     if len(given) > 1 and any("," in host for host in given):

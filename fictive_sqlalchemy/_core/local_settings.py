@@ -1,8 +1,8 @@
 """The settings that are sent with a session's statements: ``session.set_local({…})``.
 
 SET LOCAL of PostgreSQL ends with the transaction, so it has no effect on a read outside one. SET
-holds for the server's session, so the next borrower of the connection would get the setting, too.
-Therefore a session's settings travel with its statements, see :mod:`.carrying`.
+holds for the server's session, so the next user of the connection would get the setting, too.
+Therefore a session's settings are sent with its statements, see :mod:`.carrying`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from .errors import see
 
 Setting: TypeAlias = str | int | float | Decimal | bool | UUID | None
-"""The value of a setting; ``None`` takes the setting back."""
+"""The value of a setting; ``None`` removes the setting."""
 
 Settings: TypeAlias = Mapping[str, Setting]
 """Settings by name, such as ``{"app.tenant_id": 7, "statement_timeout": "5s"}``."""
@@ -33,7 +33,10 @@ SettingsFunction = TypeVar("SettingsFunction", bound=Callable[[], "Settings | No
 _NAME = re.compile(r"[a-z_][a-z0-9_$]*(?:\.[a-z_][a-z0-9_$]*)*\Z")
 
 _OF_BEGIN = "it is a part of BEGIN: use begin(isolation_level=…, read_only=…, deferrable=…)"
-_OF_DRIVER = "the driver has to know it: give it to the connection, as an engine option"
+_OF_DRIVER = (
+    "the driver has to know it: set it for the whole connection, with the engine option "
+    'connect_args={"options": "-c name=value"}, or client_encoding=…'
+)
 _REFUSED = {
     "transaction_isolation": _OF_BEGIN,
     "transaction_read_only": _OF_BEGIN,
@@ -75,7 +78,8 @@ def checked(settings: Any, call: str = "set_local()") -> dict[str, str | None]:
             )
         if key in found:
             raise exc.ArgumentError(
-                f"{call} got {name} twice: PostgreSQL ignores the case." + see("settings-values")
+                f"{call} got {name} twice, because PostgreSQL ignores the case: leave one out."
+                + see("settings-values")
             )
         found[key] = _as_text(name, value, call)
     return found
@@ -91,12 +95,13 @@ def _as_text(name: str, value: Any, call: str) -> str | None:
     if not isinstance(value, (str, int, float, Decimal, UUID)):
         raise exc.ArgumentError(
             f"{call} got {value!r} for {name}: a value is a string, a number, a bool or a UUID, or "
-            "None to take the setting back." + see("settings-values")
+            "None to remove the setting." + see("settings-values")
         )
     text = str(value)
     if "\0" in text:
         raise exc.ArgumentError(
-            f"{call} got a value with a null character for {name}." + see("settings-values")
+            f"{call} got a value with a null character for {name}, which PostgreSQL can't store: "
+            "take the character out." + see("settings-values")
         )
     return text
 
@@ -126,7 +131,7 @@ class LocalSettings:
         self.values: dict[str, str] = {}
         """The settings by name, as text. A change makes a new dictionary."""
         self.by_hand: Mapping[str, str | None] = {}
-        """What ``set_local()`` was given; ``None`` for a setting that was taken back."""
+        """What ``set_local()`` was given; ``None`` for a setting that was removed."""
         self._found: Mapping[str, str | None] = {}
         self._source = source
         self._is_postponed = False

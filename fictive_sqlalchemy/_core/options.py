@@ -21,7 +21,8 @@ IsolationLevel: TypeAlias = Literal[
 class BeginOptions(TypedDict, total=False):
     """The options of a transaction that ``begin()``, ``atomic()``, ``retry_transaction()`` take.
 
-    For an option that is left out, or is ``None``, the server's default applies.
+    For an option that is left out, or is ``None``, the option of the engine or the connection
+    applies, or else the server's default.
     """
 
     isolation_level: IsolationLevel | None
@@ -35,7 +36,8 @@ class BeginOptions(TypedDict, total=False):
     fail."""
 
     timeout: Timeout | None
-    """After how long the server ends the transaction: seconds, or text with a unit, as ``"2s"``."""
+    """After how long the server ends the transaction: seconds, a ``timedelta``, or text with a
+    unit, such as ``"2s"``."""
 
 
 _EXECUTION_OPTIONS = {
@@ -47,7 +49,7 @@ _EXECUTION_OPTIONS = {
 
 @dataclass(frozen=True)
 class TransactionOptions:
-    """The options that a transaction begins with; ``None`` means the server's default.
+    """The options that a transaction begins with; ``None`` means that there is no such option.
 
     The isolation level and the flags are part of the one BEGIN:
     https://www.postgresql.org/docs/current/sql-begin.html. The timeout is sent with the first
@@ -106,7 +108,8 @@ class TransactionOptions:
                 )
         if self.timeout is not None and dialect.name != "postgresql":
             raise exc.ArgumentError(
-                f"{dialect.name} has no timeout for transactions." + see("timeout-argument")
+                f"{dialect.name} has no timeout for transactions: leave timeout out."
+                + see("timeout-argument")
             )
         for name, known in (
             ("read_only", hasattr(dialect, "set_readonly")),
@@ -119,7 +122,7 @@ class TransactionOptions:
                 )
             if value is not None and not known:
                 raise exc.ArgumentError(
-                    f"{dialect.name} has no option {name} for transactions."
+                    f"{dialect.name} has no option {name} for transactions: leave it out."
                     + see("flags-of-database")
                 )
         if self.deferrable and not (self.isolation_level == "SERIALIZABLE" and self.read_only):
@@ -144,8 +147,9 @@ def given_options(call: str, options: BeginOptions) -> BeginOptions:
     for name in options:
         if name not in known:
             raise TypeError(
-                f"{call} got an unexpected keyword argument {name!r}: for the transaction it takes "
-                f"{', '.join(known)}." + see("options-of-begin")
+                f"{call} got an unexpected keyword argument {name!r}: the options of the "
+                f"transaction are {', '.join(known)}, and the page of {call} names the others."
+                + see("options-of-begin")
             )
     given = {name: value for name, value in options.items() if value is not None}
     return cast(BeginOptions, given)

@@ -16,6 +16,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.engine.default import DefaultDialect
 
 from .errors import sqlstate
+from .psycopg_private import PREPARED_NAME
 from .sql import statements
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -24,9 +25,6 @@ _FEATURE_NOT_SUPPORTED, _NO_SUCH_STATEMENT, _STATEMENT_EXISTS = "0A000", "26000"
 # The function of PostgreSQL that raises "cached plan must not change result type". The text of the
 # message depends on the server's language.
 _CHANGED = "RevalidateCachedQuery"
-
-# How the names of psycopg's prepared statements begin.
-_NAME = '"_pg3_'
 
 
 def prepare_anew(dialect: Dialect) -> None:
@@ -100,7 +98,7 @@ def _is_refused(error: Any, cursor: Any, statement: str) -> bool:
             and next(statements(statement))[0][0] != "EXECUTE"
         )
     else:
-        refused = code in (_NO_SUCH_STATEMENT, _STATEMENT_EXISTS) and _NAME in str(error)
+        refused = code in (_NO_SUCH_STATEMENT, _STATEMENT_EXISTS) and PREPARED_NAME in str(error)
     return refused and not cursor.connection.info.transaction_status
 
 

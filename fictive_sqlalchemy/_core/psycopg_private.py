@@ -11,6 +11,9 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
+PREPARED_NAME = '"_pg3_'
+"""How the names of prepared statements begin in messages of the server."""
+
 
 def prepared_so_far(connection: Any) -> tuple[int, int]:
     """Return how many statements psycopg 3 has prepared on a connection, and how many it knows now.

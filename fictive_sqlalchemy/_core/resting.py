@@ -26,7 +26,7 @@ class RestingEngine(Engine):
     ``commit()`` ends. For connections on loan to a session, the option of the session counts."""
 
     def raw_connection(self) -> PoolProxiedConnection:
-        """Return a DBAPI connection from the pool, in autocommit. Sends nothing."""
+        """Return a DBAPI connection from the pool, in autocommit. Sends no BEGIN."""
         connection: PoolProxiedConnection | None = None
         recorder = observing.recorder
         started = 0.0 if recorder is None else perf_counter()

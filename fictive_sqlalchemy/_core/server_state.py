@@ -1,4 +1,4 @@
-"""What a statement leaves on the server's session, and so for the connection's next borrower.
+"""What a statement leaves on the server's session, and so for the next user of the connection.
 
 With SQLAlchemy's own transactions, an uncommitted SET ends with the ROLLBACK of the pool. In
 autocommit, what a SET has set stays on the connection, and another request would read with the
@@ -18,7 +18,11 @@ from .sql import Word, calls, statements
 
 
 class SessionStateWarning(UserWarning):
-    """A statement leaves something on its connection, so the pool closes the connection."""
+    """A statement leaves something on its connection, so the pool closes the connection.
+
+    The pool closes the connection when it comes back, unless the transaction of the statement was
+    rolled back, or the pool is a ``StaticPool`` or a ``SingletonThreadPool``.
+    """
 
 
 class Left(NamedTuple):
@@ -58,9 +62,26 @@ _LOCK = Left(
     False,
 )
 _PREPARED = Left(
-    "a prepared statement or a loaded library",
+    "a prepared statement",
     "leave it to the driver, or hold a connection of engine.connect() for as long as it is needed",
     False,
+)
+_LIBRARY = Left(
+    "a loaded library",
+    "load it in a `connect` listener, or name it in session_preload_libraries",
+    False,
+)
+_EXTENSION = Left(
+    "something that an extension of the server keeps for the server's session",
+    "hold a connection of engine.connect() for as long as it is needed",
+    False,
+)
+_RESET = Left(
+    "other settings than a `connect` listener or the driver has made",
+    "leave it out, and make settings with SET LOCAL or session.set_local(), which end by "
+    "themselves",
+    True,
+    may_be_held=False,
 )
 _CURSOR = Left(
     "a cursor WITH HOLD",
@@ -75,11 +96,11 @@ _FUNCTIONS = {
     "PG_ADVISORY_LOCK_SHARED": _LOCK,
     "PG_TRY_ADVISORY_LOCK": _LOCK,
     "PG_TRY_ADVISORY_LOCK_SHARED": _LOCK,
-    "DBLINK_CONNECT": _PREPARED,
-    "DBLINK_CONNECT_U": _PREPARED,
+    "DBLINK_CONNECT": _EXTENSION,
+    "DBLINK_CONNECT_U": _EXTENSION,
     "SET_LIMIT": _SETTING,
     "SETSEED": _SETTING,
-    "PG_REPLICATION_ORIGIN_SESSION_SETUP": _PREPARED,
+    "PG_REPLICATION_ORIGIN_SESSION_SETUP": _EXTENSION,
 }
 
 # Functions that release a lock. A statement that takes a lock and releases it leaves nothing.
@@ -161,15 +182,16 @@ def _of_statement(words: list[Word], sql: str) -> Left | None:
         return next(filter(None, map(_of_body, bodies)), None)
     if ("UPDATE", "PG_SETTINGS") in pairwise(names):  # this UPDATE does what SET does
         return _SETTING
-    if first in ("SET", "RESET"):
-        if first == "SET" and names[1:2] in (["LOCAL"], ["TRANSACTION"], ["CONSTRAINTS"]):
-            return None
-        return _SETTING
-    if first == "DISCARD":
-        return _SETTING if names[1:2] == ["ALL"] else None
+    if first == "SET":
+        is_local = names[1:2] in (["LOCAL"], ["TRANSACTION"], ["CONSTRAINTS"])
+        return None if is_local else _SETTING
+    if first == "RESET" or (first == "DISCARD" and names[1:2] == ["ALL"]):
+        return _RESET
     if first == "LISTEN":
         return _LISTENING
-    if first == "LOAD" or (first == "PREPARE" and names[1:2] != ["TRANSACTION"]):
+    if first == "LOAD":
+        return _LIBRARY
+    if first == "PREPARE" and names[1:2] != ["TRANSACTION"]:
         return _PREPARED
     if first == "DECLARE" and "HOLD" in names and names[names.index("HOLD") - 1] == "WITH":
         return _CURSOR

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class OptInSession(HasAtomic, WritingSession):
-    """A session on which nothing is a transaction unless you ask; what you ask for is one.
+    """A session that begins a transaction only when you ask for one.
 
     Use it wherever SQLAlchemy takes a session class::
 
@@ -65,16 +65,18 @@ class OptInSession(HasAtomic, WritingSession):
         :param options: ``isolation_level``: in SQLAlchemy's spelling, such as ``"REPEATABLE
             READ"``; ``read_only``: whether the server refuses writes; ``deferrable``: whether a
             serializable, read-only transaction waits for a snapshot with which it can't fail;
-            ``timeout``: seconds, or text such as ``"500ms"``, after which the server cancels a
-            statement, or ends the transaction between two statements, and
+            ``timeout``: seconds, a ``timedelta``, or text such as ``"500ms"``, after which the
+            server cancels a statement, or ends the transaction between two statements, and
             :class:`.TransactionTimeout` is raised. The timeout sets ``statement_timeout`` and
             ``idle_in_transaction_session_timeout`` of PostgreSQL, and on PostgreSQL 17 and newer
             ``transaction_timeout`` for the whole transaction. These settings are sent with the
             first statement (psycopg2) or with BEGIN (psycopg 3).
         :returns: SQLAlchemy's ``SessionTransaction``.
         :raises sqlalchemy.exc.ArgumentError: if the database does not know a value, or ``nested``
-            is not a bool. Nothing is sent.
+            is not a bool. Nothing is sent. If the session has no default bind, the first statement
+            raises this error.
         :raises sqlalchemy.exc.InvalidRequestError: if a transaction is open already.
+        :raises TypeError: if an option is unknown.
         """
         if not isinstance(nested, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise exc.ArgumentError(
@@ -316,7 +318,8 @@ class OptInSession(HasAtomic, WritingSession):
                 "A transaction is already begun on this Session: with begin_on_write=True it was "
                 f"begun by {transaction.begun_at}, the first call that writes or locks (or any "
                 "call, at an isolation level above READ COMMITTED). Call commit() or rollback() "
-                "before this begin(), or move that call into its block." + see("begin-after-write")
+                "before this begin(), or move that call into the block of this begin()."
+                + see("begin-after-write")
             )
         if self.is_inside:
             return (

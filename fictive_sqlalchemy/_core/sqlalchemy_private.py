@@ -306,3 +306,9 @@ def forget_addition(instance: object, name: str, item: object) -> None:
     pending = state._pending_mutations.get(name)
     if pending is not None and item in pending.added_items:
         pending.added_items.remove(item)
+
+
+def is_of_asyncio_extension(greenlet: Any) -> bool:
+    """Tell whether SQLAlchemy's asyncio extension has made a greenlet, for one call."""
+    # The class of these greenlets is private, too.
+    return getattr(greenlet, "__sqlalchemy_greenlet_provider__", False) is True

@@ -346,10 +346,14 @@ class SessionStates(SessionHooks):
             if on_loan is not None and on_loan.held is not None:
                 return on_loan
             return self.borrow(engine)
-        if len(split_options(execution_options)[1]) < len(execution_options):
+        options, others = split_options(execution_options)
+        if len(others) < len(execution_options):
+            instead = "pass them to `with session.begin(…):`"
+            if options.isolation_level == "AUTOCOMMIT":
+                instead = "for AUTOCOMMIT, use `with engine.connect() as connection:`"
             raise exc.InvalidRequestError(
                 "The isolation level and the flags belong to a transaction, and no transaction is "
-                "open: pass them to `with session.begin(…):`." + see("options-without-transaction")
+                f"open: {instead}." + see("options-without-transaction")
             )
         return self.borrow(engine).execution_options(**execution_options)
 
@@ -368,20 +372,20 @@ class SessionStates(SessionHooks):
         return self._loans.borrow(engine, self, getattr(self, "execution_options", None))
 
     def set_local(self, settings: Settings) -> None:
-        """Have each statement of this session carry settings, until the session is closed or reset.
+        """Send settings with each statement of this session, until the session is closed or reset.
 
         ``session.set_local({"app.tenant_id": 7, "statement_timeout": "5s"})``. Outside a
-        transaction the settings travel with each statement, in the same round trip, and end with
+        transaction the settings are sent with each statement, in the same round trip, and end with
         the statement. In a transaction they are sent once, with the first statement. After a
         change, they are sent again with the next statement. The connection keeps no setting. This
         call sends nothing.
 
         The settings are set as by PostgreSQL's ``set_config(name, value, true)`` or SET LOCAL:
         https://www.postgresql.org/docs/current/functions-admin.html. Statements on cursors of the
-        driver, and statements to another database, do not carry the settings.
+        driver, and statements to another database, are sent without the settings.
 
         :param settings: The settings by name. A value is a string, a number, a bool or a UUID;
-            ``None`` takes the setting back.
+            ``None`` removes the setting.
         :raises sqlalchemy.exc.ArgumentError: if a name or a value is invalid. Nothing is changed.
         :raises sqlalchemy.exc.InvalidRequestError: by this call or a later statement, if the
             session uses a bind of PostgreSQL that is no engine of :func:`.create_engine`, or whose
@@ -424,7 +428,7 @@ class SessionStates(SessionHooks):
         """
         if settings and bind.dialect.name == "postgresql":
             raise exc.InvalidRequestError(
-                "The settings of set_local() travel with the statements of engines that "
+                "The settings of set_local() can only be sent with the statements of engines that "
                 "fictive_sqlalchemy.create_engine() makes, and this session uses a bind that is "
                 "another engine, or a Connection: bind the session to such an engine."
                 + see("settings-on-other-engine")
@@ -440,6 +444,8 @@ class SessionStates(SessionHooks):
 
         :param bind_arguments: As SQLAlchemy takes them.
         :param execution_options: As SQLAlchemy takes them.
+        :raises sqlalchemy.exc.InvalidRequestError: if the options have an isolation level or flags,
+            and no transaction is open.
         """
         if self.begins_on_write and self._state is not INSIDE:
             bind = super().connection(bind_arguments)
@@ -452,7 +458,7 @@ class SessionStates(SessionHooks):
         return connection
 
     def give_back(self) -> None:
-        """Give the connections on loan back to the pool. The next statement takes one again.
+        """Return the session's connections to the pool. The next statement takes one again.
 
         This is for code that will not need the database for a while. A connection in a transaction
         is kept. Sends nothing.

@@ -89,9 +89,13 @@ def ran_out(error: exc.DBAPIError, seconds: float, elapsed: float) -> Transactio
         error.orig or error,
         connection_invalidated=error.connection_invalidated,
     )
+    # If the connection is closed, the whole transaction has ended, with its savepoints.
+    unless = ", unless this error is caught around a savepoint"
+    if error.connection_invalidated:
+        unless = ""
     timeout.add_detail(
-        f"The timeout of {seconds:g} seconds of this transaction ran out {which}. The "
-        "transaction is rolled back, unless this error is caught around a savepoint."
+        f"The timeout of {seconds:g} seconds of this transaction ran out {which}. The transaction "
+        f"is rolled back{unless}. Move slow work out of the block, or give it a longer timeout."
         + see("timeout")
     )
     return timeout

@@ -11,6 +11,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from .._core.engine import OptInEngine
 from .._core.places import Place
 from .._core.recorder import leave_context, of_this_context, recorder
 from .._core.records import Statement, Transaction
@@ -97,7 +98,8 @@ class TransactionsPanel(DebugPanel):
     def process_request(self, request: Any) -> None:
         """Start recording."""
         extension = current_app.extensions.get("sqlalchemy")
-        dialects = () if extension is None else dialects_of([extension])
+        engines = () if extension is None else extension.engines.values()
+        dialects = dialects_of(each for each in engines if isinstance(each, OptInEngine))
         self._started = self._ended = perf_counter()
         self._recording = Recording(dialects)
         g.fictive_sqlalchemy_panel = self._recording

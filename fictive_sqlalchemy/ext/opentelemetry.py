@@ -31,12 +31,15 @@ SHORTEST_WAIT = 0.001
 def trace_transactions(
     *sources: Any, tracer_provider: TracerProvider | None = None
 ) -> TransactionSpans:
-    """Make a span for each transaction, and for each wait for the pool. Sends nothing.
+    """Make a span for each transaction, and for each wait for a connection. Sends nothing.
 
-    :param sources: The sources, as :func:`.record` takes them.
+    A wait that ends with the error of the pool's timeout has no span.
+
+    :param sources: One or more extensions or engines.
     :param tracer_provider: The provider of the tracer; the global one if it is left out.
     :returns: The object that makes the spans, until its ``stop()`` is called.
-    :raises sqlalchemy.exc.ArgumentError: if there is no source, or a source can't be recorded.
+    :raises sqlalchemy.exc.ArgumentError: if there is no source, or a source has no engine of
+        :func:`fictive_sqlalchemy.create_engine`.
     """
     tracer = trace.get_tracer("fictive_sqlalchemy", tracer_provider=tracer_provider)
     return TransactionSpans(tracer, *sources).start()
@@ -45,9 +48,10 @@ def trace_transactions(
 class TransactionSpans(Follower):
     """Makes the spans of :func:`trace_transactions`.
 
-    A span is made when its transaction or its wait has ended. The span has the times of the begin
-    and the end, and is a child of the span that is current at the end. A wait of less than a
-    millisecond has no span.
+    A span is made when its transaction has ended, or when the first statement after its wait was
+    executed. The span has the times of the start and the end of the transaction or the wait, and is
+    a child of the span that is current when it is made. A wait of less than a millisecond has no
+    span.
     """
 
     def __init__(self, tracer: Tracer, *sources: Any) -> None:

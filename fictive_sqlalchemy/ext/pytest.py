@@ -12,9 +12,11 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-import pytest
-
 from .._core.errors import see
+from .._extras import installed_by
+
+with installed_by("this package with the extra [pytest]"):
+    import pytest
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -97,7 +99,8 @@ def db_record(db_isolation_of: Any) -> Generator[Recording]:
     that ``db_isolation_of`` returns, in all threads. Sends nothing.
 
     :returns: The :class:`.Recording`, which may be read at any time.
-    :raises pytest.UsageError: if the application has no extension with ``OptInTransactionMixin``.
+    :raises pytest.UsageError: if neither the application nor ``db_isolation_of`` has an engine of
+        :func:`fictive_sqlalchemy.create_engine`.
     """
     from ..recording import record
 
@@ -116,12 +119,16 @@ def db_budget(db_isolation_of: Any) -> Budget:
     If the block sends more, the test fails, and shows what was sent, in order, with BEGIN and
     COMMIT. There is no limit for a number that is left out.
 
-    - ``transactions``, ``statements`` and ``round_trips`` are numbers. A statement outside is no
-      transaction. BEGIN and COMMIT count as round trips, but not as statements.
+    - ``transactions``, ``statements`` and ``round_trips`` are numbers. A statement outside a
+      transaction does not count as a transaction. BEGIN and COMMIT count as round trips, but not as
+      statements.
     - ``waiting`` is how many seconds transactions may be open while the database is not busy for
       them. A tenth of a second more is allowed, which Python itself may need.
 
-    :raises pytest.UsageError: under the same conditions as ``db_record``.
+    The block gives a :class:`.Recording`.
+
+    :raises pytest.UsageError: if there is no engine to record, as for ``db_record``, or if a limit
+        is no number.
     """
     engines = _engines_of(db_isolation_of)
     return partial(_budget, engines)
@@ -190,7 +197,7 @@ def _engines_of(source: Any) -> list[Any]:
             with source.app_context():
                 engines = list(extension.engines.values())
     else:
-        engines = [source] if isinstance(source, OptInEngine) else cast("Iterable[Any]", source)
+        engines = source if isinstance(source, Iterable) else [source]
     found = [engine for engine in engines if isinstance(engine, OptInEngine)]
     if not found:
         raise pytest.UsageError(

@@ -28,14 +28,17 @@ SHORTEST_WAIT = 0.001
 
 
 def trace_transactions(*sources: Any) -> TransactionSpans:
-    """Make a span for each transaction, and for each wait for the pool. Sends nothing.
+    """Make a span for each transaction, and for each wait for a connection. Sends nothing.
+
+    A wait that ends with the error of the pool's timeout has no span.
 
     The spans are parts of what Sentry calls a transaction, such as a request. Outside of Sentry's
     transactions, no spans are made.
 
-    :param sources: The sources, as :func:`.record` takes them.
+    :param sources: One or more extensions or engines.
     :returns: The object that makes the spans, until its ``stop()`` is called.
-    :raises sqlalchemy.exc.ArgumentError: if there is no source, or a source can't be recorded.
+    :raises sqlalchemy.exc.ArgumentError: if there is no source, or a source has no engine of
+        :func:`fictive_sqlalchemy.create_engine`.
     """
     return TransactionSpans(*sources).start()
 

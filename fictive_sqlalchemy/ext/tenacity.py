@@ -104,9 +104,10 @@ def retry_transaction(
         which a rollback would lose, the function raises ``sqlalchemy.exc.InvalidRequestError``. If
         an argument can be read only once, such as a generator or an open file, the function raises
         ``TypeError``.
-    :raises TypeError: if ``session`` is something else, or, from the decorator, if the function is
-        no plain function.
-    :raises ValueError: if ``tries`` is less than 1.
+    :raises TypeError: if ``session`` can't be one of these, if an option is unknown, or, from the
+        decorator, if the function is no plain function. If ``session`` is a callable that returns
+        something else, the decorated function raises this error.
+    :raises ValueError: if ``tries`` is no number, or is less than 1.
     """
     if not (issubclass(type(session), Session) or callable(session)):
         raise _no_session(session)
@@ -115,7 +116,8 @@ def retry_transaction(
             f"{_NAME} needs the session first: write @retry_transaction(db.session)."
             + see("retry-session")
         )
-    if tries < 1:
+    given: Any = tries
+    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
         raise ValueError(
             f"tries is the largest number of attempts, at least 1, and not {tries!r}."
             + see("retry-arguments")

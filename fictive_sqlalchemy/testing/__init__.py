@@ -36,7 +36,8 @@ def isolate(*engines: Engine) -> Generator[None]:
     Sessions, ``begin()`` blocks, commits and rollbacks, ``engine.connect()`` and
     ``engine.raw_connection()`` behave as in production: each error rolls back what it would roll
     back there. For each engine, BEGIN is sent on one connection, then a savepoint for each
-    transaction and for each statement outside a transaction, and ROLLBACK at the end.
+    transaction and for each statement outside a transaction, and ROLLBACK at the end. The isolation
+    also sends statements of its own, which read settings, locks and constraints of the server.
 
     Isolation may be nested: what is done in the inner block is undone at the end of the inner
     block.
@@ -48,9 +49,9 @@ def isolate(*engines: Engine) -> Generator[None]:
     :param engines: The engines, of psycopg2 or psycopg. Each has a transaction of its own, so
         two engines don't see each other's work, even in one database.
     :returns: A context manager.
-    :raises sqlalchemy.exc.ArgumentError: if an engine has another driver.
+    :raises sqlalchemy.exc.ArgumentError: if there is no engine, or an engine has another driver.
     :raises sqlalchemy.exc.InvalidRequestError: if a connection of an engine is in use, or, at the
-        end, if something was really committed.
+        end, if something was really committed, or another thread is still in a statement.
     """
     if not engines or not all(isinstance(one, Engine) for one in cast(tuple[object, ...], engines)):
         raise exc.ArgumentError(

@@ -96,9 +96,9 @@ def _stand_in_class(engine: Engine) -> type[StandIn]:
 
 def _refuse_if_in_use(engine: Engine) -> None:
     checked_out: Callable[[], int] | None = getattr(engine.pool, "checkedout", None)
-    if checked_out is not None and checked_out():
+    if checked_out is not None and (number := checked_out()):
         raise exc.InvalidRequestError(
-            f"{checked_out()} connections to {engine.url!r} are in use, and what is done with them "
+            f"Connections to {engine.url!r} are in use ({number}), and what is done with them "
             "could not be undone: call close() of the sessions and connections that were used "
             "before, or remove() of the scoped session." + see("in-use-before-isolation")
         )

@@ -123,8 +123,8 @@ def circumstances(wanted: Wanted) -> str:
         f"Measured on {date.today():%d %B %Y} with {wanted.driver} and {through}, {standby} "
         f"synchronous standby: gunicorn with {WORKERS} workers of {THREADS} threads, and "
         f"{CLIENTS} clients, which send one request after the other and try again at once. *New "
-        "primary* is how long after the moment a server took writes that was not the primary "
-        "before, and *first write* how long after that the first transfer was answered."
+        "primary* is the time from the moment until another server accepts writes. *First write* "
+        "is the time from then until the first transfer is answered."
     )
 
 

@@ -144,7 +144,7 @@ def test_the_table_takes_its_place_on_the_page(tmp_path: Path) -> None:
     text = page.read_text()
     assert text.startswith("Before.\n<!-- cluster -->\n\n![Requests per second")
     assert "(images/cluster.svg)\n\n| moment |" in text
-    assert text.endswith(" was answered.\n\n<!-- /cluster -->\nAfter.\n")
+    assert text.endswith("is answered.\n\n<!-- /cluster -->\nAfter.\n")
     assert "old" not in text
     assert (tmp_path / "images" / "cluster.svg").exists()
     assert all(len(line) <= 120 or line.startswith("|") for line in text.splitlines())

@@ -1,18 +1,19 @@
 """The private names of SQLAlchemy that the package uses.
 
-They are in ``_core/sqlalchemy_private.py`` and nowhere else. One test for each: it fails by name
+They are in ``_core/sqlalchemy_private.py`` and nowhere else. Each has a test, which fails by name
 when the name goes, when its parameters change, or when SQLAlchemy no longer calls it where the
-package relies on it. What they do here is stock behaviour, on SQLite in memory, because what is
-tested is not ours.
+package relies on it. The tests show what SQLAlchemy itself does, on SQLite in memory.
 """
 
 from __future__ import annotations
 
 import ast
+import asyncio
 import inspect
 import sqlite3
 from collections.abc import Iterator
 from functools import partial
+from importlib import import_module
 from typing import Any, NoReturn, cast
 
 import pytest
@@ -36,6 +37,7 @@ from fictive_sqlalchemy._core.sqlalchemy_private import forget_addition
 from tests.library import Note, NoteBase
 from tests.private_names import PACKAGE, is_private, names_with_a_test, parameters, used_in
 
+greenlet: Any = import_module("greenlet")  # has no types
 SEAM = PACKAGE / "_core" / "sqlalchemy_private.py"
 
 #: Names that only look like one of SQLAlchemy's: theirs is an attribute of another class.
@@ -501,7 +503,7 @@ class TestListeners:
             assert called == []
 
 
-class TestPool:
+class TestOthers:
     def test__overflow(self) -> None:
         """How many connections a QueuePool has beyond those that it keeps, as ``overflow()``."""
         connect: Any = partial(sqlite3.connect, ":memory:")
@@ -518,9 +520,15 @@ class TestPool:
         assert pool._overflow == pool.overflow() == 0
         pool.dispose()
 
+    def test___sqlalchemy_greenlet_provider__(self) -> None:
+        """Tells that a greenlet was made for one call of the asyncio extension."""
+        found = asyncio.run(sa.util.greenlet_spawn(greenlet.getcurrent))
+        assert found.__sqlalchemy_greenlet_provider__ is True
+        assert not hasattr(greenlet.getcurrent(), "__sqlalchemy_greenlet_provider__")
+
 
 NAMES = names_with_a_test(
-    TestConnection, TestSession, TestSessionTransaction, TestMapper, TestListeners, TestPool
+    TestConnection, TestSession, TestSessionTransaction, TestMapper, TestListeners, TestOthers
 )
 
 
@@ -536,6 +544,7 @@ def theirs() -> set[str]:
             *(result.cursor_strategy, sa.select(1), sa.select(1).compile(), sa.insert(Note)),
             *(session, session.get_transaction(), session.identity_map, session.query(Note)),
             *(sa.inspect(note), sa.inspect(Note), sa.inspect(Note).attrs.text, Note.__table__),
+            asyncio.run(sa.util.greenlet_spawn(greenlet.getcurrent)),
         ]
         names = {name for each in instances for name in dir(each)}
     engine.dispose()

@@ -64,6 +64,8 @@ def test_the_command_says_who_waits_for_whom(app: Flask, url: str, onlooker: Onl
 
 
 def test_bad_input_of_the_command_is_refused(app: Flask) -> None:
-    assert "There is no bind 'other'; there is: lite." in run(app, "--bind", "other")
+    assert "The application has no bind 'other': name one with --bind" in run(
+        app, "--bind", "other"
+    )
     assert "asks PostgreSQL, and this bind is sqlite" in run(app, "--bind", "lite")
     assert "Invalid value for '--seconds'" in run(app, "--seconds", "-1")

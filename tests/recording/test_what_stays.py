@@ -416,14 +416,16 @@ class TestGuards:
 
 
 class TestCosts:
-    def test_a_read_costs_nothing_when_recording_is_off(self, session: OptInSession) -> None:
+    def test_a_read_costs_nothing_when_recording_is_off(
+        self, engine: OptInEngine, session: OptInSession
+    ) -> None:
         def read() -> None:
             session.execute(READ).all()
 
         for _ in range(10):  # psycopg 3 prepares it
             read()
         before = calls_of(read)
-        with record(session), Guard("log", session), Reporter(session) as reporter:  # noqa: SIM117
+        with record(session), Guard("log", engine), Reporter(engine) as reporter:  # noqa: SIM117
             with reporter.unit("on"):
                 read()
         assert calls_of(read) == before

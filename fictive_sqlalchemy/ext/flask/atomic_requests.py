@@ -74,7 +74,7 @@ class AtomicRequestsMixin:
         :param methods: The HTTP methods. ``"GET"`` includes HEAD, as in Flask.
         :raises AssertionError: from Flask, if the application has handled a request already, or the
             blueprint is registered already.
-        :raises TypeError: if an argument is something else.
+        :raises TypeError: if ``methods`` is a string, or ``app`` is neither.
         """
         if isinstance(methods, str):
             raise TypeError(
@@ -113,6 +113,7 @@ class AtomicRequestsMixin:
             several marks, that of the method counts before that of the class, and on one view the
             outermost mark counts.
         :returns: The view itself.
+        :raises TypeError: if the object can't be marked, because it takes no attributes.
         """
         return _mark(self, view, True)
 
@@ -125,6 +126,7 @@ class AtomicRequestsMixin:
 
         :param view: As for :meth:`atomic_request`.
         :returns: The view itself.
+        :raises TypeError: if the object can't be marked.
         """
         return _mark(self, view, False)
 

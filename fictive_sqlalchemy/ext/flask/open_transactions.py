@@ -56,13 +56,15 @@ def print_transactions(application: str | None, seconds: float, bind_key: str | 
     """Print the transactions that are open on the server now, the longest first.
 
     It reads pg_stat_activity, where the transactions of other users are shown only to a superuser
-    or a member of pg_read_all_stats. A statement outside a transaction is in it while it runs.
+    or a member of pg_read_all_stats. A statement outside a transaction is listed while it runs.
     """
     engines: dict[str | None, Engine] = current_app.extensions["sqlalchemy"].engines
     if bind_key not in engines:
-        names = ", ".join(sorted(str(key) for key in engines if key is not None)) or "none"
+        names = ", ".join(sorted(key for key in engines if key is not None))
+        instead = f"name one with --bind ({names})" if names else "leave --bind out"
+        missing = "no default bind" if bind_key is None else f"no bind {bind_key!r}"
         raise click.UsageError(
-            f"There is no bind {bind_key!r}; there is: {names}." + see("open-transactions-command")
+            f"The application has {missing}: {instead}." + see("open-transactions-command")
         )
     engine = engines[bind_key]
     if engine.dialect.name != "postgresql":

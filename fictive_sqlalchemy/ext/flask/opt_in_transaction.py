@@ -114,7 +114,7 @@ class OptInTransactionMixin(
         :param app: The application; the current one if it is left out.
         :param allow: Hosts that may be called inside a transaction.
         :returns: The guard, which is started already. Its ``stop()`` stops it.
-        :raises sqlalchemy.exc.ArgumentError: if an argument is not as described there.
+        :raises sqlalchemy.exc.ArgumentError: if an argument is not as :class:`Guard` describes it.
         :raises RuntimeError: if ``app`` is left out outside an application context.
         """
         if app is None and not has_app_context():
@@ -198,7 +198,8 @@ class OptInTransactionMixin(
             The key of the default bind is ``None``.
         :returns: A context manager.
         :raises RuntimeError: if ``app`` is left out outside an application context.
-        :raises sqlalchemy.exc.ArgumentError: if a bind's driver is not psycopg2 or psycopg.
+        :raises sqlalchemy.exc.ArgumentError: if a bind's driver is not psycopg2 or psycopg, or if
+            the application has no such bind key.
         :raises sqlalchemy.exc.InvalidRequestError: if a connection is in use, or, at the end, if
             something has committed for real.
         """
@@ -212,7 +213,8 @@ class OptInTransactionMixin(
         keys = list(engines) if bind_keys is None else list(bind_keys)
         if unknown := [key for key in keys if key not in engines]:
             raise ArgumentError(
-                f"The application has no bind {unknown[0]!r}; it has {sorted(map(repr, engines))}."
+                f"The application has no bind {unknown[0]!r}: its bind keys are "
+                f"{', '.join(sorted(map(repr, engines)))}. To isolate all, leave bind_keys out."
                 + see("nothing-to-isolate")
             )
         if has_app_context():
