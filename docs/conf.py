@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -141,6 +141,28 @@ def read_source(app: Sphinx, docname: str, content: list[str]) -> None:
         content[0] += add_contents()
 
 
+def let_code_break(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: object
+) -> None:
+    """Let long code in tables be broken after punctuation, and so not inside a word."""
+
+    def in_word(word: re.Match[str]) -> str:
+        # An entity such as &quot; ends with a semicolon, and is whole.
+        return re.sub(r"(?<=[._,=/\[{])(?!$)|(?<=\()(?!\)|$)", "<wbr>", word[0])
+
+    def in_code(code: re.Match[str]) -> str:
+        return code[1] + re.sub(r"[^<>\s]{12,}", in_word, code[2]) + code[3]
+
+    def in_table(table: re.Match[str]) -> str:
+        return re.sub(r'(<span class="pre">)([^<]*)(</span>)', in_code, table[0])
+
+    if "body" in context:
+        context["body"] = re.sub(
+            r'<table class="docutils.*?</table>', in_table, context["body"], flags=re.DOTALL
+        )
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("source-read", read_source)
+    app.connect("html-page-context", let_code_break)

@@ -39,6 +39,9 @@ WIDTHS = [390, 1280]
 COLUMN = 45
 LETTER = 9
 
+# Characters: a longer part of a name may be broken anywhere.
+WORD = {390: 12, 1280: 30}
+
 # A table with this many columns or more scrolls beside the names of its rows.
 COLUMNS = 6
 
@@ -56,6 +59,20 @@ async function smallestLetter(image) {
     });
     return scale * Math.min(...sizes);
 }
+function broken(shown, code) {
+    // The parts between which code may be broken are text nodes, and words in these.
+    const found = [], nodes = shown.createTreeWalker(code, NodeFilter.SHOW_TEXT);
+    while (nodes.nextNode()) {
+        for (const word of nodes.currentNode.data.matchAll(/[^\\s\\u2026-]+/g)) {
+            const range = shown.createRange();
+            range.setStart(nodes.currentNode, word.index);
+            range.setEnd(nodes.currentNode, word.index + word[0].length);
+            const lines = new Set([...range.getClientRects()].map(each => Math.round(each.top)));
+            if (lines.size > 1 && word[0].length <= WORD) found.push(word[0]);
+        }
+    }
+    return found;
+}
 async function look() {
     const screen = document.getElementById("screen"), wrong = [];
     for (const page of PAGES) {
@@ -66,6 +83,9 @@ async function look() {
         for (const cell of shown.querySelectorAll("table.docutils :is(th, td)"))
             if (cell.clientWidth < COLUMN)
                 wrong.push(`${page} breaks the words of a column: ${cell.textContent}`);
+        for (const code of shown.querySelectorAll("table.docutils code"))
+            for (const word of broken(shown, code))
+                wrong.push(`${page} breaks ${word} in the table with ${code.textContent}`);
         for (const table of shown.querySelectorAll("table.docutils")) {
             const around = table.parentElement, columns = table.querySelectorAll("th").length;
             if (around.scrollWidth > around.clientWidth && columns < COLUMNS)
@@ -164,7 +184,8 @@ def test_a_screen_shows_each_page_and_its_images(width: int, tmp_path: Path) -> 
     assert BROWSER is not None
     names = [f"/{path.relative_to(SITE).as_posix()}" for path in pages()]
     harness = SITE / "screen-test.html"
-    values = {"WIDTH": width, "COLUMNS": COLUMNS, "COLUMN": COLUMN, "LETTER": LETTER}
+    values = {"COLUMNS": COLUMNS, "COLUMN": COLUMN, "LETTER": LETTER, "WORD": WORD[width]}
+    values["WIDTH"] = width
     text = LOOK.replace("PAGES", json.dumps(names))
     for name, value in values.items():
         text = text.replace(name, str(value))

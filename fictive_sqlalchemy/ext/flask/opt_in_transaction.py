@@ -114,7 +114,7 @@ class OptInTransactionMixin(
         :param app: The application; the current one if it is left out.
         :param allow: Hosts that may be called inside a transaction.
         :returns: The guard, which is started already. Its ``stop()`` stops it.
-        :raises sqlalchemy.exc.ArgumentError: if an argument is not as :class:`Guard` describes it.
+        :raises sqlalchemy.exc.ArgumentError: if an argument is not as :class:`.Guard` describes it.
         :raises RuntimeError: if ``app`` is left out outside an application context.
         """
         if app is None and not has_app_context():
