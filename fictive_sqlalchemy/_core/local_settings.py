@@ -157,11 +157,11 @@ class LocalSettings:
     @contextmanager
     def postponed(self) -> Generator[None]:
         """Leave the source uncalled in this block."""
-        self._is_postponed = True
+        before, self._is_postponed = self._is_postponed, True
         try:
             yield
         finally:
-            self._is_postponed = False
+            self._is_postponed = before
 
     def ask(self) -> None:
         """Call the source, unless it has returned settings already or is being called."""

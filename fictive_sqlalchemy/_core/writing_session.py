@@ -31,14 +31,13 @@ class WritingSession(SessionStates):
         :raises Exception: The error of the database. Outside, nothing is stored then, and the
             session is usable at once.
         """
-        flush: Any = super().flush
         arguments = () if objects is None else (objects,)
         try:
             if self._state is INSIDE or self.is_clean():
                 try:
                     if self.local_settings is not None and not self.is_clean():
                         self.ask_for_settings()
-                    flush(*arguments)
+                    self._flush_with_settings(*arguments)
                 except BaseException as error:
                     self._note_failure(error)
                     raise
@@ -49,7 +48,7 @@ class WritingSession(SessionStates):
                 transaction.is_last_flush = (
                     call.kind in (Kind.FLUSH, Kind.ALONE) and not self.begins_on_write
                 )
-                flush(*arguments)
+                self._flush_with_settings(*arguments)
         except BaseException:
             if (observer := observing.observer) is not None:
                 observer.flush_fails(self)
@@ -57,6 +56,15 @@ class WritingSession(SessionStates):
 
     # For is_one_statement(): a flush() that the user has overridden may send more.
     own_flush = flush
+
+    def _flush_with_settings(self, *arguments: Any) -> None:
+        flush: Any = super().flush
+        if self.local_settings is None:
+            flush(*arguments)
+            return
+        # The function of local_settings may read, which a flush that has begun must not do.
+        with self.local_settings.postponed():
+            flush(*arguments)
 
     def _note_failure(self, error: BaseException) -> None:
         innermost = self.innermost()

@@ -150,6 +150,31 @@ def test_none_of_the_function_is_asked_again_until_there_are_settings(
     assert answers == []
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_the_function_is_not_called_in_the_middle_of_a_flush(
+    engine: OptInEngine, wire: WireProxy, inside: bool
+) -> None:
+    def settings() -> None:
+        assert session.get_one(Author, 1).id == 1
+        asked.append(len(session.new))
+
+    asked: list[int] = []
+    with OptInSession(engine, local_settings=settings) as session:
+        if inside:
+            session.begin()
+        asked.clear()
+        session.add_all([Author(name="x"), Author(name="y")])
+        with wire.record() as recording:
+            session.flush()
+        assert set(asked) == {2}
+        assert recording.verbs.index("SELECT") < recording.verbs.index("INSERT")
+        assert recording.verbs.count("SELECT") == len(asked)
+        session.commit()
+    with OptInSession(engine) as session:
+        stored = session.scalars(sa.select(Author.name).where(Author.name.in_(["x", "y"]))).all()
+    assert sorted(stored) == ["x", "y"]
+
+
 def test_no_settings_are_an_answer(engine: OptInEngine) -> None:
     answers: list[Any] = [{}]
     with OptInSession(engine, local_settings=lambda: answers.pop()) as session:
