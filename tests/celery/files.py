@@ -7,6 +7,7 @@ Kombu and Celery have both. Theirs let a process find a file that is not written
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 import uuid
@@ -43,10 +44,20 @@ class Transport(filesystem.Transport):
 
 
 class Backend(backends.FilesystemBackend):
-    """Celery's own, with results that are there as a whole."""
+    """Celery's own, with results that are there as a whole, and a success that stays.
+
+    A task that is to be tried again first sends itself again, and then stores the state RETRY. On a
+    busy machine the second try has stored its success by then. Celery looks for a success before it
+    stores another state, but not in one step.
+    """
 
     def set(self: Any, key: Any, value: Any) -> None:
-        write(Path(os.fsdecode(self._filename(key))), ensure_bytes(value))
+        file = Path(os.fsdecode(self._filename(key)))
+        with (file.parent / "lock").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            is_stored = file.exists() and b'"status": "SUCCESS"' in file.read_bytes()
+            if not is_stored:
+                write(file, ensure_bytes(value))
 
 
 def results(folder: Path) -> str:

@@ -288,7 +288,7 @@ def test_a_statement_that_would_end_the_block_is_refused(
     session: OptInSession, wire: WireProxy, onlooker: Onlooker, sql: str, how: str
 ) -> None:
     with wire.record() as recording:
-        with pytest.raises(InvalidRequestError, match=r"use commit\(\) or rollback\(\)"):
+        with pytest.raises(InvalidRequestError, match=r"call commit\(\) or rollback\(\)"):
             with session.begin():
                 session.add(Author(name="one"))
                 session.flush()
