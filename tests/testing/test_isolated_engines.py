@@ -136,7 +136,7 @@ class TestWhatIsRefused:
     def test_an_engine_with_a_connection_in_use_is_refused(self, engine: OptInEngine) -> None:
         with OptInSession(engine) as session:
             session.get(Author, 1)
-            with pytest.raises(exc.InvalidRequestError, match="Connections to .* are in use"):
+            with pytest.raises(exc.InvalidRequestError, match=r"Connections to .* are in use"):
                 isolate(engine).__enter__()
             session.give_back()
             with isolate(engine):
