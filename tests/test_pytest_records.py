@@ -138,3 +138,24 @@ def test_db_record_and_db_budget_without_an_engine_say_so(
     )
     assert project.run() == "2 errors"
     assert "There is no engine to record" in capsys.readouterr().out
+
+
+def test_an_engine_of_sqlalchemy_can_not_be_recorded(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.write(
+        "test_shop.py",
+        """
+        import pytest
+        from sqlalchemy import create_engine
+
+        @pytest.fixture
+        def db_isolation_of():
+            return create_engine("postgresql+psycopg2://")
+
+        def test_record(db_record):
+            pass
+        """,
+    )
+    assert project.run() == "1 error"
+    assert "There is no engine to record" in capsys.readouterr().out

@@ -124,6 +124,26 @@ def test_a_parameter_of_set_config_may_say_whether_it_is_local(
     assert (left_behind(sql, parameters) is not None) is leaves
 
 
+@pytest.mark.parametrize(
+    ("sql", "what", "instead"),
+    [
+        ("SET ROLE pg_read_all_data", "a setting of the server's session", "SET LOCAL"),
+        ("RESET ROLE", "other settings than a `connect` listener", "leave it out"),
+        ("DISCARD ALL", "other settings than a `connect` listener", "leave it out"),
+        ("LOAD 'plpgsql'", "a loaded library", "session_preload_libraries"),
+        ("PREPARE mine AS SELECT 1", "a prepared statement", "leave it to the driver"),
+        ("SELECT dblink_connect('x')", "something that an extension", "engine.connect()"),
+    ],
+)
+def test_the_warning_says_what_is_left_and_what_to_use_instead(
+    sql: str, what: str, instead: str
+) -> None:
+    left = left_behind(sql, {})
+    assert left is not None
+    assert left.what.startswith(what)
+    assert instead in left.instead
+
+
 def pid_of(engine: OptInEngine) -> int:
     with engine.connect() as connection:
         return int(connection.scalar(PID))

@@ -240,6 +240,16 @@ def test_what_is_no_function_is_refused(
         OptInScopedSession(sessions).local_settings(source)
 
 
+def test_a_factory_of_other_sessions_is_refused(engine: OptInEngine) -> None:
+    stock: Any = sessionmaker(engine)
+    factories: list[Any] = [stock, lambda: OptInSession(engine)]
+    for factory in factories:
+        with pytest.raises(exc.ArgumentError, match="sessionmaker of OptInSession"):
+            OptInScopedSession(factory).local_settings(dict)
+    with stock() as session:
+        assert has_none(session)
+
+
 def test_an_async_function_is_refused(engine: OptInEngine) -> None:
     async def settings() -> dict[str, int]:
         return {}

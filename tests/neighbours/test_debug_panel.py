@@ -122,6 +122,25 @@ def test_a_request_whose_exception_is_not_handled_leaves_no_recording_on(app: Fl
     assert app.test_client().get("/").status_code == 200
 
 
+def test_an_application_on_another_database_shows_an_empty_panel(make_app: MakeApp) -> None:
+    db = Database()
+    app = make_app(
+        db,
+        "sqlite://",
+        SECRET_KEY="secret",
+        DEBUG_TB_ENABLED=True,
+        DEBUG_TB_PANELS=["fictive_sqlalchemy.ext.debugtoolbar.TransactionsPanel"],
+    )
+    DebugToolbarExtension(app)
+
+    @app.get("/")
+    def show() -> str:
+        return f"<html><body>{db.session.scalar(db.text('SELECT 1'))}</body></html>"
+
+    page = app.test_client().get("/").text
+    assert "0 round trips, 0 transactions" in page
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no browser to look with")
 def test_a_browser_shows_the_time_line(app: Flask, tmp_path: Path) -> None:
     server = make_server("127.0.0.1", 0, app, threaded=True)

@@ -177,9 +177,13 @@ class TestADecorator:
             return what()
 
         atomic = session.atomic(make)
-        later: list[Callable[[], Any]] = [body, rows, lambda: (n for n in range(3))]
-        for what in later:
-            with pytest.raises(TypeError, match="would run after the end of atomic"):
+        later: list[tuple[Callable[[], Any], str]] = [
+            (body, r"run it inside the function, with asyncio\.run\(\)"),
+            (rows, "return the list"),
+            (lambda: (n for n in range(3)), "return the list"),
+        ]
+        for what, instead in later:
+            with pytest.raises(TypeError, match=rf"would run after the end of atomic.*{instead}"):
                 atomic(what)
         assert atomic(lambda: [1]) == [1]
         assert onlooker.names() == ["early"]
