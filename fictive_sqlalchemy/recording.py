@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import ArgumentError
@@ -344,7 +344,7 @@ def record(*sources: Any, keep: int = 1_000, parameters: bool = False) -> Genera
             f"keep is how many statements are kept, 1 or more, and not {keep!r}."
             + see("recording-arguments")
         )
-    given = [one() if isinstance(one, scoped_session) else one for one in sources]
+    given: list[Any] = [one() if isinstance(one, scoped_session) else one for one in sources]
     sessions = [one for one in given if isinstance(one, OptInSession)]
     others = [one for one in given if not isinstance(one, OptInSession)]
     dialects = dialects_of(engines_of(others, "record()") if others or not sessions else ())
@@ -378,8 +378,10 @@ def engines_of(sources: Collection[Any], call: str) -> list[OptInEngine]:
         )
     found: list[OptInEngine] = []
     for source in sources:
-        engines = getattr(source, "engines", None)  # of an extension of Flask-SQLAlchemy
-        items: Iterable[object] = engines.values() if isinstance(engines, Mapping) else (source,)
+        engines: Any = getattr(source, "engines", None)  # of an extension of Flask-SQLAlchemy
+        items: list[Any] = [source]
+        if isinstance(engines, Mapping):
+            items = list(cast("Mapping[object, object]", engines).values())
         ours = [engine for engine in items if isinstance(engine, OptInEngine)]
         if not ours:
             raise ArgumentError(

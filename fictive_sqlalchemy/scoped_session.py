@@ -90,7 +90,8 @@ class OptInScopedSession(HasAtomic, scoped_session[S]):
         """
         check_source(function)
         factory: Any = self.session_factory
-        if not isinstance(factory, sessionmaker) or not issubclass(factory.class_, OptInSession):
+        made: Any = getattr(factory, "class_", object)
+        if not isinstance(factory, sessionmaker) or not issubclass(made, OptInSession):
             raise exc.ArgumentError(
                 "local_settings() needs a session factory that is a sessionmaker of OptInSession; "
                 "with a function as the factory, call set_local() of each session that it returns."

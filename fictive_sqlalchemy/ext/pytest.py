@@ -197,7 +197,8 @@ def _engines_of(source: Any) -> list[Any]:
             with source.app_context():
                 engines = list(extension.engines.values())
     else:
-        engines = source if isinstance(source, Iterable) else [source]
+        given: Any = source
+        engines = given if isinstance(source, Iterable) else [given]
     found = [engine for engine in engines if isinstance(engine, OptInEngine)]
     if not found:
         raise pytest.UsageError(

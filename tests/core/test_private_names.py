@@ -1,8 +1,7 @@
-"""The private names of SQLAlchemy that the package uses.
+"""The private names of SQLAlchemy, which are in ``_core/sqlalchemy_private.py`` and nowhere else.
 
-They are in ``_core/sqlalchemy_private.py`` and nowhere else. Each has a test, which fails by name
-when the name goes, when its parameters change, or when SQLAlchemy no longer calls it where the
-package relies on it. The tests show what SQLAlchemy itself does, on SQLite in memory.
+Each name has a test, which fails when the name goes, when its parameters change, or when SQLAlchemy
+no longer calls it where the package relies on it. The tests use SQLAlchemy alone, on SQLite.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ from sqlalchemy.orm import (
     mapped_column,
     relationship,
 )
+from sqlalchemy.util import greenlet_spawn
 
 from fictive_sqlalchemy import OptInConnection, OptInEngine, OptInSession, create_engine
 from fictive_sqlalchemy._core.blocks import OptInSessionTransaction
@@ -482,8 +482,8 @@ class TestListeners:
     def test__has_events(self, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
         """Set with the first listener, of whatever has listeners to a statement."""
         called: list[str] = []
+        # Another test may have listened to all. Up to 2.0.55, Connection has no default.
         for each in (sa.Connection, sa.Engine, type(engine.dialect)):
-            # Another test may have listened to all. Up to 2.0.55, Connection has no default.
             monkeypatch.setattr(each, "_has_events", False, raising=False)
         with engine.connect() as connection:
             targets: list[Any] = [connection, engine.dialect, engine]
@@ -522,7 +522,7 @@ class TestOthers:
 
     def test___sqlalchemy_greenlet_provider__(self) -> None:
         """Tells that a greenlet was made for one call of the asyncio extension."""
-        found = asyncio.run(sa.util.greenlet_spawn(greenlet.getcurrent))
+        found = asyncio.run(greenlet_spawn(greenlet.getcurrent))
         assert found.__sqlalchemy_greenlet_provider__ is True
         assert not hasattr(greenlet.getcurrent(), "__sqlalchemy_greenlet_provider__")
 
@@ -544,7 +544,7 @@ def theirs() -> set[str]:
             *(result.cursor_strategy, sa.select(1), sa.select(1).compile(), sa.insert(Note)),
             *(session, session.get_transaction(), session.identity_map, session.query(Note)),
             *(sa.inspect(note), sa.inspect(Note), sa.inspect(Note).attrs.text, Note.__table__),
-            asyncio.run(sa.util.greenlet_spawn(greenlet.getcurrent)),
+            asyncio.run(greenlet_spawn(greenlet.getcurrent)),
         ]
         names = {name for each in instances for name in dir(each)}
     engine.dispose()
