@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from decimal import Decimal
 from enum import Enum
 from inspect import iscoroutinefunction
@@ -120,6 +121,10 @@ def check_source(function: Any) -> None:
         )
 
 
+# A function may use another session that has the same function.
+_being_called: ContextVar[tuple[object, ...]] = ContextVar("_being_called", default=())
+
+
 class LocalSettings:
     """The settings of one session.
 
@@ -133,6 +138,8 @@ class LocalSettings:
         self.by_hand: Mapping[str, str | None] = {}
         """What ``set_local()`` was given; ``None`` for a setting that was removed."""
         self._found: Mapping[str, str | None] = {}
+        self.refuses_flush = False
+        """Whether a flush would store pending changes before the source has returned."""
         self._source = source
         self._is_postponed = False
 
@@ -152,7 +159,8 @@ class LocalSettings:
     @property
     def is_to_ask(self) -> bool:
         """Whether there is a source that has returned no settings yet, and may be called now."""
-        return self._source is not None and not self._is_postponed
+        source = self._source
+        return source is not None and not self._is_postponed and source not in _being_called.get()
 
     @contextmanager
     def postponed(self) -> Generator[None]:
@@ -164,21 +172,21 @@ class LocalSettings:
             self._is_postponed = before
 
     def ask(self) -> None:
-        """Call the source, unless it has returned settings already or is being called."""
-        source, self._source = self._source, None
-        if source is None:
-            return
+        """Call the source, which has to be there. If it returns settings, this call was the last.
+
+        Statements that the source sends have only the settings of ``set_local()``.
+        """
+        source: Any = self._source
+        before = _being_called.get()
+        _being_called.set((*before, source))
         try:
             given = source()
-            found = None if given is None else checked(given, "The function of local_settings")
-        except BaseException:
-            self._source = source  # the next statement calls it again
-            raise
-        if found is None:
-            self._source = source
-            return
-        self._found = found
-        self.restore(self.by_hand)
+        finally:
+            _being_called.set(before)
+        if given is not None:
+            self._found = checked(given, "The function of local_settings")
+            self._source = None
+            self.restore(self.by_hand)
 
 
 def begin_before_settings(session: Session) -> SessionTransaction:

@@ -105,9 +105,11 @@ class OptInSession(HasAtomic, WritingSession):
             self.flush()  # as before a savepoint: earlier changes are no part of the block
             if self.in_transaction():  # the flush has written to a stock bind
                 return self._begin_savepoint()
+        self.refuse_to_store_without_settings()
+        if not self.begins_on_write:  # with this option, a read of the function may begin one
+            self.ask_for_settings()
         if (noted := self.noted_transaction()) is not None:
             noted.close()  # without rollback(): objects keep their changes
-        self.ask_for_settings()
         transaction = super().begin()
         assert isinstance(transaction, OptInSessionTransaction)
         transaction.options = begins_with
@@ -152,6 +154,9 @@ class OptInSession(HasAtomic, WritingSession):
             stored at its end, as a whole, or not at all. With ``begin_on_write=True``, ``commit()``
             ends the transaction of the block, as with SQLAlchemy.
         """
+        if self.local_settings is not None and self.is_outside and not self.is_clean():
+            self.refuse_to_store_without_settings()
+            self.ask_for_settings()
         if self.is_outside and not self.begins_on_write:
             with WritingCall(self, Kind.COMMIT):
                 self.begin_implicitly()

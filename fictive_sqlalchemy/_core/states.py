@@ -161,7 +161,6 @@ class SessionStates(SessionHooks):
 
     def begin_implicitly(self) -> OptInSessionTransaction:
         """Begin a transaction because of a write. :mod:`.writes` decides when it ends."""
-        self.ask_for_settings()
         transaction = self.autobegun()
         self._state = INSIDE
         if self.writing_call is not None:
@@ -322,8 +321,6 @@ class SessionStates(SessionHooks):
     def provide_connection(
         self, engine: Any, execution_options: Any = None, **kw: Any
     ) -> Connection:
-        if self.local_settings is not None:
-            self.ask_for_settings()
         if (
             self._state is INSIDE
             or not isinstance(engine, OptInEngine)
@@ -405,18 +402,39 @@ class SessionStates(SessionHooks):
     def ask_for_settings(self) -> None:
         """Call the function of ``local_settings``, unless it has returned settings already.
 
-        Call this before a transaction or a flush begins, because the function may use the session.
+        Each call that sends something does this first, because the function may use the session: it
+        can't be called in the middle of a statement or a flush.
+
+        :raises sqlalchemy.exc.InvalidRequestError: if the function has closed or reset the session.
         """
         settings = self.local_settings
         if settings is None or not settings.is_to_ask:
             return
-        with self.no_autoflush:
-            settings.ask()
+        if (innermost := self.innermost()) is not None and not innermost.is_active:
+            return  # SQLAlchemy refuses what is to be sent, and would refuse the function's reads
+        settings.refuses_flush = not self.is_clean()
+        try:
+            with self.no_autoflush:
+                settings.ask()
+        finally:
+            settings.refuses_flush = False
         if self.local_settings is not settings:
             raise exc.InvalidRequestError(
                 "The function of local_settings has closed or reset the session that it was called "
                 "for, so its settings are lost: remove that call from the function. Nothing was "
                 "sent." + see("settings-not-sent")
+            )
+
+    def refuse_to_store_without_settings(self) -> None:
+        """Refuse to store what was pending before the function of ``local_settings`` was called.
+
+        :raises sqlalchemy.exc.InvalidRequestError: while the function runs.
+        """
+        if self.local_settings is not None and self.local_settings.refuses_flush:
+            raise exc.InvalidRequestError(
+                "The function of local_settings would store pending changes of the session before "
+                "the settings are known: let the function only read, and not use a block. Nothing "
+                "was stored." + see("settings-not-sent")
             )
 
     def refuse_stock(self, bind: Engine | Connection, settings: Mapping[str, object]) -> None:
@@ -447,6 +465,7 @@ class SessionStates(SessionHooks):
         :raises sqlalchemy.exc.InvalidRequestError: if the options have an isolation level or flags,
             and no transaction is open.
         """
+        self.ask_for_settings()
         if self.begins_on_write and self._state is not INSIDE:
             bind = super().connection(bind_arguments)
             if not isinstance(bind, OptInConnection):

@@ -31,12 +31,14 @@ class WritingSession(SessionStates):
         :raises Exception: The error of the database. Outside, nothing is stored then, and the
             session is usable at once.
         """
+        if self.local_settings is not None and self.flushed_alone is None and not self.is_clean():
+            self.refuse_to_store_without_settings()
+            if self.writing_call is None:  # otherwise it was called at the start of that call
+                self.ask_for_settings()
         arguments = () if objects is None else (objects,)
         try:
             if self._state is INSIDE or self.is_clean():
                 try:
-                    if self.local_settings is not None and not self.is_clean():
-                        self.ask_for_settings()
                     self._flush_with_settings(*arguments)
                 except BaseException as error:
                     self._note_failure(error)
@@ -62,7 +64,7 @@ class WritingSession(SessionStates):
         if self.local_settings is None:
             flush(*arguments)
             return
-        # The function of local_settings may read, which a flush that has begun must not do.
+        # Listeners may send statements. The function may read, which a flush must not do.
         with self.local_settings.postponed():
             flush(*arguments)
 
@@ -90,6 +92,8 @@ class WritingSession(SessionStates):
             statements is one transaction, all or nothing. If SQLAlchemy flushes pending changes
             before a write, the flush and the write are one transaction, and keep their order.
             """
+            if self.local_settings is not None:
+                self.ask_for_settings()
             if self._state is INSIDE or (statement.__class__ is Select and self.is_clean()):
                 return super().execute(statement, params, **kwargs)
             writing = self._writing(statement, params, kwargs)
@@ -100,6 +104,8 @@ class WritingSession(SessionStates):
 
         def scalar(self, statement, params=None, **kwargs):
             """Execute a statement as :meth:`execute` does; return the first value."""
+            if self.local_settings is not None:
+                self.ask_for_settings()
             if self._state is INSIDE or (statement.__class__ is Select and self.is_clean()):
                 return super().scalar(statement, params, **kwargs)
             writing = self._writing(statement, params, kwargs)
@@ -110,6 +116,8 @@ class WritingSession(SessionStates):
 
         def scalars(self, statement, params=None, **kwargs):
             """Execute a statement as :meth:`execute` does; return the first value of each row."""
+            if self.local_settings is not None:
+                self.ask_for_settings()
             if self._state is INSIDE or (statement.__class__ is Select and self.is_clean()):
                 return super().scalars(statement, params, **kwargs)
             writing = self._writing(statement, params, kwargs)
@@ -163,6 +171,7 @@ class WritingSession(SessionStates):
             super().bulk_update_mappings(mapper, mappings)
 
     def _bulk(self) -> AbstractContextManager[object]:
+        self.ask_for_settings()
         if self.is_inside:
             return self._noting_failure()
         return WritingCall(self, Kind.ALONE if self.is_outside else Kind.STATEMENT)
