@@ -105,9 +105,10 @@ class OptInSession(HasAtomic, WritingSession):
             self.flush()  # as before a savepoint: earlier changes are no part of the block
             if self.in_transaction():  # the flush has written to a stock bind
                 return self._begin_savepoint()
-        self.refuse_to_store_without_settings()
-        if not self.begins_on_write:  # with this option, a read of the function may begin one
-            self.ask_for_settings()
+        if self.local_settings is not None:
+            self.refuse_to_store_without_settings()
+            if not self.begins_on_write:  # with this option, a read of the function may begin one
+                self.ask_for_settings()
         if (noted := self.noted_transaction()) is not None:
             noted.close()  # without rollback(): objects keep their changes
         transaction = super().begin()

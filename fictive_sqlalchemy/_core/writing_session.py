@@ -35,11 +35,12 @@ class WritingSession(SessionStates):
             self.refuse_to_store_without_settings()
             if self.writing_call is None:  # otherwise it was called at the start of that call
                 self.ask_for_settings()
+        flush: Any = super().flush if self.local_settings is None else self._flush_without_asking
         arguments = () if objects is None else (objects,)
         try:
             if self._state is INSIDE or self.is_clean():
                 try:
-                    self._flush_with_settings(*arguments)
+                    flush(*arguments)
                 except BaseException as error:
                     self._note_failure(error)
                     raise
@@ -50,7 +51,7 @@ class WritingSession(SessionStates):
                 transaction.is_last_flush = (
                     call.kind in (Kind.FLUSH, Kind.ALONE) and not self.begins_on_write
                 )
-                self._flush_with_settings(*arguments)
+                flush(*arguments)
         except BaseException:
             if (observer := observing.observer) is not None:
                 observer.flush_fails(self)
@@ -59,12 +60,10 @@ class WritingSession(SessionStates):
     # For is_one_statement(): a flush() that the user has overridden may send more.
     own_flush = flush
 
-    def _flush_with_settings(self, *arguments: Any) -> None:
+    def _flush_without_asking(self, *arguments: Any) -> None:
+        """Flush, and do not call the function of ``local_settings``, which may read, meanwhile."""
         flush: Any = super().flush
-        if self.local_settings is None:
-            flush(*arguments)
-            return
-        # Listeners may send statements. The function may read, which a flush must not do.
+        assert self.local_settings is not None
         with self.local_settings.postponed():
             flush(*arguments)
 
