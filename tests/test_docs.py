@@ -72,8 +72,15 @@ FIRST_CONNECTION = re.compile(
 
 
 def sent_in(recording: Recording) -> list[str]:
-    """Return what was sent, less what SQLAlchemy asks on the first connection."""
-    messages = [message for message in recording.messages if message.is_statement]
+    """Return what was sent, less what SQLAlchemy asks on the first connection.
+
+    Older versions of psycopg 3 send DEALLOCATE as a statement, newer ones as a message.
+    """
+    messages = [
+        message
+        for message in recording.messages
+        if message.is_statement and message.verb != "DEALLOCATE"
+    ]
     for connection in {message.connection for message in messages}:
         own = [message for message in messages if message.connection == connection]
         asked = [at for at, one in enumerate(own) if FIRST_CONNECTION.search(one.text)]

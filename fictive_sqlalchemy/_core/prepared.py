@@ -105,8 +105,9 @@ def _is_refused(error: Any, cursor: Any, statement: str) -> bool:
 def forget_prepared(connection: Any) -> None:
     """Have psycopg and the server forget all statements that are prepared on a connection.
 
-    Server-side cursors stay open. psycopg notices DEALLOCATE ALL only in a statement that psycopg
-    has not counted before. So the statement ends with a random comment.
+    Server-side cursors stay open. Only new versions of psycopg 3 notice a DEALLOCATE ALL, and all
+    versions a ROLLBACK. They look only at statements that they have not counted before, hence the
+    random comment.
     """
     with connection.cursor() as cursor:
-        cursor.execute(f"DEALLOCATE ALL -- {token_hex(4)}")
+        cursor.execute(f"DEALLOCATE ALL; BEGIN; ROLLBACK -- {token_hex(4)}")
