@@ -110,4 +110,5 @@ def forget_prepared(connection: Any) -> None:
     random comment.
     """
     with connection.cursor() as cursor:
-        cursor.execute(f"DEALLOCATE ALL; BEGIN; ROLLBACK -- {token_hex(4)}")
+        # Several statements can not be prepared, which prepare_threshold=0 would do at once.
+        cursor.execute(f"DEALLOCATE ALL; BEGIN; ROLLBACK -- {token_hex(4)}", prepare=False)

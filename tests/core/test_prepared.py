@@ -18,7 +18,7 @@ from sqlalchemy.orm import sessionmaker
 
 from fictive_sqlalchemy import OptInEngine, OptInSession
 from fictive_sqlalchemy._core.psycopg_private import prepared_so_far
-from tests.library import ONE, Author, Onlooker, authors, backend_pid, sent
+from tests.library import ONE, Author, Onlooker, authors, backend_pid, opened, sent
 from tests.wire import WireProxy
 
 READ = sa.text("SELECT * FROM author WHERE id = :id")
@@ -135,6 +135,18 @@ class TestMigration:
             migrate(onlooker)
             assert session.execute(READ, {"id": 1}).one()[1] == "Ada"
             assert not session.in_transaction()
+
+    @pytest.mark.parametrize("threshold", [0, 1, None])
+    def test_the_threshold_of_psycopg_makes_no_difference(
+        self, wire_url: str, driver: str, onlooker: Onlooker, threshold: int | None
+    ) -> None:
+        options = {"connect_args": {"prepare_threshold": threshold}} if driver == "psycopg" else {}
+        with opened(wire_url, **options) as engine, OptInSession(engine) as session:
+            for _ in OFTEN:
+                session.execute(READ, {"id": 1}).all()
+            migrate(onlooker)
+            for _ in OFTEN:
+                assert session.execute(READ, {"id": 1}).one()[1] == "Ada"
 
     def test_a_statement_prepared_by_hand_is_left_to_the_user(
         self, engine: OptInEngine, onlooker: Onlooker, wire: WireProxy
