@@ -148,8 +148,7 @@ def given_options(call: str, options: BeginOptions) -> BeginOptions:
         if name not in known:
             raise TypeError(
                 f"{call} got an unexpected keyword argument {name!r}: the options of the "
-                f"transaction are {', '.join(known)}, and the page of {call} names the others."
-                + see("options-of-begin")
+                f"transaction are {', '.join(known)}." + see("options-of-begin")
             )
     given = {name: value for name, value in options.items() if value is not None}
     return cast(BeginOptions, given)

@@ -20,6 +20,14 @@ Sessions = sessionmaker[OptInSession]
 TENANT_AS_NUMBER: Any = sa.text("current_setting('app.tenant_id')::int")
 
 
+def answer(answers: list[Any]) -> Any:
+    """Return the next answer, or raise it."""
+    found = answers.pop(0)
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
 def test_a_function_is_asked_once_before_the_first_statement(engine: OptInEngine) -> None:
     asked: list[int] = []
 
@@ -116,14 +124,7 @@ def test_the_function_may_be_asked_in_a_transaction_that_was_begun_for_other_cod
 
 def test_if_the_function_fails_in_a_transaction_it_is_asked_again(engine: OptInEngine) -> None:
     answers: list[Any] = [Undo(), Undo(), {"app.tenant_id": 7}]
-
-    def settings() -> Any:
-        answer = answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    with OptInSession(engine, local_settings=settings) as session:
+    with OptInSession(engine, local_settings=lambda: answer(answers)) as session:
         with begin_before_settings(session):
             with pytest.raises(Undo):
                 tenant(session)
@@ -199,14 +200,7 @@ def test_an_answer_in_a_unit_of_work_stays_after_its_end(engine: OptInEngine) ->
 
 def test_if_the_function_fails_nothing_is_sent_and_it_is_asked_again(engine: OptInEngine) -> None:
     answers: list[Any] = [Undo(), {"bad name": 1}, {"app.tenant_id": 7}]
-
-    def settings() -> Any:
-        answer = answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    with OptInSession(engine, local_settings=settings) as session:
+    with OptInSession(engine, local_settings=lambda: answer(answers)) as session:
         with pytest.raises(Undo):
             tenant(session)
         with pytest.raises(exc.ArgumentError, match="bad name"):
